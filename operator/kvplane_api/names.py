@@ -1,0 +1,71 @@
+"""Names that several components spell: API group, labels, annotations, ports, containers, environment, paths.
+
+A label or an annotation is listed only when code reads or writes it. Ports are fixed, not configurable: the Services,
+the probes, the sidecar and the dashboards all count on them.
+"""
+
+from typing import Final
+
+GROUP: Final = "kvplane.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "LLMService"
+PLURAL: Final = "llmservices"
+SINGULAR: Final = "llmservice"
+SHORT_NAMES: Final = ("llms",)
+CATEGORY: Final = "kvplane"
+
+MANAGER: Final = "kvplane-operator"
+"""Field manager of every server-side apply, and the value of ``app.kubernetes.io/managed-by``."""
+
+# Labels on every child and on its pods.
+LABEL_SERVICE: Final = f"{GROUP}/service"
+"""Name of the LLMService that owns the object; selector of its pods."""
+LABEL_POOL: Final = f"{GROUP}/pool"
+"""Which pool of the service the pod belongs to."""
+POOL_PAGED: Final = "paged"
+LABEL_APP_NAME: Final = "app.kubernetes.io/name"
+LABEL_APP_INSTANCE: Final = "app.kubernetes.io/instance"
+LABEL_APP_COMPONENT: Final = "app.kubernetes.io/component"
+LABEL_APP_PART_OF: Final = "app.kubernetes.io/part-of"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+
+# Annotations on children.
+ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
+"""Hash of the child as the operator last wanted it; a different wanted hash means the plan changed."""
+ANNOTATION_TEMPLATE: Final = f"{GROUP}/template-of"
+"""On a Deployment: generation of the spec, and revision of the template rules, its pod template was rendered from."""
+ANNOTATION_CONFIG_HASH: Final = f"{GROUP}/config-hash"
+"""On a pod: hash of the sidecar configuration; changed so that the kubelet syncs the ConfigMap volume at once."""
+
+# Ports (TCP).
+PORT_SERVING: Final = 8000
+"""Sidecar and Services: the OpenAI-compatible API."""
+PORT_ADMIN: Final = 8001
+"""Sidecar admin: ``/healthz /ready /engine/startup /engine/live /drain /state /metrics``. Never on the client port."""
+PORT_ENGINE: Final = 8100
+"""The engine, on 127.0.0.1 only: nothing goes round the sidecar."""
+PORT_OPERATOR_HEALTH: Final = 8080
+PORT_OPERATOR_METRICS: Final = 9090
+
+# Containers and paths inside an engine pod.
+CONTAINER_SIDECAR: Final = "kvplane-sidecar"
+CONTAINER_ENGINE: Final = "engine"
+PATH_MODEL: Final = "/models"
+"""Where ``pvc://``, ``oci://`` and ``path://`` sources are mounted, read-only."""
+PATH_MODEL_CACHE: Final = "/var/cache/kvplane/models"
+"""Where ``hf://`` sources are downloaded (``HF_HOME``)."""
+PATH_SIDECAR_CONFIG: Final = "/etc/kvplane/sidecar"
+FILE_SIDECAR_CONFIG: Final = "sidecar.json"
+
+# Environment of the sidecar.
+ENV_CONFIG_FILE: Final = "KVPLANE_CONFIG_FILE"
+ENV_POD_NAME: Final = "KVPLANE_POD_NAME"
+ENV_POD_NAMESPACE: Final = "KVPLANE_POD_NAMESPACE"
+ENV_SERVICE: Final = "KVPLANE_SERVICE"
+
+# Timing that both sides must agree on (seconds).
+DRAIN_GRACE_SECONDS: Final = 5
+"""After ``/drain`` new requests are still served this long, until the endpoint is seen gone everywhere."""
+TERMINATION_MARGIN_SECONDS: Final = 15
+"""Between the end of a drain and the kill: terminationGracePeriodSeconds = 5 + drainSeconds + 15."""
