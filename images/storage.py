@@ -1,11 +1,12 @@
 """Where buildah keeps our images on this machine, and how to name that place to buildah.
 
-The store lies below kvplane's cache folder instead of /var/lib/containers: removing the cache removes the images, another
-user of buildah on the machine sees nothing of ours, and the cluster's golden store, in the same cache and so on the same
-file system, can take the layers by hard link.
+The store lies below kvplane's cache folder instead of /var/lib/containers: removing the cache removes the images,
+another user of buildah on the machine sees nothing of ours, and the cluster's golden store, in the same cache and so on
+the same file system, can take the layers by hard link.
 
-The format is containers/storage's with its overlay driver: `overlay-images/images.json` and `overlay-layers/layers.json`
-list images and layers, `overlay/LAYER-ID/diff` is a layer's unpacked tree with the kernel's own whiteouts.
+The format is containers/storage's with its overlay driver: `overlay-images/images.json` and
+`overlay-layers/layers.json` list images and layers, `overlay/LAYER-ID/diff` is a layer's unpacked tree with the
+kernel's own whiteouts.
 """
 
 import os
