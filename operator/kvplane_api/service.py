@@ -1,0 +1,576 @@
+"""The ``LLMService`` resource, v1alpha1: the source of the CRD, of the API reference and of the operator's parsing.
+
+Only fields that code reads are here; the API server refuses the rest. Conventions: times end in ``Seconds``, sizes in
+``Tokens``, ``Bytes`` or ``Percent`` and are integers; enums are CamelCase; every string, list and map is bounded; a
+description begins with the field's name and says default, unit and what happens when it is unset. Rules that concern
+one object are CEL here; what depends on other objects or on the installation becomes the condition ``Accepted``.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from kvplane_api.schema import PERSISTED_DEFAULT
+
+SERVICE_NAME_LIMIT = 43
+"""Longest name of an LLMService: the children's names append up to 20 characters to it and stay below 64."""
+
+OWNED_ENGINE_FLAGS = (
+    "--model",
+    "--served-model-name",
+    "--host",
+    "--port",
+    "--uds",
+    "--revision",
+    "--tokenizer-revision",
+    "--dtype",
+    "--kv-cache-dtype",
+    "--tensor-parallel-size",
+    "-tp",
+    "--gpu-memory-utilization",
+    "--max-model-len",
+    "--block-size",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--enable-prefix-caching",
+    "--no-enable-prefix-caching",
+    "--speculative-config",
+    "-sc",
+    "--kv-transfer-config",
+    "--kv-offloading-size",
+    "--kv-offloading-backend",
+    "--shutdown-timeout",
+    "--disable-log-stats",
+    "--headless",
+    "--config",
+)
+"""Engine flags that fields of the API set, or that would lead traffic round the sidecar or blind it."""
+
+RESERVED_ENV_PREFIX = "KVPLANE_"
+RESERVED_ENV = ("HF_HOME", "HF_TOKEN", "VLLM_HOST_IP")
+
+
+def _cel(rule: str, message: str, **more: str) -> dict[str, str]:
+    return {"rule": rule, "message": message, **more}
+
+
+def _rules(*rules: dict[str, str]) -> dict[str, Any]:
+    return {"x-kubernetes-validations": list(rules)}
+
+
+_INT_OR_STRING: dict[str, Any] = {"x-kubernetes-int-or-string": True}
+_FREE_FORM: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+Quantity = Annotated[
+    str,
+    Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"),
+]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_attribute_docstrings=True
+    )
+
+
+class TokenSecretRef(_Model):
+    """A key of a Secret in the service's namespace."""
+
+    name: Name
+    """name of the Secret."""
+    key: Annotated[str, Field(max_length=253, min_length=1)] = "token"
+    """key in the Secret whose value is the token. Default: token."""
+
+
+class ModelCache(_Model):
+    """Where hf:// models are downloaded to."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "has(self.claimName) != has(self.sizeLimit)",
+                "model.cache needs exactly one of claimName (a PersistentVolumeClaim that replicas share and that outlives "
+                "them) and sizeLimit (an emptyDir of at most that size, per pod).",
+            )
+        )
+    )
+
+    claim_name: Name | None = None
+    """claimName of an existing PersistentVolumeClaim in the service's namespace. With several replicas on several nodes it
+    must be ReadWriteMany. Pods that start later find the model there and download nothing."""
+    size_limit: Quantity | None = None
+    """sizeLimit of the emptyDir that holds the model, as a quantity (40Gi). A pod that needs more is evicted by the
+    kubelet."""
+
+
+class ModelFacts(_Model):
+    """What is known of the model beforehand; lets the operator check that a context fits before anything starts."""
+
+    layers: Annotated[int, Field(ge=1, le=10_000)]
+    """layers: number of transformer layers (num_hidden_layers)."""
+    kv_heads: Annotated[int, Field(ge=1, le=10_000)]
+    """kvHeads: number of key/value heads (num_key_value_heads)."""
+    head_dim: Annotated[int, Field(ge=1, le=65_536)]
+    """headDim: dimension of one head (head_dim)."""
+    parameters: Annotated[int, Field(ge=1, le=10**14, json_schema_extra={"format": "int64"})]
+    """parameters: number of weights. 8000000000 for an 8B model."""
+    accelerator_memory: Quantity
+    """acceleratorMemory of one accelerator, as a quantity (80Gi)."""
+
+
+_SOURCE_RULES = _rules(
+    _cel(
+        "self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('oci://') || self.startsWith('path://')",
+        "model.source must begin with hf://, pvc://, oci:// or path://, for example hf://Qwen/Qwen3-8B.",
+    ),
+    _cel(
+        "!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
+        "(@[A-Za-z0-9][A-Za-z0-9._/-]*)?$')",
+        "model.source hf:// needs ORG/NAME, with @REVISION if a branch, tag or commit is meant, for example "
+        "hf://Qwen/Qwen3-8B@main.",
+    ),
+    _cel(
+        "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/[A-Za-z0-9._-]+)*/?$')",
+        "model.source pvc:// needs CLAIM[/PATH], for example pvc://models/qwen3-8b.",
+    ),
+    _cel(
+        "!self.startsWith('oci://') || self.matches('^oci://[a-z0-9][A-Za-z0-9._:/@-]*$')",
+        "model.source oci:// needs an image reference, for example oci://registry.example.com/models/qwen3-8b:1.",
+    ),
+    _cel(
+        "!self.startsWith('path://') || self.matches('^path:///[A-Za-z0-9._/-]+$')",
+        "model.source path:// needs an absolute directory of the node, for example path:///srv/models/qwen3-8b.",
+    ),
+    _cel(
+        "!self.split('/').exists(part, part == '..')",
+        "model.source must not contain '..' as a path element: the model is mounted from below the named claim or directory.",
+    ),
+)
+
+
+class Model(_Model):
+    """Which model is served, and where its weights come from."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "!has(self.tokenSecretRef) || self.source.startsWith('hf://')",
+                "model.tokenSecretRef is read for hf:// sources only; remove it, or use an hf:// source.",
+            ),
+            _cel(
+                "!has(self.cache) || self.source.startsWith('hf://')",
+                "model.cache holds downloads of hf:// sources only; remove it, or use an hf:// source.",
+            ),
+        )
+    )
+
+    source: Annotated[str, Field(min_length=6, max_length=512, json_schema_extra=_SOURCE_RULES)]
+    """source of the weights: hf://ORG/NAME[@REVISION] (a model hub), pvc://CLAIM[/PATH] (a volume), oci://IMAGE (an image
+    volume; Kubernetes 1.33 or later) or path:///DIRECTORY (hostPath; only where the installation and the namespace's
+    pod security allow it). A change is a rollout."""
+    served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """servedName: the model name that clients send. Default: metadata.name."""
+    token_secret_ref: TokenSecretRef | None = None
+    """tokenSecretRef names the Secret with the hub's token for gated hf:// models. It becomes an environment variable of
+    the engine; the operator never reads it. Unset: anonymous."""
+    cache: ModelCache | None = None
+    """cache: where hf:// models are kept. Unset: an emptyDir without limit, per pod; every new pod downloads again."""
+    facts: ModelFacts | None = None
+    """facts about the model. Unset: nothing is checked before the engine starts."""
+
+
+class Context(_Model):
+    """How long prompts may be."""
+
+    max_tokens: Annotated[int, Field(ge=16, le=100_000_000)] | None = None
+    """maxTokens: longest prompt + output, in tokens, that a user may send. Unset: the longest that the model and the KV
+    cache of one replica allow, found by the engine when it starts."""
+    ring_threshold_tokens: Annotated[int, Field(ge=16, le=100_000_000)] = 100_000
+    """ringThresholdTokens: mode Auto asks for a ring above it. Default: 100000 tokens. This version has no ring mode: a
+    service that needs one is not accepted (RingNotAvailable)."""
+
+
+class EnvVar(_Model):
+    """One environment variable of the engine."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+    """name of the variable."""
+    value: Annotated[str, Field(max_length=8192)] | None = None
+    """value of the variable. Unset: empty, unless valueFrom is given."""
+    value_from: Annotated[dict[str, Any], Field(json_schema_extra=_FREE_FORM)] | None = None
+    """valueFrom: a Kubernetes EnvVarSource (secretKeyRef, configMapKeyRef, fieldRef, resourceFieldRef)."""
+
+
+class Speculative(_Model):
+    """Speculative decoding."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "self.method == 'Ngram' ? !has(self.model) : has(self.model)",
+                "engine.speculative.model is needed for methods Draft and Eagle3 and refused for Ngram, which needs no model.",
+            )
+        )
+    )
+
+    method: Literal["Ngram", "Draft", "Eagle3"]
+    """method: Ngram (looks the continuation up in the prompt), Draft (a smaller model) or Eagle3 (a trained head)."""
+    tokens: Annotated[int, Field(ge=1, le=32)] = 4
+    """tokens proposed per step. Default: 4."""
+    model: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """model of the methods Draft and Eagle3, as the engine takes it: ORG/NAME, or a path inside the pod."""
+
+
+class KVOffload(_Model):
+    """A second tier of KV cache in host memory."""
+
+    cpu_memory: Quantity
+    """cpuMemory for offloaded KV blocks, as a quantity (20Gi), over all accelerators of a replica. It counts towards the
+    container's memory."""
+
+
+class ResourceRequirements(_Model):
+    """Kubernetes resource requests and limits."""
+
+    limits: (
+        Annotated[
+            dict[str, Annotated[int | str, Field(json_schema_extra=_INT_OR_STRING)]],
+            Field(max_length=32),
+        ]
+        | None
+    ) = None
+    """limits by resource name."""
+    requests: (
+        Annotated[
+            dict[str, Annotated[int | str, Field(json_schema_extra=_INT_OR_STRING)]],
+            Field(max_length=32),
+        ]
+        | None
+    ) = None
+    """requests by resource name. Unset: as limits."""
+
+
+_FLAG = "self.split('=')[0].replace('_', '-')"
+_OWNED = "[" + ", ".join(f"'{flag}'" for flag in OWNED_ENGINE_FLAGS) + "]"
+_ARG_RULES = _rules(
+    _cel(
+        f"!({_FLAG} in {_OWNED})",
+        "engine.extraArgs must not set a flag that a field of the LLMService sets or that the operator owns (such as --model, "
+        "--host, --port, --max-model-len, --block-size); use the field: see kubectl explain llmservice.spec.engine.",
+    )
+)
+_ENV_RULES = _rules(
+    _cel(
+        "self.all(e, !e.name.startsWith('KVPLANE_') && !(e.name in ['HF_HOME', 'HF_TOKEN', 'VLLM_HOST_IP']))",
+        "engine.env must not set KVPLANE_*, HF_HOME, HF_TOKEN or VLLM_HOST_IP: the operator sets them (model.cache, "
+        "model.tokenSecretRef).",
+    ),
+    _cel(
+        "self.all(e, !(has(e.value) && has(e.valueFrom)))",
+        "engine.env entries take value or valueFrom, not both.",
+    ),
+)
+
+
+class Engine(_Model):
+    """How the engine runs. Unset fields leave the engine's own defaults."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "!has(self.tensorParallelSize) || !has(self.resources) || !has(self.resources.limits) || "
+                "!('nvidia.com/gpu' in self.resources.limits) || "
+                "int(string(self.resources.limits['nvidia.com/gpu'])) % self.tensorParallelSize == 0",
+                "engine.tensorParallelSize must divide the accelerators in engine.resources.limits['nvidia.com/gpu']; ask for "
+                "tensorParallelSize accelerators, or leave them out and the operator asks for that many.",
+            )
+        )
+    )
+
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """image of the engine. Default: the installation's defaults.engineImage."""
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """dtype of weights and activations. Default: auto (the model's own)."""
+    kv_cache_dtype: Literal["auto", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """kvCacheDtype: element type of the KV cache. Default: auto (as dtype). fp8 halves KV memory where the accelerator
+    supports it."""
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """tensorParallelSize: accelerators that share each layer of one replica. Default: 1."""
+    resources: ResourceRequirements | None = None
+    """resources of the engine container. Unset: the installation's defaults.accelerator x tensorParallelSize, and no
+    cpu or memory bounds."""
+    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=_ENV_RULES)] | None = None
+    """env: further environment variables of the engine."""
+    extra_args: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=_ARG_RULES)]],
+            Field(max_length=64),
+        ]
+        | None
+    ) = None
+    """extraArgs: further command line arguments of the engine, passed as they are. Flags that fields set are refused."""
+    block_size: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """blockSize: tokens per KV block. Smaller wastes less at the end of each sequence, larger costs less to manage."""
+    gpu_memory_percent: Annotated[int, Field(ge=10, le=99)] = 90
+    """gpuMemoryPercent of the accelerator's memory (on CPU engines: of the node's) that the engine may take for weights,
+    activations and KV cache. Default: 90."""
+    startup_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 3600
+    """startupTimeoutSeconds: longest time from the engine's start to its first healthy answer, download included; then
+    the container is restarted. Default: 3600."""
+    max_batched_tokens: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """maxBatchedTokens: tokens computed in one step, over all requests."""
+    max_sequences: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """maxSequences: requests computed at the same time."""
+    prefix_caching: Literal["Enabled", "Disabled"] = "Enabled"
+    """prefixCaching: keep KV blocks of finished requests and share equal prefixes. Default: Enabled."""
+    speculative: Speculative | None = None
+    """speculative decoding. Unset: off."""
+    kv_offload: KVOffload | None = None
+    """kvOffload: KV blocks that leave the accelerator are kept in host memory. Unset: off."""
+    kv_transfer: Annotated[dict[str, Any], Field(json_schema_extra=_FREE_FORM)] | None = None
+    """kvTransfer: a KV connector's configuration, passed to the engine as JSON. Unset: none."""
+
+
+class Admission(_Model):
+    """What the sidecar lets through."""
+
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = 16 * 1024**2
+    """maxBodyBytes: largest request body; a larger one is answered 413. Default: 16777216 (16 MiB). Changes reach running
+    pods without a restart."""
+
+
+class Rollout(_Model):
+    """How a change of the pods is rolled out."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "!(has(self.maxSurge) && self.maxSurge == 0 && (!has(self.maxUnavailable) || self.maxUnavailable == 0))",
+                "rollout.maxSurge and rollout.maxUnavailable must not both be 0: no pod could ever be replaced. Where no "
+                "accelerator is free for a surge pod, set maxSurge: 0 and maxUnavailable: 1.",
+            )
+        )
+    )
+
+    max_surge: Annotated[int, Field(ge=0, le=1000)] = 1
+    """maxSurge: pods above replicas during a rollout. Default: 1, so that capacity never falls."""
+    max_unavailable: Annotated[int, Field(ge=0, le=1000)] = 0
+    """maxUnavailable: pods below replicas during a rollout. Default: 0."""
+
+
+class Disruption(_Model):
+    """What happens when a pod has to go."""
+
+    pdb: Literal["Auto", "Off"] = "Auto"
+    """pdb: Auto makes a PodDisruptionBudget that lets one pod go at a time, from two replicas on (with one it would block
+    every node drain). Off makes none. Default: Auto."""
+    drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
+    """drainSeconds: longest time that requests in flight get to finish before their pod is ended. Default: 600."""
+
+
+class TemplateMetadata(_Model):
+    """Metadata added to the pods."""
+
+    labels: (
+        Annotated[
+            dict[str, Annotated[str, Field(max_length=63)]],
+            Field(
+                max_length=64,
+                json_schema_extra={
+                    **_rules(
+                        _cel(
+                            "self.all(k, !k.startsWith('kvplane.dev/') && !k.startsWith('app.kubernetes.io/'))",
+                            "podTemplate.metadata.labels must not set kvplane.dev/* or app.kubernetes.io/*: selectors use them.",
+                        )
+                    ),
+                },
+            ),
+        ]
+        | None
+    ) = None
+    """labels added to the pods."""
+    annotations: (
+        Annotated[
+            dict[str, Annotated[str, Field(max_length=8192)]],
+            Field(
+                max_length=64,
+                json_schema_extra={
+                    **_rules(
+                        _cel(
+                            "self.all(k, !k.startsWith('kvplane.dev/'))",
+                            "podTemplate.metadata.annotations must not set kvplane.dev/*: the operator writes them.",
+                        )
+                    ),
+                },
+            ),
+        ]
+        | None
+    ) = None
+    """annotations added to the pods."""
+
+
+class PodTemplate(_Model):
+    """An overlay on the pods that the operator makes."""
+
+    metadata: TemplateMetadata | None = None
+    """metadata: labels and annotations added to the pods."""
+    spec: (
+        Annotated[
+            dict[str, Any],
+            Field(
+                json_schema_extra={
+                    **_FREE_FORM,
+                    **_rules(
+                        _cel(
+                            "!has(self.restartPolicy) && !has(self.terminationGracePeriodSeconds) && !has(self.hostNetwork) "
+                            "&& !has(self.shareProcessNamespace)",
+                            "podTemplate.spec must not set restartPolicy, terminationGracePeriodSeconds, hostNetwork or "
+                            "shareProcessNamespace: the drain and the sidecar depend on them (disruption.drainSeconds sets "
+                            "the grace period).",
+                        )
+                    ),
+                    "properties": {
+                        "restartPolicy": {"type": "string", "maxLength": 32},
+                        "terminationGracePeriodSeconds": {"type": "integer"},
+                        "hostNetwork": {"type": "boolean"},
+                        "shareProcessNamespace": {"type": "boolean"},
+                    },
+                }
+            ),
+        ]
+        | None
+    ) = None
+    """spec: a partial Kubernetes PodSpec, merged over the operator's own (containers, volumes, env and mounts by name):
+    nodeSelector, tolerations, affinity, priorityClassName, runtimeClassName, imagePullSecrets, further containers and
+    volumes, securityContext, ... The API server checks the result before it is used; its error is shown in the
+    condition Accepted."""
+
+
+class LLMServiceSpec(_Model):
+    """What the user asks for."""
+
+    model: Model
+    """model that is served. Required."""
+    context: Context = Context()
+    """context: how long prompts may be."""
+    mode: Annotated[Literal["Auto", "Paged"], Field(json_schema_extra={PERSISTED_DEFAULT: True})] = "Auto"
+    """mode: Paged serves from replicas that each hold the whole KV cache of their requests. Auto chooses from this spec
+    alone: Paged, unless context.maxTokens exceeds context.ringThresholdTokens or, by model.facts, one replica's KV
+    memory. Default: Auto."""
+    replicas: Annotated[int, Field(ge=0, le=10_000, json_schema_extra={PERSISTED_DEFAULT: True})] = 1
+    """replicas of the engine; what kubectl scale and a HorizontalPodAutoscaler write. Default: 1."""
+    engine: Engine = Engine()
+    """engine: how the engine runs."""
+    admission: Admission = Admission()
+    """admission: what the sidecar lets through."""
+    rollout: Rollout = Rollout()
+    """rollout: how a change of the pods is rolled out."""
+    disruption: Disruption = Disruption()
+    """disruption: what happens when a pod has to go."""
+    pod_template: PodTemplate | None = None
+    """podTemplate: an overlay on the pods, for what has no field of its own."""
+
+    @classmethod
+    def parse(cls, spec: dict[str, Any]) -> Self:
+        """The spec of an object as the API server holds it; raises pydantic's ValidationError."""
+        return cls.model_validate(spec)
+
+    def served_name(self, service_name: str) -> str:
+        """The model name that clients send."""
+        return self.model.served_name or service_name
+
+
+class ConditionStatus(_Model):
+    """One condition, as ``metav1.Condition``."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """type of the condition: Accepted, Available, Progressing, Degraded or Ready."""
+    status: Literal["True", "False", "Unknown"]
+    """status of the condition."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """reason: one CamelCase word for why; see docs/reference/conditions.md."""
+    message: Annotated[str, Field(max_length=32768)]
+    """message: a sentence for people."""
+    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    """observedGeneration: the generation of the spec this was said of."""
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """lastTransitionTime: when status changed last."""
+
+
+class PoolStatus(_Model):
+    """One group of equal replicas."""
+
+    name: Annotated[str, Field(max_length=63)]
+    """name of the pool: the Deployment's name."""
+    kind: Literal["Paged"]
+    """kind of the pool."""
+    replicas: Annotated[int, Field(ge=0)]
+    """replicas: pods that exist."""
+    ready: Annotated[int, Field(ge=0)]
+    """ready: pods that serve."""
+
+
+class LLMServiceStatus(_Model):
+    """What is there."""
+
+    observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """observedGeneration: the generation of the spec that was last acted upon."""
+    mode: Literal["Paged"] | None = None
+    """mode in use."""
+    endpoint: Annotated[str, Field(max_length=512)] | None = None
+    """endpoint: the base URL of the OpenAI-compatible API inside the cluster."""
+    replicas: Annotated[int, Field(ge=0)] | None = None
+    """replicas: pods that exist."""
+    ready_replicas: Annotated[int, Field(ge=0)] | None = None
+    """readyReplicas: pods that serve."""
+    desired_replicas: Annotated[int, Field(ge=0)] | None = None
+    """desiredReplicas: pods that are asked for."""
+    selector: Annotated[str, Field(max_length=512)] | None = None
+    """selector: label selector of the pods, as the scale subresource gives it to a HorizontalPodAutoscaler."""
+    pools: (
+        Annotated[
+            list[PoolStatus],
+            Field(
+                max_length=8,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+            ),
+        ]
+        | None
+    ) = None
+    """pools of the service."""
+    conditions: (
+        Annotated[
+            list[ConditionStatus],
+            Field(
+                max_length=32,
+                json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+            ),
+        ]
+        | None
+    ) = None
+    """conditions of the service."""
+
+
+class LLMService(_Model):
+    """LLMService serves one language model behind an OpenAI-compatible endpoint and manages it by the resource that
+    runs out first, KV-cache memory."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                f"self.metadata.name.size() <= {SERVICE_NAME_LIMIT}",
+                f"metadata.name must be at most {SERVICE_NAME_LIMIT} characters: names of Services and pods are made from it.",
+            ),
+            _cel(
+                "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+                "metadata.name must begin with a letter and have only lower-case letters, digits and '-': a Service gets it.",
+            ),
+        )
+    )
+
+    spec: LLMServiceSpec
+    """spec: what is asked for."""
+    status: LLMServiceStatus | None = None
+    """status: what is there. Written by the operator."""

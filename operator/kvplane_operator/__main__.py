@@ -1,0 +1,132 @@
+"""The operator's process: wait for the Lease, then watch and reconcile until told to stop or until the Lease is lost.
+
+A process that loses the Lease ends with exit code 1 and is started again as a standby; there is no way back to a state
+in which it might write on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from typing import Any
+
+import kopf
+
+from kvplane_operator import health, metrics
+from kvplane_operator.audit import audit
+from kvplane_operator.cluster import ApiError, Cluster, connect
+from kvplane_operator.handlers import build_registry, configure
+from kvplane_operator.leader import Leadership
+from kvplane_operator.reconcile import Reconciler
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import Store
+from kvplane_operator.workqueue import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+_CRD_POLL_SECONDS = 2.0
+
+
+async def run(settings: OperatorSettings) -> int:
+    """Run until SIGTERM (exit code 0) or the loss of the Lease (1)."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    leadership = Leadership(settings)
+    api = await connect()
+    unfenced = Cluster(api, timeout_seconds=settings.request_timeout_seconds)
+    cluster = Cluster(api, timeout_seconds=settings.request_timeout_seconds, fence=leadership.check)
+    store = Store()
+    metrics.SERVICES.set_function(store.services)
+    reconciler = Reconciler(store=store, cluster=cluster, settings=settings)
+    queue = WorkQueue(reconciler.reconcile, workers=settings.workers)
+    runners = await health.serve(settings, oldest_work_seconds=queue.oldest_work_seconds)
+    lag = loop.create_task(health.measure_loop_lag())
+    try:
+        if not await _unless(stop, _become_leader(leadership, unfenced)):
+            return 0
+        tasks = [
+            loop.create_task(leadership.hold(unfenced), name="lease"),
+            loop.create_task(queue.run(), name="queue"),
+            loop.create_task(audit(cluster=cluster, store=store, settings=settings, enqueue=queue.add), name="audit"),
+            loop.create_task(_watch(settings, store, queue, stop), name="watch"),
+            loop.create_task(stop.wait(), name="stop"),
+        ]
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        first = done.pop()
+        logger.info("Ending: %s came to its end.", first.get_name())
+        stop.set()
+        for task in tasks:
+            if task.get_name() != "watch":
+                task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                logger.error("Ended by an error", exc_info=result)
+        await leadership.release(unfenced)
+        return 0 if first.get_name() in ("stop", "watch") and first.exception() is None else 1
+    finally:
+        lag.cancel()
+        for runner in runners:
+            await runner.cleanup()
+        await api.close()
+
+
+async def _become_leader(leadership: Leadership, cluster: Cluster) -> None:
+    while not await _crd_installed(cluster):  # noqa: ASYNC110  the CRD is on the API server, not in this loop
+        await asyncio.sleep(_CRD_POLL_SECONDS)
+    await leadership.acquire(cluster)
+
+
+async def _crd_installed(cluster: Cluster) -> bool:
+    try:
+        if await cluster.serves_llmservices():
+            return True
+        logger.warning("The CRD of LLMService is not installed; waiting for it.")
+    except ApiError as error:
+        logger.warning("Waiting for the API server: %s", error)
+    return False
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Wait for ``work`` unless told to stop first; True if it ended."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        return False
+    task.result()
+    return True
+
+
+async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, stop: asyncio.Event) -> None:
+    registry = build_registry(store=store, enqueue=queue.add, forget=queue.forget)
+    await kopf.operator(
+        registry=registry,
+        settings=configure(kopf.OperatorSettings(), settings),
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        stop_flag=stop,
+    )
+
+
+def main() -> None:
+    """Console script ``kvplane-operator``."""
+    settings = OperatorSettings()
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    sys.exit(asyncio.run(run(settings)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What kopf calls: every watched object goes into the store, and the service it concerns into the queue.
+
+Only index and event handlers: daemons, timers and deletion handlers would put a finalizer on every object, which would
+hang in Terminating once the operator is uninstalled, and creation handlers write their progress into the object. The
+index handlers make kopf hold events back until everything that exists is in the store.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import kopf
+
+from kvplane_api import names
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import POD, SERVICE, Store, service_of
+
+logger = logging.getLogger(__name__)
+
+WATCHED: Final[Mapping[str, tuple[str, str, str]]] = {
+    SERVICE: (names.GROUP, names.VERSION, names.PLURAL),
+    "Deployment": ("apps", "v1", "deployments"),
+    "Service": ("", "v1", "services"),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
+    POD: ("", "v1", "pods"),
+}
+"""Kind to group, version and plural."""
+
+CHILD_SELECTOR: Final = names.LABEL_SERVICE
+"""Label selector of children and pods: the label exists. Applied by the API server, so other people's are not sent."""
+
+# Watches end and begin anew on the operator's terms, not at the server's random half hour, so that a connection that died
+# silently is noticed; connecting and short requests have limits that a hanging API server cannot stretch.
+_SERVER_TIMEOUT = 120  # an integer: it goes into the URL as it is
+_CLIENT_TIMEOUT = 150.0
+_CONNECT_TIMEOUT = 5.0
+_REQUEST_TIMEOUT = 10.0
+
+
+def build_registry(
+    *, store: Store, enqueue: Callable[[str], None], forget: Callable[[str], None]
+) -> kopf.OperatorRegistry:
+    """Handlers for all watched kinds, bound to one store and one queue."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    for kind, (group, version, plural) in WATCHED.items():
+        _register(registry, kind, (group, version, plural), store=store, enqueue=enqueue, forget=forget)
+    return registry
+
+
+def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> kopf.OperatorSettings:
+    """kopf's settings: nothing is written into objects, nothing waits, watches carry the label selector."""
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    settings.persistence.finalizer = f"{names.GROUP}/unused"
+    settings.posting.enabled = False
+    settings.posting.loggers = False
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = _SERVER_TIMEOUT
+    settings.watching.client_timeout = _CLIENT_TIMEOUT
+    settings.watching.connect_timeout = _CONNECT_TIMEOUT
+    settings.networking.request_timeout = _REQUEST_TIMEOUT
+    settings.networking.connect_timeout = _CONNECT_TIMEOUT
+    for kind, resource in WATCHED.items():
+        if kind != SERVICE:
+            settings.watching.label_selectors[resource] = CHILD_SELECTOR
+    logger.debug("Watching %s.", ", ".join(ours.watch_namespaces) or "all namespaces")
+    return settings
+
+
+def _register(
+    registry: kopf.OperatorRegistry,
+    kind: str,
+    resource: tuple[str, str, str],
+    *,
+    store: Store,
+    enqueue: Callable[[str], None],
+    forget: Callable[[str], None],
+) -> None:
+    news: set[str] = set()
+    """UIDs whose last event told something new: kopf calls `index`, then `event`, in turn for each object."""
+
+    @kopf.index(*resource, registry=registry, id=f"store-{kind}")
+    async def index(body: kopf.Body, **_: Any) -> None:
+        if store.put(kind, dict(body)):
+            news.add(body["metadata"]["uid"])
+
+    @kopf.on.event(*resource, registry=registry, id=f"event-{kind}")
+    async def event(event: kopf.RawEvent, **_: Any) -> None:
+        manifest: dict[str, Any] = dict(event["object"])
+        metadata = manifest["metadata"]
+        told = metadata["uid"] in news
+        news.discard(metadata["uid"])
+        if event["type"] == "DELETED":
+            told = store.remove(kind, manifest)
+            if kind == SERVICE:
+                forget(metadata["uid"])
+        name = service_of(kind, metadata)
+        uid = store.uid_of(metadata["namespace"], name) if name else None
+        if told and uid is not None:
+            enqueue(uid)

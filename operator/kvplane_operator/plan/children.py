@@ -1,0 +1,159 @@
+"""The wanted children of a paged service, as complete manifests for server-side apply."""
+
+import json
+from typing import Any
+
+from kvplane_api import names
+from kvplane_api.service import LLMServiceSpec
+from kvplane_api.wire import SidecarConfig
+from kvplane_operator.plan import record as records
+from kvplane_operator.plan.pods import TEMPLATE_REVISION, common_labels, pod_template, selector
+from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
+from kvplane_operator.settings import OperatorSettings
+
+API_VERSION = {
+    Kind.DEPLOYMENT: "apps/v1",
+    Kind.SERVICE: "v1",
+    Kind.CONFIG_MAP: "v1",
+    Kind.PDB: "policy/v1",
+}
+
+_PROGRESS_MARGIN_SECONDS = 600
+"""Scheduling, pulling and draining on top of the engine's own start, before a rollout counts as stuck."""
+
+
+def config_hash(config: str) -> str:
+    """What the pods' annotation holds: changes exactly when the sidecar's configuration does."""
+    return records.digest(config)
+
+
+def sidecar_config(spec: LLMServiceSpec, service: str) -> str:
+    """The sidecar's configuration file."""
+    config = SidecarConfig(
+        served_name=spec.served_name(service),
+        drain_seconds=spec.disruption.drain_seconds,
+        max_body_bytes=spec.admission.max_body_bytes,
+    )
+    return json.dumps(config.model_dump(by_alias=True, mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings) -> records.Record:
+    """The pod template to use: the recorded one while what it depends on is unchanged, else a newly rendered one."""
+    extra = (
+        {
+            "revision": TEMPLATE_REVISION,
+            "sidecar": settings.sidecar_image,
+            "engine": settings.engine_image,
+            "accelerator": settings.accelerator,
+        }
+        if settings.rollout_on_upgrade
+        else None
+    )
+    key = records.template_key(spec, service=snapshot.name, extra=extra)
+    held = snapshot.children.get(Ref(Kind.CONFIG_MAP, snapshot.name))
+    kept = records.load(held.get("data")) if held else None
+    if kept is not None and kept.key == key:
+        return kept
+    return records.Record(
+        key=key,
+        template=pod_template(
+            spec,
+            service=snapshot.name,
+            namespace=snapshot.namespace,
+            settings=settings,
+            config_hash=config_hash(sidecar_config(spec, snapshot.name)),
+        ),
+    )
+
+
+def wanted_children(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record) -> dict[Ref, Manifest]:
+    """All children that should exist, by kind and name; whatever else is owned by the service should not."""
+    name = snapshot.name
+    children = [
+        _config_map(name, sidecar_config(spec, name), record),
+        _deployment(name, spec, record),
+        _service(name, selects=name, extra={}),
+        # Headless: one DNS name and one address per pod, for what chooses pods itself.
+        _service(f"{name}-pods", selects=name, extra={"clusterIP": "None"}),
+    ]
+    if spec.disruption.pdb == "Auto" and spec.replicas > 1:
+        children.append(_pdb(name))
+    return {
+        Ref(Kind(child["kind"]), child["metadata"]["name"]): _finish(child, snapshot, service=name)
+        for child in children
+    }
+
+
+def _finish(child: Manifest, snapshot: Snapshot, *, service: str) -> Manifest:
+    metadata = child["metadata"]
+    metadata["namespace"] = snapshot.namespace
+    metadata["labels"] = {names.LABEL_SERVICE: service, **common_labels(service)}
+    metadata["ownerReferences"] = [
+        {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": snapshot.name,
+            "uid": snapshot.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+    ]
+    metadata["annotations"] = {names.ANNOTATION_PLAN_HASH: records.digest(child)}
+    return child
+
+
+def _manifest(kind: Kind, name: str, **body: Any) -> Manifest:
+    return {"apiVersion": API_VERSION[kind], "kind": kind.value, "metadata": {"name": name}, **body}
+
+
+def _config_map(name: str, config: str, record: records.Record) -> Manifest:
+    return _manifest(Kind.CONFIG_MAP, name, data={names.FILE_SIDECAR_CONFIG: config, records.DATA_KEY: record.dump()})
+
+
+def _deployment(name: str, spec: LLMServiceSpec, record: records.Record) -> Manifest:
+    return _manifest(
+        Kind.DEPLOYMENT,
+        name,
+        spec={
+            "replicas": spec.replicas,
+            "selector": {"matchLabels": selector(name)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {
+                    "maxSurge": spec.rollout.max_surge,
+                    "maxUnavailable": spec.rollout.max_unavailable,
+                },
+            },
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": spec.engine.startup_timeout_seconds + _PROGRESS_MARGIN_SECONDS,
+            "template": record.template,
+        },
+    )
+
+
+def _service(name: str, *, selects: str, extra: dict[str, Any]) -> Manifest:
+    return _manifest(
+        Kind.SERVICE,
+        name,
+        spec={
+            **extra,
+            "type": "ClusterIP",
+            "selector": selector(selects),
+            "ports": [
+                {"name": "http", "port": names.PORT_SERVING, "protocol": "TCP", "targetPort": names.PORT_SERVING}
+            ],
+        },
+    )
+
+
+def _pdb(name: str) -> Manifest:
+    return _manifest(
+        Kind.PDB,
+        name,
+        spec={
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": selector(name)},
+            # A pod that does not serve must never block a drain.
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    )

@@ -1,0 +1,220 @@
+"""The pod template of a paged replica: the sidecar as a native sidecar container, the engine behind it.
+
+Invariants that the tests hold on to: the engine listens on loopback only; the drain is driven by the engine's preStop, which
+asks the sidecar; both of the engine's probes go through the sidecar and have a short grace of their own, since a probe's
+kill runs preStop too; nothing learned enters the template; the pod passes pod security ``restricted``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvplane_api import names
+from kvplane_api.service import Engine, LLMServiceSpec
+from kvplane_operator.plan import engine_args, merge, sources
+from kvplane_operator.settings import OperatorSettings
+
+TEMPLATE_REVISION = 1
+"""Raised when this module renders something else for the same spec. Running services keep the revision they have until
+their spec changes (or the installation asks for rolloutOnUpgrade)."""
+
+USER = 65532
+"""Numeric user and group of every container, so that pod security can check that it is not root."""
+
+_SCRATCH = "/var/cache/kvplane"
+_PROBE_GRACE_SECONDS = 10
+_STARTUP_PERIOD_SECONDS = 5
+
+_RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def pod_template(
+    spec: LLMServiceSpec, *, service: str, namespace: str, settings: OperatorSettings, config_hash: str
+) -> dict[str, Any]:
+    """The pod template of the paged pool, overlay included."""
+    labels = {**selector(service), **common_labels(service)}
+    overlay = spec.pod_template
+    metadata = overlay.metadata if overlay else None
+    template: dict[str, Any] = {
+        "metadata": {
+            "labels": {**((metadata and metadata.labels) or {}), **labels},
+            "annotations": {
+                "kubectl.kubernetes.io/default-container": names.CONTAINER_ENGINE,
+                **((metadata and metadata.annotations) or {}),
+                names.ANNOTATION_CONFIG_HASH: config_hash,
+            },
+        },
+        "spec": _pod_spec(spec, service=service, namespace=namespace, settings=settings),
+    }
+    if overlay and overlay.spec:
+        template["spec"] = merge.overlay(template["spec"], overlay.spec)
+    return template
+
+
+def selector(service: str) -> dict[str, str]:
+    """Labels that select the pods of the paged pool; immutable in a Deployment."""
+    return {names.LABEL_SERVICE: service, names.LABEL_POOL: names.POOL_PAGED}
+
+
+def common_labels(service: str) -> dict[str, str]:
+    """The labels that Kubernetes recommends."""
+    return {
+        names.LABEL_APP_NAME: "kvplane-engine",
+        names.LABEL_APP_INSTANCE: service,
+        names.LABEL_APP_COMPONENT: "engine",
+        names.LABEL_APP_PART_OF: "kvplane",
+        names.LABEL_MANAGED_BY: names.MANAGER,
+    }
+
+
+def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: OperatorSettings) -> dict[str, Any]:
+    source = sources.render(spec.model)
+    drain = spec.disruption.drain_seconds
+    return {
+        "terminationGracePeriodSeconds": names.DRAIN_GRACE_SECONDS + drain + names.TERMINATION_MARGIN_SECONDS,
+        # Neither container talks to the Kubernetes API.
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            # Without it the kubelet walks a model cache of many gigabytes at every start.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(service)},
+            }
+        ],
+        "initContainers": [_sidecar(service, settings)],
+        "containers": [_engine(spec, source, service=service, settings=settings)],
+        "volumes": [
+            # Only the sidecar's key: the template recorded beside it is the operator's own.
+            {
+                "name": "sidecar-config",
+                "configMap": {
+                    "name": service,
+                    "items": [{"key": names.FILE_SIDECAR_CONFIG, "path": names.FILE_SIDECAR_CONFIG}],
+                },
+            },
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "scratch", "emptyDir": {}},
+            *source.volumes,
+        ],
+    }
+
+
+def _sidecar(service: str, settings: OperatorSettings) -> dict[str, Any]:
+    return {
+        "name": names.CONTAINER_SIDECAR,
+        "image": settings.sidecar_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "restartPolicy": "Always",
+        "command": ["kvplane-sidecar"],
+        "env": [
+            {"name": names.ENV_CONFIG_FILE, "value": f"{names.PATH_SIDECAR_CONFIG}/{names.FILE_SIDECAR_CONFIG}"},
+            {"name": names.ENV_SERVICE, "value": service},
+            {"name": names.ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+            {"name": names.ENV_POD_NAMESPACE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+        ],
+        "ports": [
+            {"name": "http", "containerPort": names.PORT_SERVING, "protocol": "TCP"},
+            {"name": "admin", "containerPort": names.PORT_ADMIN, "protocol": "TCP"},
+        ],
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+        # Never waits for the engine: the engine starts only after it.
+        "startupProbe": _probe("/healthz", period=1, timeout=2, failures=60),
+        "readinessProbe": _probe("/ready", period=2, timeout=2, failures=2),
+        "livenessProbe": _probe("/healthz", period=10, timeout=5, failures=3),
+        "securityContext": _RESTRICTED,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "sidecar-config", "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True},
+            {"name": "tmp", "mountPath": "/tmp", "subPath": "sidecar"},  # noqa: S108
+        ],
+    }
+
+
+def _engine(
+    spec: LLMServiceSpec, source: sources.RenderedSource, *, service: str, settings: OperatorSettings
+) -> dict[str, Any]:
+    engine = spec.engine
+    startup_failures = -(-engine.startup_timeout_seconds // _STARTUP_PERIOD_SECONDS)
+    container: dict[str, Any] = {
+        "name": names.CONTAINER_ENGINE,
+        "image": engine.image or settings.engine_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": list(engine_args.COMMAND),
+        "args": engine_args.engine_args(spec, served_name=spec.served_name(service)),
+        "env": [*_engine_env(), *source.env, *(_env(e.name, e.value, e.value_from) for e in engine.env or ())],
+        "startupProbe": _probe(
+            "/engine/startup",
+            period=_STARTUP_PERIOD_SECONDS,
+            timeout=3,
+            failures=startup_failures,
+            grace=_PROBE_GRACE_SECONDS,
+        ),
+        # Six failures 10 s apart outlast a restart of the sidecar, which answers for the engine.
+        "livenessProbe": _probe("/engine/live", period=10, timeout=5, failures=6, grace=_PROBE_GRACE_SECONDS),
+        "lifecycle": {"preStop": {"httpGet": {"path": "/drain", "port": names.PORT_ADMIN, "scheme": "HTTP"}}},
+        "securityContext": _RESTRICTED,
+        # The last log lines reach the pod's status, so the operator needs no right to read logs.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
+            {"name": "tmp", "mountPath": "/tmp", "subPath": "engine"},  # noqa: S108
+            {"name": "scratch", "mountPath": _SCRATCH},
+            *source.mounts,
+        ],
+    }
+    if resources := _resources(engine, settings.accelerator):
+        container["resources"] = resources
+    return container
+
+
+def _engine_env() -> list[dict[str, Any]]:
+    values = {
+        # The root file system is read-only and the user has no home: everything the engine caches goes to an emptyDir.
+        "HOME": _SCRATCH,
+        "XDG_CACHE_HOME": f"{_SCRATCH}/.cache",
+        "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
+        "HF_HOME": names.PATH_MODEL_CACHE,
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return [_env(name, value, None) for name, value in values.items()]
+
+
+def _env(name: str, value: str | None, value_from: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"name": name, "valueFrom": dict(value_from)} if value_from else {"name": name, "value": value or ""}
+
+
+def _resources(engine: Engine, accelerator: str) -> dict[str, Any]:
+    given = engine.resources
+    limits = {k: str(v) for k, v in ((given and given.limits) or {}).items()}
+    requests = {k: str(v) for k, v in ((given and given.requests) or {}).items()}
+    if accelerator and accelerator not in limits:
+        limits[accelerator] = str(engine.tensor_parallel_size)
+    return {name: values for name, values in (("limits", limits), ("requests", requests)) if values}
+
+
+def _probe(path: str, *, period: int, timeout: int, failures: int, grace: int | None = None) -> dict[str, Any]:
+    probe: dict[str, Any] = {
+        "httpGet": {"path": path, "port": names.PORT_ADMIN, "scheme": "HTTP"},
+        "periodSeconds": period,
+        "timeoutSeconds": timeout,
+        "failureThreshold": failures,
+    }
+    if grace is not None:
+        probe["terminationGracePeriodSeconds"] = grace
+    return probe

@@ -1,0 +1,63 @@
+"""What keeps an operator upgrade from rolling pods: the rendered template is recorded, and kept until the spec changes.
+
+The record lives in the service's ConfigMap beside the sidecar's configuration (under a key that is not mounted) and holds
+the template and a key: a hash of the parts of the spec that feed it. Same key: the recorded template stands, whatever a
+newer operator would render. See docs/decisions/0004-recorded-template.md.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvplane_api.service import LLMServiceSpec
+
+DATA_KEY: Final = "pod-template.json"
+
+_NOT_IN_TEMPLATE = ("replicas", "rollout", "admission", "mode")
+"""Parts of the spec that reach the pods by another way, or not at all."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A rendered pod template and the hash of what it was rendered from."""
+
+    key: str
+    template: dict[str, Any]
+
+    def dump(self) -> str:
+        """The record as it stands in the ConfigMap."""
+        return json.dumps(
+            {"key": self.key, "digest": digest(self.template), "template": self.template},
+            separators=(",", ":"),
+            sort_keys=True,
+        )
+
+
+def digest(value: object) -> str:
+    """Short stable hash of plain data."""
+    text = json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def template_key(spec: LLMServiceSpec, *, service: str, extra: Mapping[str, object] | None = None) -> str:
+    """Hash of what the template of ``service`` depends on; ``extra`` adds the operator's own part, where it counts."""
+    parts = spec.model_dump(mode="json", exclude=set(_NOT_IN_TEMPLATE), exclude_unset=True)
+    parts.get("model", {}).pop("facts", None)
+    if "disruption" in parts:
+        parts["disruption"].pop("pdb", None)
+    if "context" in parts:
+        parts["context"].pop("ring_threshold_tokens", None)
+    parts = {name: part for name, part in parts.items() if part != {}}
+    return digest({"service": service, "spec": parts, "extra": extra or {}})
+
+
+def load(data: Mapping[str, str] | None) -> Record | None:
+    """The record of a ConfigMap's data; None where there is none or it was changed by hand."""
+    try:
+        raw = json.loads((data or {})[DATA_KEY])
+        record = Record(key=raw["key"], template=raw["template"])
+        return record if raw["digest"] == digest(record.template) else None
+    except (KeyError, TypeError, ValueError):
+        return None

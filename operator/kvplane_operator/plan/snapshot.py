@@ -1,0 +1,64 @@
+"""The immutable picture of one service that a plan is made from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Manifest = dict[str, Any]
+
+
+class Kind(StrEnum):
+    """Kinds of children, in the order in which they are shown."""
+
+    DEPLOYMENT = "Deployment"
+    SERVICE = "Service"
+    CONFIG_MAP = "ConfigMap"
+    PDB = "PodDisruptionBudget"
+
+
+@dataclass(frozen=True, order=True)
+class Ref:
+    """One child by kind and name, in the service's namespace."""
+
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} {self.name}"
+
+
+class Obstacle(StrEnum):
+    """Why a child could not be written."""
+
+    CONFLICT = "conflict"  # an object that is not ours has the name
+    LEFTOVER = "leftover"  # a child of an earlier service of that name; the garbage collector is about to remove it
+    REJECTED = "rejected"  # the API server refused the child for good (422, 403)
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A child that could not be written at the last attempt, and for which wanted content."""
+
+    ref: Ref
+    obstacle: Obstacle
+    message: str
+    generation: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One service as the watch caches and the last writes show it."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    generation: int
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+    deleting: bool = False
+    children: Mapping[Ref, Manifest] = field(default_factory=dict)
+    """Children owned by this service's uid."""
+    pods: tuple[Manifest, ...] = ()
+    blocked: tuple[Blocked, ...] = ()

@@ -1,0 +1,271 @@
+"""Brings one service to what its plan says: observe, plan, apply; then tell, in status and events.
+
+Order of writes: names that must be free are looked up first, and one that is not free stops all writes; an overlay that
+the user changed is tried out by the API server; the ConfigMap, which records the pod template, goes before a Deployment
+that exists. The status is written last, from a fresh plan, and only where it differs.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from kvplane_api import names
+from kvplane_api.conditions import Type
+from kvplane_operator import metrics
+from kvplane_operator.cluster import ApiError, Cluster, ConflictError, RefusedError
+from kvplane_operator.plan.service import Plan, Write, make_plan
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Obstacle, Ref, Snapshot
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import SERVICE, Store, owned_by
+
+logger = logging.getLogger(__name__)
+
+_HEAL_FIRST_SECONDS = 1.0
+_HEAL_LONGEST_SECONDS = 60.0
+_HEAL_FORGET_SECONDS = 300.0
+
+
+@dataclass
+class _Memory:
+    """What a service needs remembered between reconciles, and may lose in a restart."""
+
+    blocked: tuple[Blocked, ...] = ()
+    heals: dict[Ref, tuple[int, float]] = field(default_factory=dict)
+    """How often in a row a child was healed, and when last: two writers that disagree must not spin."""
+
+
+class Reconciler:
+    """Reconciles services by uid; one at a time for each, many side by side."""
+
+    def __init__(self, *, store: Store, cluster: Cluster, settings: OperatorSettings) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._settings = settings
+        self._memory: dict[str, _Memory] = {}
+
+    async def reconcile(self, uid: str) -> float | None:
+        """One pass; returns the seconds after which the service wants another one without a cause."""
+        memory = self._memory.setdefault(uid, _Memory())
+        snapshot = self._store.snapshot(uid, memory.blocked)
+        if snapshot is None:
+            self._memory.pop(uid, None)
+            return None
+        if snapshot.deleting:
+            return None
+        with metrics.RECONCILE_SECONDS.time():
+            plan = self._plan(snapshot)
+            if plan.writes or plan.deletions or plan.touched_pods or memory.blocked:
+                delay = await self._execute(snapshot, plan, memory)
+                fresh = self._store.snapshot(uid, memory.blocked)
+                if fresh is None:
+                    return None
+                snapshot, plan = fresh, self._plan(fresh)
+            else:
+                delay = None
+            await self._tell(snapshot, plan)
+        waits = [self._settings.resync_seconds, plan.wake_after_seconds, delay]
+        return min(wait for wait in waits if wait is not None)
+
+    def _plan(self, snapshot: Snapshot) -> Plan:
+        return make_plan(snapshot, settings=self._settings, now=datetime.now(UTC))
+
+    async def _execute(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> float | None:
+        """Do the plan's writes; returns when to come back for what was put off."""
+        namespace = snapshot.namespace
+        writes, blocked = await self._look_up(snapshot, plan.writes)
+        if not blocked:
+            writes, put_off = self._calm(writes, memory)
+            blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
+        else:
+            put_off = None
+        memory.blocked = tuple(blocked)
+        if not blocked:
+            await asyncio.gather(
+                *(
+                    self._cluster.delete(namespace, d.ref, uid=d.uid, resource_version=d.resource_version)
+                    for d in plan.deletions
+                ),
+                *(
+                    self._cluster.annotate_pod(namespace, pod, names.ANNOTATION_CONFIG_HASH, plan.config_hash)
+                    for pod in plan.touched_pods
+                ),
+            )
+        return put_off
+
+    async def _look_up(self, snapshot: Snapshot, writes: tuple[Write, ...]) -> tuple[list[Write], list[Blocked]]:
+        """For children that are not in the store: is the name free, ours with its label lost, or somebody else's?"""
+        missing = [write for write in writes if not write.exists]
+        held = await asyncio.gather(*(self._cluster.get(snapshot.namespace, write.ref) for write in missing))
+        found = {write.ref: manifest for write, manifest in zip(missing, held, strict=True) if manifest is not None}
+        ready, blocked = [], []
+        for write in writes:
+            manifest = found.get(write.ref)
+            if manifest is None:
+                ready.append(write)
+            elif owned_by(manifest, snapshot.uid):
+                ready.append(
+                    Write(write.ref, write.manifest, exists=True, uid=manifest["metadata"]["uid"], why=write.why)
+                )
+            else:
+                blocked.append(_not_ours(snapshot, write.ref, manifest))
+        return ready, blocked
+
+    def _calm(self, writes: list[Write], memory: _Memory) -> tuple[list[Write], float | None]:
+        """Put off healing that did not hold before: each time in a row twice as long."""
+        now = time.monotonic()
+        calm, waits = [], []
+        for write in writes:
+            if write.why == "spec changed" or not write.exists:
+                memory.heals.pop(write.ref, None)
+                calm.append(write)
+                continue
+            count, last = memory.heals.get(write.ref, (0, 0.0))
+            if now - last > _HEAL_FORGET_SECONDS:
+                count = 0
+            pause = min(_HEAL_LONGEST_SECONDS, _HEAL_FIRST_SECONDS * 2 ** (count - 1)) if count else 0.0
+            if now - last < pause:
+                waits.append(pause - (now - last))
+                continue
+            memory.heals[write.ref] = (count + 1, now)
+            metrics.DRIFT_HEALED.labels(write.ref.kind.value).inc()
+            logger.info("%s is healed: %s", write.ref, write.why)
+            calm.append(write)
+        return calm, min(waits, default=None)
+
+    async def _try_out(self, snapshot: Snapshot, plan: Plan, writes: list[Write]) -> list[Blocked]:
+        """Have the API server check a Deployment with a user's overlay before anything, its record too, is written."""
+        if not plan.dry_run_first:
+            return []
+        tried = [write for write in writes if write.ref.kind is Kind.DEPLOYMENT]
+        return [b for write in tried if (b := await self._write(snapshot, write, dry_run=True))]
+
+    async def _apply_all(self, snapshot: Snapshot, writes: list[Write]) -> list[Blocked]:
+        # The record of the pod template must not be younger than a Deployment made from it.
+        updating = any(write.exists and write.ref.kind is Kind.DEPLOYMENT for write in writes)
+        first = [write for write in writes if updating and write.ref.kind is Kind.CONFIG_MAP]
+        rest = [write for write in writes if write not in first]
+        blocked: list[Blocked] = []
+        for batch in (first, rest):
+            results = await asyncio.gather(*(self._write(snapshot, write) for write in batch))
+            blocked += [b for b in results if b is not None]
+        return blocked
+
+    async def _write(self, snapshot: Snapshot, write: Write, *, dry_run: bool = False) -> Blocked | None:
+        try:
+            applied = await self._cluster.apply(
+                snapshot.namespace, write.ref, write.manifest, uid=write.uid, dry_run=dry_run
+            )
+        except RefusedError as error:
+            if "being terminated" in str(error):  # the namespace goes, and the service with it
+                return None
+            message = f"The API server refuses {write.ref}: {error}"
+            return Blocked(write.ref, Obstacle.REJECTED, message, snapshot.generation)
+        except ConflictError:
+            if write.uid is not None:
+                raise  # the object was replaced meanwhile: look again
+            message = f"{write.ref} appeared while it was being created and belongs to somebody else; it is left alone."
+            return Blocked(write.ref, Obstacle.CONFLICT, message, snapshot.generation)
+        if not dry_run:
+            self._store.put(write.ref.kind.value, applied)
+        return None
+
+    async def _tell(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Write the status if it differs, and an event for each condition whose reason changed."""
+        if all(snapshot.status.get(key) == value for key, value in plan.status.items()):
+            return
+        try:
+            written = await self._cluster.patch_status(
+                snapshot.namespace,
+                snapshot.name,
+                plan.status,
+                uid=snapshot.uid,
+                resource_version=snapshot.resource_version,
+            )
+        except ConflictError:
+            return  # the service changed; its watch event brings it back here
+        except ApiError as error:
+            if error.code == 404:
+                return
+            raise
+        self._store.put(SERVICE, written)
+        for event in _events(snapshot, plan):
+            try:
+                await self._cluster.create_event(snapshot.namespace, event)
+            except ApiError as error:
+                logger.info("An event was not posted: %s", error)
+
+
+def _not_ours(snapshot: Snapshot, ref: Ref, manifest: Manifest) -> Blocked:
+    for owner in manifest["metadata"].get("ownerReferences") or ():
+        if owner.get("kind") == names.KIND and owner.get("name") == snapshot.name:
+            message = f"{ref} belongs to an earlier {names.KIND} of this name and is about to be removed."
+            return Blocked(ref, Obstacle.LEFTOVER, message, snapshot.generation)
+    message = (
+        f"{ref} exists in namespace {snapshot.namespace} and does not belong to this {names.KIND}. It is left alone: rename the "
+        f"{names.KIND}, or delete that object."
+    )
+    return Blocked(ref, Obstacle.CONFLICT, message, snapshot.generation)
+
+
+_TOLD = (Type.ACCEPTED, Type.AVAILABLE, Type.PROGRESSING, Type.DEGRADED)
+
+
+def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
+    """Events for what a person watching the service would want to see happen."""
+    before = {c["type"]: c for c in snapshot.status.get("conditions") or ()}
+    events = []
+    for condition in plan.status["conditions"]:
+        old = before.get(condition["type"])
+        if condition["type"] not in _TOLD or (old is not None and old["reason"] == condition["reason"]):
+            continue
+        if old is None and condition["status"] == _USUAL_AT_FIRST.get(condition["type"]):
+            continue
+        events.append(_event(snapshot, condition))
+    return events
+
+
+_USUAL_AT_FIRST = {"Accepted": "True", "Available": "False", "Degraded": "False"}
+_BAD = {"Accepted": "False", "Degraded": "True"}
+_BAD_REASONS = frozenset(
+    {
+        "OOMKilled",
+        "EngineCrashed",
+        "SidecarCrashed",
+        "ImagePullFailed",
+        "Unschedulable",
+        "StartupTimedOut",
+        "PodsRefused",
+        "VolumeNotReady",
+        "ContainerConfigError",
+        "NoRoomForSurge",
+        "RolloutStalled",
+    }
+)
+
+
+def _event(snapshot: Snapshot, condition: Mapping[str, Any]) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    bad = _BAD.get(condition["type"]) == condition["status"] or condition["reason"] in _BAD_REASONS
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "metadata": {"name": f"{snapshot.name}.{time.time_ns():x}", "namespace": snapshot.namespace},
+        "involvedObject": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "namespace": snapshot.namespace,
+            "name": snapshot.name,
+            "uid": snapshot.uid,
+        },
+        "type": "Warning" if bad else "Normal",
+        "reason": condition["reason"],
+        "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:1024],
+        "source": {"component": names.MANAGER},
+        "reportingComponent": names.MANAGER,
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

@@ -1,0 +1,154 @@
+"""What the operator knows of the cluster: the last seen version of every object it watches.
+
+Two sources feed it, the watches and the answers to the operator's own writes; the newer resourceVersion wins. So a plan
+made right after a write already sees it, and the watch event that echoes the write is recognised as nothing new. The
+store never asks the API server for anything.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from kvplane_api import names
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Ref, Snapshot
+
+SERVICE: Final = names.KIND
+POD: Final = "Pod"
+
+Key = tuple[str, str, str]
+"""Kind, namespace, name."""
+
+_POD_METADATA: Final = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "labels", "annotations")
+
+
+class Store:
+    """Objects by kind, namespace and name, with the index that a snapshot needs."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Key, Manifest] = {}
+        self._by_service: dict[tuple[str, str], set[Key]] = {}
+        self._services: dict[str, Key] = {}
+
+    def put(self, kind: str, manifest: Mapping[str, Any]) -> bool:
+        """Take in one object; False if a newer (or this very) version is known already."""
+        slim = _slim(kind, manifest)
+        metadata = slim["metadata"]
+        key = (kind, metadata["namespace"], metadata["name"])
+        held = self._objects.get(key)
+        if held is not None and not _newer(metadata, held["metadata"]):
+            return False
+        self._objects[key] = slim
+        if kind == SERVICE:
+            self._services[metadata["uid"]] = key
+        if owner := service_of(kind, metadata):
+            self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
+        return True
+
+    def remove(self, kind: str, manifest: Mapping[str, Any]) -> bool:
+        """Forget an object that is gone; False if a newer one of that name is known already."""
+        metadata = manifest["metadata"]
+        key = (kind, metadata["namespace"], metadata["name"])
+        held = self._objects.get(key)
+        if held is None or (held["metadata"]["uid"] != metadata["uid"] and not _newer(metadata, held["metadata"])):
+            return False
+        self._forget(key)
+        return True
+
+    def retain(
+        self, kind: str, listed: Mapping[tuple[str, str], str], *, resource_version: str, namespace: str | None
+    ) -> list[Manifest]:
+        """Forget what a complete listing (namespace and name to uid) of one or all namespaces does not have; return it.
+
+        A watch that had to start over does not report what vanished meanwhile. Objects that are newer than the listing
+        stay.
+        """
+        lost = [
+            (key, held)
+            for key, held in self._objects.items()
+            if key[0] == kind
+            and namespace in (None, key[1])
+            and listed.get(key[1:]) != held["metadata"]["uid"]
+            and int(held["metadata"]["resourceVersion"]) <= int(resource_version)
+        ]
+        for key, _ in lost:
+            self._forget(key)
+        return [held for _, held in lost]
+
+    def uid_of(self, namespace: str, service: str) -> str | None:
+        """UID of the service of that name."""
+        held = self._objects.get((SERVICE, namespace, service))
+        return held["metadata"]["uid"] if held else None
+
+    def services(self) -> int:
+        """How many services there are."""
+        return len(self._services)
+
+    def snapshot(self, uid: str, blocked: tuple[Blocked, ...] = ()) -> Snapshot | None:
+        """The picture of one service; None if it is gone."""
+        key = self._services.get(uid)
+        service = self._objects.get(key) if key else None
+        if service is None or service["metadata"]["uid"] != uid:
+            return None
+        metadata = service["metadata"]
+        namespace, name = metadata["namespace"], metadata["name"]
+        children: dict[Ref, Manifest] = {}
+        pods: list[Manifest] = []
+        for child_key in sorted(self._by_service.get((namespace, name), ())):
+            child = self._objects[child_key]
+            if child_key[0] == POD:
+                pods.append(child)
+            elif child_key[0] != SERVICE and owned_by(child, uid):
+                children[Ref(Kind(child_key[0]), child_key[2])] = child
+        return Snapshot(
+            namespace=namespace,
+            name=name,
+            uid=uid,
+            resource_version=metadata["resourceVersion"],
+            generation=metadata["generation"],
+            spec=service["spec"],
+            status=service.get("status") or {},
+            deleting="deletionTimestamp" in metadata,
+            children=children,
+            pods=tuple(pods),
+            blocked=blocked,
+        )
+
+    def _forget(self, key: Key) -> None:
+        held = self._objects.pop(key)
+        if key[0] == SERVICE:
+            self._services.pop(held["metadata"]["uid"], None)
+        if owner := service_of(key[0], held["metadata"]):
+            keys = self._by_service.get((key[1], owner))
+            if keys is not None:
+                keys.discard(key)
+                if not keys:
+                    del self._by_service[key[1], owner]
+
+
+def service_of(kind: str, metadata: Mapping[str, Any]) -> str | None:
+    """Name of the service an object belongs to by its label; of a service, its own."""
+    if kind == SERVICE:
+        return str(metadata["name"])
+    return (metadata.get("labels") or {}).get(names.LABEL_SERVICE)
+
+
+def owned_by(manifest: Mapping[str, Any], uid: str) -> bool:
+    """Whether the object's controller is the service of that uid."""
+    owners = manifest["metadata"].get("ownerReferences") or ()
+    return any(owner.get("controller") and owner.get("uid") == uid for owner in owners)
+
+
+def _newer(metadata: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
+    # Resource versions of one resource are integers that grow (KEP-5504).
+    return int(metadata["resourceVersion"]) > int(held["resourceVersion"])
+
+
+def _slim(kind: str, manifest: Mapping[str, Any]) -> Manifest:
+    """The parts that plans read: managedFields alone is often half of an object."""
+    metadata = manifest["metadata"]
+    if kind == POD:
+        spec = {"nodeName": manifest["spec"].get("nodeName")}
+        kept = {key: metadata[key] for key in _POD_METADATA if key in metadata}
+        return {"metadata": kept, "spec": spec, "status": manifest.get("status") or {}}
+    slim = {key: value for key, value in manifest.items() if key != "metadata"}
+    slim["metadata"] = {key: value for key, value in metadata.items() if key != "managedFields"}
+    return slim
