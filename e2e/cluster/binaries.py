@@ -9,20 +9,19 @@ A component of somebody else (a peer's controller in a benchmark) is built the s
 `module` is its own folder.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from e2e.cluster import cache, toolchain
 from e2e.cluster.errors import BuildError, ClusterStateError
+from e2e.cluster.locks import exclusive
 from e2e.cluster.progress import Progress, Step
 
 MODULES = Path(__file__).resolve().parent / "modules"
@@ -156,24 +155,13 @@ def build(components: Iterable[Component] = COMPONENTS, *, progress: Progress | 
     for component in wanted:
         folder = cache.binaries() / f"{component.name}-{key(component, go.version)}"
         if not folder.exists():
-            with _only_one(component, progress):
+            cache.binaries().mkdir(parents=True, exist_ok=True)
+            lock = cache.binaries() / f".{component.name}.lock"
+            with exclusive(lock, waiting_for=f"another build of {component.name}", progress=progress):
                 if not folder.exists():
                     _build(component, folder, go, progress)
         programs |= {name: folder / name for name in component.programs}
     return programs
-
-
-@contextmanager
-def _only_one(component: Component, progress: Progress) -> Iterator[None]:
-    """Hold the component's lock: building twice at once would only take twice as long."""
-    cache.binaries().mkdir(parents=True, exist_ok=True)
-    with (cache.binaries() / f".{component.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with progress.step(f"waiting for another build of {component.name}"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _build(component: Component, folder: Path, go: toolchain.Toolchain, progress: Progress) -> None:

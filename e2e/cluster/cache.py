@@ -23,8 +23,8 @@ def go() -> Path:
     return root() / "go"
 
 
-def images() -> Path:
-    return root() / "images"
+def golden() -> Path:
+    return root() / "golden"
 
 
 def clusters() -> Path:

@@ -5,6 +5,7 @@ which the YAML readers of kubelet and kube-proxy accept.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from e2e.cluster import pki
 from e2e.cluster.supervise import Daemon
@@ -194,3 +195,189 @@ def corefile(address: str, layout: Layout = MACHINE) -> str:
   }}
 }}
 """
+
+
+# --------------------------------------------------------------------------------------------------------- node
+
+
+def containerd(layout: Layout) -> Daemon:
+    return Daemon("containerd", (layout.program("containerd"), f"--config={layout.config}/containerd.toml"))
+
+
+def containerd_config(layout: Layout = MACHINE) -> str:
+    """Settings for a root without CAP_SYS_RESOURCE, and registries by folder.
+
+    `certs.d/HOST:PORT/hosts.toml` says how a registry is reached and is read at every pull (Cluster.trust_registry).
+    """
+    return f"""\
+version = 3
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{PAUSE_IMAGE}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{layout.config}/certs.d"
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
+    conf_dir = "{layout.data}/cni/net.d"
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+      SystemdCgroup = false
+      BinaryName = "/usr/sbin/runc"
+"""
+
+
+def registry_hosts(url: str) -> str:
+    """A hosts.toml: pull what is named after the registry from `url` ("http://10.200.0.254:5000")."""
+    return f"""\
+server = "{url}"
+[host."{url}"]
+  capabilities = ["pull", "resolve"]
+"""
+
+
+def cni_config(pods: str) -> dict[str, Any]:
+    """A bridge per node; other nodes' pods are reached by the routes of the machine. NetworkPolicy is not enforced."""
+    bridge = {
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "ipMasq": False,
+        "hairpinMode": True,
+        "ipam": {"type": "host-local", "ranges": [[{"subnet": pods}]], "routes": [{"dst": "0.0.0.0/0"}]},
+    }
+    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, portmap]}
+
+
+def kubelet(layout: Layout, *, address: str, zone: str) -> Daemon:
+    return Daemon(
+        "kubelet",
+        (
+            layout.program("kubelet"),
+            f"--config={layout.config}/kubelet.yaml",
+            f"--kubeconfig={layout.config}/kubelet.kubeconfig",
+            f"--node-ip={address}",
+            f"--node-labels=topology.kubernetes.io/zone={zone}",
+        ),
+        needs=(layout.api_ready, CRI_SOCKET),
+    )
+
+
+def kubelet_config(
+    *,
+    address: str,
+    dns: str,
+    cgroup: str,
+    node_grace_seconds: int,
+    restart_backoff_seconds: int,
+    layout: Layout = MACHINE,
+) -> dict[str, Any]:
+    """`cgroup` is a root per kubelet: in a shared one they would remove each other's pods as unknown."""
+    config = layout.config
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "address": address,
+        "port": KUBELET_PORT,
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": f"{config}/{pki.CA}.crt"},
+        },
+        "authorization": {"mode": "Webhook"},
+        "tlsCertFile": f"{config}/kubelet.crt",
+        "tlsPrivateKeyFile": f"{config}/kubelet.key",
+        "containerRuntimeEndpoint": f"unix://{CRI_SOCKET}",
+        "cgroupDriver": "cgroupfs",
+        "cgroupRoot": cgroup,
+        "failCgroupV1": False,
+        "clusterDomain": CLUSTER_DOMAIN,
+        "clusterDNS": [dns],
+        "resolvConf": f"{config}/resolv.conf",  # empty: the host's name servers cannot be reached from here
+        "failSwapOn": False,
+        # The kernel settings of the host and the OOM score of processes may be out of reach here; do without.
+        "featureGates": {"KubeletInUserNamespace": True},
+        "oomScoreAdj": 0,
+        "serializeImagePulls": False,
+        "nodeStatusUpdateFrequency": "2s",
+        "nodeLeaseDurationSeconds": node_grace_seconds,
+        # All nodes share one disk and one memory, so that the usual limits would evict on all of them at once.
+        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "imageGCHighThresholdPercent": 100,  # the layers are shared with the golden store: nothing to gain
+        "crashLoopBackOff": {"maxContainerRestartPeriod": f"{restart_backoff_seconds}s"},
+    }
+
+
+def kube_proxy(layout: Layout) -> Daemon:
+    return Daemon(
+        "kube-proxy",
+        (layout.program("kube-proxy"), f"--config={layout.config}/kube-proxy.yaml"),
+        needs=(layout.api_ready,),
+    )
+
+
+def kube_proxy_config(*, pods: str, node: str, layout: Layout = MACHINE) -> dict[str, Any]:
+    """`node` must exist, or it waits 30 s for it; on the control plane, which is none, it is another's name."""
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "mode": "nftables",
+        "nftables": {"minSyncPeriod": "100ms"},
+        "detectLocalMode": "ClusterCIDR",
+        "clusterCIDR": pods,
+        "hostnameOverride": node,
+        "clientConnection": {"kubeconfig": f"{layout.config}/kube-proxy.kubeconfig"},
+        # Connection tracking is set for the whole host: leave it alone.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
+    }
+
+
+# ------------------------------------------------------------------------------------------------ first objects
+
+
+def first_objects(*, control_plane: str, dns: str) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """(API path, object) of what a cluster needs before its first pod: rights of two components, the DNS service."""
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
+    ports = [
+        {"name": "dns", "port": DNS_PORT, "protocol": "UDP"},
+        {"name": "dns-tcp", "port": DNS_PORT, "protocol": "TCP"},
+    ]
+
+    def binding(name: str, role: str, user: str) -> tuple[str, dict[str, Any]]:
+        group = "rbac.authorization.k8s.io"
+        return f"{rbac}/clusterrolebindings", {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }
+
+    watch = ["list", "watch"]
+    coredns_role = {
+        "metadata": {"name": "system:coredns"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["endpoints", "services", "pods", "namespaces"], "verbs": watch},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": watch},
+        ],
+    }
+    dns_service = {"metadata": {"name": "kube-dns"}, "spec": {"clusterIP": dns, "ports": ports}}
+    dns_endpoints = {
+        "metadata": {"name": "kube-dns-cp", "labels": {"kubernetes.io/service-name": "kube-dns"}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [control_plane]}],
+        "ports": ports,
+    }
+    return (
+        binding("kubelet-client", "system:kubelet-api-admin", "kube-apiserver-kubelet-client"),
+        (f"{rbac}/clusterroles", coredns_role),
+        binding("system:coredns", "system:coredns", "system:coredns"),
+        ("/api/v1/namespaces/kube-system/services", dns_service),
+        ("/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices", dns_endpoints),
+    )
