@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -361,10 +362,9 @@ class Cluster:
             if not nodes or not (self.folder / "cluster.json").exists():
                 return
             with self._progress.step(f"images on {len(nodes)} running nodes"):
-                for node in nodes:
-                    store = self._node_store(node, programs["ctr"])
-                    for image in found:
-                        put(store, image)
+                stores = [self._node_store(node, programs["ctr"]) for node in nodes]
+                with ThreadPoolExecutor(max_workers=len(stores)) as pool:
+                    list(pool.map(lambda store: [put(store, image) for image in found], stores))
 
     def _node_store(self, node: Machine, ctr: Path) -> Store:
         """The node's own containerd: its /run is private, but can be reached through its pid 1."""

@@ -11,9 +11,10 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from e2e.cluster.commands import run
 from e2e.cluster.errors import CommandError
@@ -127,6 +128,7 @@ class Store:
 
     def import_archive(self, archive: Path) -> None:
         """Unpack a docker- or OCI-archive."""
+        self._forget(archive_names(archive))
         self.command("images", "import", "--local", "--discard-unpacked-layers", archive)
 
     def adopt(self, image: UnpackedImage) -> bool:
@@ -135,12 +137,13 @@ class Store:
         Raises:
             CommandError: containerd refused, or the layers lie on another file system than `root`.
         """
-        present = self.images()
-        if all(present.get(name) == digest(image.manifest()) for name in image.names):
-            return False
-        self.command("images", "import", "--local", "--no-unpack", "-", stdin=image.archive())
         chain = chain_ids(tuple(layer.diff_id for layer in image.layers))
         known = {line.split()[0] for line in self.command("snapshots", "ls").splitlines()[1:] if line.strip()}
+        present, manifest = self.images(), digest(image.manifest())
+        if chain[-1] in known and all(present.get(name) == manifest for name in image.names):
+            return False
+        self._forget(image.names)
+        self.command("images", "import", "--local", "--no-unpack", "-", stdin=image.archive())
         if DRAFT in known:  # of a load that was killed
             self.command("snapshots", "rm", DRAFT)
         parent = ""
@@ -155,6 +158,14 @@ class Store:
             self.command("snapshots", "label", name, "containerd.io/gc.root=")
         return True
 
+    def _forget(self, names: Iterable[str]) -> None:
+        """Drop names that are about to be given to other images.
+
+        A kubelet's containerd makes its own entry (the image's id) of a name that is new, not of one that changes.
+        """
+        for name in set(names) & set(self.images()):
+            self.command("images", "rm", name)
+
     def _adopt(self, layer: Layer, name: str, parent: str) -> None:
         self.command("snapshots", "prepare", DRAFT, *([parent] if parent else []))
         folder = self.root / SNAPSHOTS / snapshot_number(self.command("snapshots", "mounts", "/", DRAFT)) / "fs"
@@ -164,6 +175,33 @@ class Store:
         self.command("snapshots", "commit", name, DRAFT)
 
 
+def archive_names(archive: Path) -> tuple[str, ...]:
+    """The image names that a docker- or OCI-archive gives.
+
+    Raises:
+        CommandError: it is neither.
+    """
+    try:
+        with tarfile.open(archive) as content:
+            files = {name.removeprefix("./") for name in content.getnames()}
+            if "manifest.json" in files:
+                docker: list[dict[str, Any]] = json.loads(_member(content, "manifest.json"))
+                return tuple(name for image in docker for name in image.get("RepoTags") or ())
+            index: dict[str, Any] = json.loads(_member(content, "index.json"))
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        raise CommandError(f"{archive} is no docker- or OCI-archive: {error}") from None
+    annotations = [manifest.get("annotations") or {} for manifest in index["manifests"]]
+    keys = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+    return tuple(found[key] for found in annotations for key in keys if key in found)
+
+
+def _member(content: tarfile.TarFile, name: str) -> bytes:
+    file = content.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is not a file")
+    return file.read()
+
+
 def snapshot_number(mounts: str) -> str:
     """The folder's name of a snapshot, from what `ctr snapshots mounts` prints of it while it is writable.
 
@@ -171,7 +209,7 @@ def snapshot_number(mounts: str) -> str:
         CommandError: this containerd prints something else.
     """
     # One layer: "mount -t bind /…/snapshots/1/fs / -o rw,rbind"; on top of others: "… -o …upperdir=/…/snapshots/2/fs"
-    found = re.search(r"(?:upperdir=|-t bind )\S*/snapshots/(\d+)/fs", mounts)
+    found = re.search(r"(?:upperdir=|-t bind )[^\s,:]*/snapshots/(\d+)/fs\b", mounts)
     if not found:
         raise CommandError("containerd's overlayfs snapshotter reports its mounts in a form that is not known.", mounts)
     return found.group(1)
