@@ -1,0 +1,178 @@
+"""What the sidecar knows of its engine: health, identity and signals, each polled every second.
+
+Polling is separate for health and for metrics, so that a hanging ``/metrics`` never makes a serving engine unready: it
+only ages the signals. Nothing here is guessed: before the first answer everything is unknown.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import aiohttp
+
+from kvplane_runtime.sidecar.signals import Scrape, normalise
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+POLL_SECONDS: Final = 1.0
+TIMEOUT_SECONDS: Final = 2.0
+SILENCE_TOLERANCE_SECONDS: Final = 10.0
+"""An engine whose ``/health`` hangs is still ready and alive this long: a long tokenization blocks its server briefly.
+The kubelet's periods and thresholds come on top."""
+_MAX_EXPOSITION_BYTES: Final = 8 * 1024 * 1024
+
+
+class EngineHealth:
+    """What the answers of ``/health`` mean for readiness and liveness. Pure; times are seconds of one clock."""
+
+    def __init__(self, *, now: float) -> None:
+        self._since = now
+        self._last_ok: float | None = None
+        self._refused = False
+        self._failing = True
+        self.startup_seconds: float | None = None
+        """From the sidecar's start to the engine's first healthy answer."""
+
+        self.starts = 0
+        """How often the engine came up: healthy after nothing had listened on its port, or for the first time."""
+
+    def answered(self, now: float) -> None:
+        """``/health`` said 200."""
+        if self._refused or self._last_ok is None:
+            self.starts += 1
+        if self.startup_seconds is None:
+            self.startup_seconds = now - self._since
+        self._last_ok = now
+        self._refused = self._failing = False
+
+    def failed(self) -> None:
+        """``/health`` said that the engine is dead (an error status)."""
+        self._failing = True
+
+    def refused(self) -> None:
+        """Nothing listens on the engine's port."""
+        self._refused = self._failing = True
+
+    def ready(self, now: float) -> bool:
+        """Whether requests may be sent: the last answer was good, and is not older than the tolerance."""
+        return not self._failing and self._last_ok is not None and now - self._last_ok <= SILENCE_TOLERANCE_SECONDS
+
+    def alive(self, now: float) -> bool:
+        """Whether the engine need not be killed. A sidecar that has just started gives it the benefit of the doubt."""
+        heard = self._since if self._last_ok is None else self._last_ok
+        return now - heard <= SILENCE_TOLERANCE_SECONDS
+
+    def dead(self, now: float) -> bool:
+        """Whether waiting for the engine is pointless: it says so, nothing listens, or it is silent for too long."""
+        return self._failing or not self.alive(now)
+
+
+class EngineMonitor:
+    """Polls one engine and keeps what it said last."""
+
+    def __init__(self, *, base_url: str, clock: Callable[[], float]) -> None:
+        self._base_url = base_url
+        self._clock = clock
+        self.health = EngineHealth(now=clock())
+        self.scrape: Scrape | None = None
+        """The last good scrape; None before the first."""
+        self.seen: dict[str, float] = {}
+        """When each signal was last present, on the clock."""
+        self.scraped_at: float | None = None
+        self.version: str | None = None
+        self.max_model_len_tokens: int | None = None
+
+    @property
+    def starts(self) -> int:
+        """How often the engine was seen to come up."""
+        return self.health.starts
+
+    def ready(self) -> bool:
+        """Whether requests may be sent to the engine now."""
+        return self.health.ready(self._clock())
+
+    def alive(self) -> bool:
+        """Whether the engine need not be killed."""
+        return self.health.alive(self._clock())
+
+    def dead(self) -> bool:
+        """Whether waiting for the engine is pointless."""
+        return self.health.dead(self._clock())
+
+    async def run(self) -> None:
+        """Polls until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(self._base_url, timeout=timeout) as session, asyncio.TaskGroup() as polls:
+            polls.create_task(_every(POLL_SECONDS, lambda: self._poll_health(session)))
+            polls.create_task(_every(POLL_SECONDS, lambda: self._poll_metrics(session)))
+
+    async def _poll_health(self, session: aiohttp.ClientSession) -> None:
+        try:
+            async with session.get("/health") as response:
+                status = response.status
+        except aiohttp.ClientConnectorError:
+            self.health.refused()
+            return
+        except (aiohttp.ClientError, TimeoutError):
+            return  # silence: the tolerance decides
+        if status != 200:
+            self.health.failed()
+            return
+        before = self.starts
+        self.health.answered(self._clock())
+        if self.starts != before:
+            log.info("The engine is up.")
+            self.version = self.max_model_len_tokens = None
+        if self.version is None:
+            self.version = _field(await _json(session, "/version"), "version", str)
+        if self.max_model_len_tokens is None:
+            models = _field(await _json(session, "/v1/models"), "data", list) or [None]
+            self.max_model_len_tokens = _field(models[0], "max_model_len", int)
+
+    async def _poll_metrics(self, session: aiohttp.ClientSession) -> None:
+        try:
+            async with session.get("/metrics") as response:
+                if response.status != 200:
+                    return
+                scrape = normalise((await _bounded(response)).decode("utf-8", errors="replace"))
+        except (aiohttp.ClientError, TimeoutError):
+            return
+        except ValueError as error:
+            log.warning("The engine's metrics cannot be read: %s", error)
+            return
+        self.scrape = scrape
+        self.scraped_at = self._clock()
+        self.seen.update(dict.fromkeys(scrape.present, self.scraped_at))
+
+
+async def _every(seconds: float, poll: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await poll()
+        await asyncio.sleep(seconds)
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The body, at most _MAX_EXPOSITION_BYTES of it; raises ValueError beyond."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > _MAX_EXPOSITION_BYTES:
+            raise ValueError(f"they are larger than {_MAX_EXPOSITION_BYTES} bytes.")
+    return bytes(body)
+
+
+async def _json(session: aiohttp.ClientSession, path: str) -> object:
+    """The JSON at ``path``; None if there is none (other engines lack these endpoints)."""
+    try:
+        async with session.get(path) as response:
+            return json.loads(await _bounded(response)) if response.status == 200 else None
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+
+
+def _field(value: object, name: str, kind: type[T]) -> T | None:
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, kind) else None
