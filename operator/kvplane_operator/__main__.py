@@ -1,7 +1,7 @@
-"""The operator's process: wait for the Lease, then watch and reconcile until told to stop or until the Lease is lost.
+"""The operator's process: wait for the Lease, then watch and reconcile until told to stop.
 
-A process that loses the Lease ends with exit code 1 and is started again as a standby; there is no way back to a state
-in which it might write on.
+A standby watches nothing. A leader that loses the Lease stops writing at once and goes on watching; it writes again when
+it holds the Lease again, from what it has seen by then. An outage of the API server ends no process.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _CRD_POLL_SECONDS = 2.0
 
 
 async def run(settings: OperatorSettings) -> int:
-    """Run until SIGTERM (exit code 0) or the loss of the Lease (1)."""
+    """Run until told to stop (exit code 0) or until a part of it ends by an error (1)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -43,14 +43,17 @@ async def run(settings: OperatorSettings) -> int:
     store = Store()
     metrics.SERVICES.set_function(store.services)
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings)
-    queue = WorkQueue(reconciler.reconcile, workers=settings.workers)
+    queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
     runners = await health.serve(settings, oldest_work_seconds=queue.oldest_work_seconds)
     lag = loop.create_task(health.measure_loop_lag())
+    tasks: list[asyncio.Task[Any]] = []
     try:
-        if not await _unless(stop, _become_leader(leadership, unfenced)):
+        if not await _unless(stop, _crd_installed(unfenced)):
             return 0
-        tasks = [
-            loop.create_task(leadership.hold(unfenced), name="lease"),
+        tasks.append(loop.create_task(leadership.campaign(unfenced), name="lease"))
+        if not await _unless(stop, leadership.wait()):
+            return 0
+        tasks += [
             loop.create_task(queue.run(), name="queue"),
             loop.create_task(audit(cluster=cluster, store=store, settings=settings, enqueue=queue.add), name="audit"),
             loop.create_task(_watch(settings, store, queue, stop), name="watch"),
@@ -59,37 +62,31 @@ async def run(settings: OperatorSettings) -> int:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         first = done.pop()
         logger.info("Ending: %s came to its end.", first.get_name())
-        stop.set()
+        return 0 if first.get_name() in ("stop", "watch") and first.exception() is None else 1
+    finally:
+        stop.set()  # ends the watches, which end their own tasks
         for task in tasks:
             if task.get_name() != "watch":
                 task.cancel()
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        for result in results:
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
-                logger.error("Ended by an error", exc_info=result)
+                logger.error("Ended by an error.", exc_info=result)
         await leadership.release(unfenced)
-        return 0 if first.get_name() in ("stop", "watch") and first.exception() is None else 1
-    finally:
         lag.cancel()
         for runner in runners:
             await runner.cleanup()
         await api.close()
 
 
-async def _become_leader(leadership: Leadership, cluster: Cluster) -> None:
-    while not await _crd_installed(cluster):  # noqa: ASYNC110  the CRD is on the API server, not in this loop
+async def _crd_installed(cluster: Cluster) -> None:
+    while True:
+        try:
+            if await cluster.serves_llmservices():
+                return
+            logger.warning("The CRD of LLMService is not installed; waiting for it.")
+        except ApiError as error:
+            logger.warning("Waiting for the API server: %s", error)
         await asyncio.sleep(_CRD_POLL_SECONDS)
-    await leadership.acquire(cluster)
-
-
-async def _crd_installed(cluster: Cluster) -> bool:
-    try:
-        if await cluster.serves_llmservices():
-            return True
-        logger.warning("The CRD of LLMService is not installed; waiting for it.")
-    except ApiError as error:
-        logger.warning("Waiting for the API server: %s", error)
-    return False
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -5,8 +5,9 @@ hang in Terminating once the operator is uninstalled, and creation handlers writ
 index handlers make kopf hold events back until everything that exists is in the store.
 """
 
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import kopf
@@ -38,6 +39,13 @@ _CONNECT_TIMEOUT = 5.0
 _REQUEST_TIMEOUT = 10.0
 
 
+class _UntilItAnswers:
+    """Pauses between kopf's attempts, without end: an outage of the API server must not end the operator."""
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((0.2, 0.5, 1.0, 2.0, 3.0), itertools.repeat(5.0))
+
+
 def build_registry(
     *, store: Store, enqueue: Callable[[str], None], forget: Callable[[str], None]
 ) -> kopf.OperatorRegistry:
@@ -66,6 +74,7 @@ def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> kopf.O
     settings.watching.connect_timeout = _CONNECT_TIMEOUT
     settings.networking.request_timeout = _REQUEST_TIMEOUT
     settings.networking.connect_timeout = _CONNECT_TIMEOUT
+    settings.networking.error_backoffs = _UntilItAnswers()
     for kind, resource in WATCHED.items():
         if kind != SERVICE:
             settings.watching.label_selectors[resource] = CHILD_SELECTOR

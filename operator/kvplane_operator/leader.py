@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kvplane_operator import metrics
-from kvplane_operator.cluster import ApiError, Cluster, ConflictError
+from kvplane_operator.cluster import ApiError, Cluster, ConflictError, NotFoundError
 from kvplane_operator.settings import OperatorSettings
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class Leadership:
         self._settings = settings
         self._clock = clock
         self._renewed_at: float | None = None
+        self._leading = asyncio.Event()
+        self._held: dict[str, Any] | None = None  # the Lease as this process wrote it last
         self._seen: tuple[str, float] | None = None  # resourceVersion of a foreign Lease, and since when it has it
 
     def check(self) -> None:
@@ -48,28 +50,38 @@ class Leadership:
         age = None if self._renewed_at is None else self._clock() - self._renewed_at
         return age is not None and age < self._settings.renew_deadline_seconds
 
-    async def acquire(self, cluster: Cluster) -> None:
+    async def wait(self) -> None:
         """Return once this process holds the Lease."""
-        while not await self._try(cluster):  # noqa: ASYNC110  the Lease is on the API server, not in this loop
-            await asyncio.sleep(self._settings.renew_seconds)
-        logger.info("Leading as %s.", self._settings.identity)
-        metrics.LEADING.set(1)
+        while not self.held():
+            await self._leading.wait()
+            if not self.held():  # lost, and the campaign has not noticed yet
+                await asyncio.sleep(self._settings.renew_seconds / 4)
 
-    async def hold(self, cluster: Cluster) -> None:
-        """Renew until the Lease is lost; then return, and the process has to end."""
-        try:
-            while self.held():
-                await asyncio.sleep(self._settings.renew_seconds)
-                await self._try(cluster)
-        finally:
-            metrics.LEADING.set(0)
-        logger.error("The leader Lease could not be renewed for %s s.", self._settings.renew_deadline_seconds)
+    async def campaign(self, cluster: Cluster) -> None:
+        """Take the Lease when it is free, renew it, and take it again after an outage; until cancelled.
+
+        A leader that could not renew in time only stops writing: what it watches stays up to date, and an API server
+        that comes back after an outage finds it at work at once.
+        """
+        while True:
+            self._note(await self._try(cluster))
+            await asyncio.sleep(self._settings.renew_seconds)
+
+    def _note(self, renewed: bool) -> None:
+        leading = renewed or self.held()
+        if leading and not self._leading.is_set():
+            logger.info("Leading as %s.", self._settings.identity)
+            self._leading.set()
+        elif not leading and self._leading.is_set():
+            logger.warning("Not leading any more: the Lease was lost, or not renewed in time.")
+            self._leading.clear()
+        metrics.LEADING.set(1 if leading else 0)
 
     async def release(self, cluster: Cluster) -> None:
         """Give the Lease up at a clean end, so that a standby need not wait for it to expire."""
         if not self.held():
             return
-        self._renewed_at = None
+        self._renewed_at = self._held = None
         try:
             lease = await cluster.get_lease(self._settings.lease_namespace, self._settings.lease_name)
             if lease and lease["spec"].get("holderIdentity") == self._settings.identity:
@@ -82,17 +94,21 @@ class Leadership:
         """Take or renew the Lease; False if another holds it, or the API server does not answer."""
         asked_at = self._clock()
         try:
-            lease = await cluster.get_lease(self._settings.lease_namespace, self._settings.lease_name)
+            # A holder replaces the version that it wrote last: one request, and a conflict if anybody came between.
+            lease = self._held or await cluster.get_lease(self._settings.lease_namespace, self._settings.lease_name)
             if lease is None:
-                await cluster.create_lease(self._settings.lease_namespace, self._lease(None))
+                self._held = await cluster.create_lease(self._settings.lease_namespace, self._lease(None))
             elif self._mine(lease) or self._free(lease):
-                await cluster.replace_lease(self._settings.lease_namespace, self._lease(lease))
+                self._held = await cluster.replace_lease(self._settings.lease_namespace, self._lease(lease))
             else:
-                self._renewed_at = None
+                self._held = self._renewed_at = None
                 return False
-        except ConflictError:
+        except (ConflictError, NotFoundError):
+            self._held = None
             return False
         except ApiError as error:
+            # Whether the write arrived is not known: read the Lease next time.
+            self._held = None
             logger.warning("The leader Lease could not be renewed: %s", error)
             return False
         self._renewed_at = asked_at

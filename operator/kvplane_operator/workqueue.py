@@ -18,6 +18,13 @@ logger = logging.getLogger(__name__)
 Work = Callable[[str], Awaitable[float | None]]
 """Works on one key; returns the seconds after which it wants to run again without a cause, None for never."""
 
+Gate = Callable[[], Awaitable[None]]
+"""Returns when work may begin; a key that waits here counts as queued, not as worked on."""
+
+
+async def _open() -> None:
+    return
+
 
 @dataclass(frozen=True)
 class Backoff:
@@ -35,8 +42,9 @@ class Backoff:
 class WorkQueue:
     """Runs ``work`` for keys as they come, on the running event loop."""
 
-    def __init__(self, work: Work, *, workers: int, backoff: Backoff | None = None) -> None:
+    def __init__(self, work: Work, *, workers: int, gate: Gate = _open, backoff: Backoff | None = None) -> None:
         self._work = work
+        self._gate = gate
         self._workers = workers
         self._backoff = backoff or Backoff()
         self._ready: asyncio.Queue[tuple[str, float]] = asyncio.Queue()
@@ -100,6 +108,7 @@ class WorkQueue:
     async def _run_worker(self) -> None:
         while True:
             key, added = await self._ready.get()
+            await self._gate()
             self._queued.discard(key)
             metrics.QUEUE_DEPTH.set(self._ready.qsize())
             metrics.QUEUE_SECONDS.observe(self._now() - added)
