@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from e2e.cluster.containerd import Layer, UnpackedImage, digest
+from e2e.cluster.containerd import Layer, UnpackedImage, digest, make_manifest, spellings
 from e2e.cluster.errors import ClusterStateError, CommandError
 from images.storage import Storage
 
@@ -29,29 +29,27 @@ def image(storage: Storage, name: str) -> UnpackedImage:
     )
 
 
-def spellings(name: str) -> frozenset[str]:
-    """The names that buildah may keep an image under that was asked for as `name`."""
-    tagged = name if ":" in name.rpartition("/")[2] or "@" in name else f"{name}:latest"
-    return frozenset({tagged, f"localhost/{tagged}", f"docker.io/{tagged}", f"docker.io/library/{tagged}"})
-
-
 def _unpacked(storage: Storage, entry: dict[str, Any], names: tuple[str, ...]) -> UnpackedImage:
     config_digest = f"sha256:{entry['id']}"
     config = (storage.images_file.parent / entry["id"] / big_data_file(config_digest)).read_bytes()
     diff_ids = json.loads(config)["rootfs"]["diff_ids"]
     by_id = {layer["id"]: layer for layer in _read(storage.layers_file)}
-    layers: list[Layer] = []
+    layers: list[dict[str, Any]] = []
     top: str | None = entry["layer"]
     while top:
-        layer = by_id[top]
-        layers.insert(0, Layer(layer["diff-digest"], int(layer["diff-size"]), storage.layer_tree(top)))
-        top = layer.get("parent")
-    if digest(config) != config_digest or [layer.diff_id for layer in layers] != diff_ids:
+        layers.insert(0, by_id[top])
+        top = by_id[top].get("parent")
+    if digest(config) != config_digest or [layer.get("diff-digest") for layer in layers] != diff_ids:
         raise CommandError(
             f"buildah's store {storage.root} keeps {names[0]} in a form that is not known (its layers are not those of "
             f"its configuration); push it to an archive: `buildah push {names[0]} docker-archive:image.tar`."
         )
-    return UnpackedImage(names=names, config=config, layers=tuple(layers))
+    return UnpackedImage(
+        names=names,
+        manifest=make_manifest(config, [(layer["diff-digest"], int(layer["diff-size"])) for layer in layers]),
+        config=config,
+        layers=tuple(Layer(layer["diff-digest"], storage.layer_tree(layer["id"])) for layer in layers),
+    )
 
 
 def big_data_file(key: str) -> str:

@@ -23,9 +23,9 @@ from pathlib import Path
 from e2e.cluster import binaries, cache, commands, daemons, faults, network, pki, requirements, sysctls
 from e2e.cluster.api import Api, Json, condition, wait_for
 from e2e.cluster.cgroups import Cgroups
-from e2e.cluster.containerd import SNAPSHOTS, Store
+from e2e.cluster.containerd import SNAPSHOTS, Store, UnpackedImage
 from e2e.cluster.errors import ClusterError, ClusterStateError
-from e2e.cluster.images import GoldenStore, put
+from e2e.cluster.images import GoldenStore
 from e2e.cluster.locks import exclusive
 from e2e.cluster.machine import PATH, Machine
 from e2e.cluster.pid1 import MachineSpec
@@ -35,6 +35,8 @@ from e2e.cluster.supervise import Daemon, Plan
 
 READY_SECONDS = 180.0
 """Patience for each thing that `up` waits for; an idle machine needs a few seconds for all."""
+GOLDEN_PLACE = "golden"
+"""Where a node's disk shows the whole golden store, so that later layers can be mounted from there."""
 COMPONENTS = ("kubernetes", "etcd", "containerd", "coredns")
 
 
@@ -275,16 +277,16 @@ class Cluster:
                 restart_backoff_seconds=self.spec.restart_backoff_seconds,
             ),
         )
-        snapshots = golden.seed(machine.disk / "containerd")
-        shown = tuple(
-            (str(golden.root / SNAPSHOTS / number), f"containerd/{SNAPSHOTS}/{number}") for number in snapshots
-        )
+        (machine.disk / GOLDEN_PLACE).mkdir()
+        shown = [(str(golden.root), GOLDEN_PLACE)]
+        for number in golden.seed(machine.disk / "containerd"):
+            shown.append((str(golden.root / SNAPSHOTS / number), f"containerd/{SNAPSHOTS}/{number}"))
         members = (
             daemons.containerd(daemons.MACHINE),
             daemons.kubelet(daemons.MACHINE, address=a.machine(name), zone=f"zone-{node_number(name)}"),
             daemons.kube_proxy(daemons.MACHINE),
         )
-        self._describe(machine, members, shown, wiring, {})
+        self._describe(machine, members, tuple(shown), wiring, {})
 
     def _describe(
         self,
@@ -361,15 +363,26 @@ class Cluster:
             nodes = [node for name in self.spec.node_names if (node := self.machine(name)).running()]
             if not nodes or not (self.folder / "cluster.json").exists():
                 return
-            with self._progress.step(f"images on {len(nodes)} running nodes"):
-                stores = [self._node_store(node, programs["ctr"]) for node in nodes]
-                with ThreadPoolExecutor(max_workers=len(stores)) as pool:
-                    list(pool.map(lambda store: [put(store, image) for image in found], stores))
+            with (
+                self._progress.step(f"images on {len(nodes)} running nodes"),
+                ThreadPoolExecutor(max_workers=len(nodes)) as pool,
+            ):
+                for done in [pool.submit(self._show_images, node, programs["ctr"], found) for node in nodes]:
+                    done.result()
 
-    def _node_store(self, node: Machine, ctr: Path) -> Store:
-        """The node's own containerd: its /run is private, but can be reached through its pid 1."""
+    def _show_images(self, node: Machine, ctr: Path, found: Sequence[UnpackedImage]) -> None:
+        """Have the node's own containerd adopt images of the golden store."""
+        # The node's /run is private, but can be reached through its pid 1.
         socket = Path(f"/proc/{node.pid()}/root{daemons.CRI_SOCKET}")
-        return Store(ctr=ctr, socket=socket, root=node.disk / "containerd")
+        store = Store(ctr=ctr, socket=socket, root=node.disk / "containerd")
+        golden = cache.golden() / "root"
+
+        def show(tree: Path, number: str) -> None:
+            snapshot = tree.parent.relative_to(golden)
+            node.show(golden, GOLDEN_PLACE, str(snapshot), f"containerd/{SNAPSHOTS}/{number}")
+
+        for image in found:
+            store.adopt(image, show)
 
     def trust_registry(self, name: str, url: str) -> None:
         """Pull images named `name`/… ("registry.test:5000") from `url` ("http://10.200.0.254:5000") on every node.

@@ -3,7 +3,7 @@
 A kubelet's containerd cannot serve several nodes, but its root folder can be prepared. The golden store is such a root
 that no kubelet uses. A node starts with a copy of its two small databases, hard links of its blobs, and read-only bind
 mounts of its unpacked layers: well under a megabyte and a few milliseconds per node, whatever the size of the images, and
-one page cache for all. Nodes that run already get new layers by hard links (containerd.py).
+one page cache for all. Nodes that run already get new layers in the same way, mounted from outside.
 
 Nothing that a cluster may have mounted is ever removed: the store is garbage-collected only while no cluster exists.
 """
@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,28 +53,33 @@ class GoldenStore:
     def root(self) -> Path:
         return self.folder / "root"
 
-    def load(self, names: Iterable[str], *, collect: bool, progress: Progress) -> list[Image]:
-        """Take these images in, and the pause image once; `collect` says that no cluster exists which shows the store.
+    def load(self, names: Iterable[str], *, collect: bool, progress: Progress) -> list[UnpackedImage]:
+        """Take these images in, and the pause image once; the images as they are here, for nodes that run.
+
+        `collect` says that no cluster exists which shows the store.
 
         Raises:
             ClusterStateError: there is no such image.
             CommandError: an archive cannot be imported.
         """
-        images = [(name, find(name)) for name in names]
+        wanted, loaded = [(name, find(name)) for name in names], []
         with self._lock(fcntl.LOCK_EX), self._containerd(collect=collect) as store:
             if PAUSE_IMAGE not in store.images():
-                with progress.step("pause image"):
-                    archive = self.folder / "pause.tar"
-                    archive.write_bytes(pause.archive(cache.go() / "mod"))
-                    store.import_archive(archive)
-                    archive.unlink()
-            for name, image in images:
+                with progress.step("pause image"), tempfile.NamedTemporaryFile(suffix=".tar") as archive:
+                    archive.write(pause.image(cache.go() / "mod").archive())
+                    archive.flush()
+                    store.import_archive(Path(archive.name))
+            for name, image in wanted:
                 with progress.step(f"image {name}") as step:
-                    if not put(store, image):
-                        step.detail = "is there already"
+                    if isinstance(image, Path):
+                        names_here = store.import_archive(image)
+                    else:
+                        names_here = image.names
+                        step.detail = "" if store.adopt(image, store.link) else "is there already"
+                    loaded += [store.unpacked(here) for here in names_here]
             if collect:
                 store.command("content", "prune", "references")
-        return [image for _, image in images]
+        return loaded
 
     def ensure_pause_image(self, *, collect: bool, progress: Progress) -> None:
         """Make the store usable for a first `up`, at no cost later."""
@@ -83,7 +89,7 @@ class GoldenStore:
             done.touch()
 
     def seed(self, node_root: Path) -> tuple[str, ...]:
-        """Prepare the containerd root of a node; the result are the snapshots to mount there (`layers()`)."""
+        """Prepare the containerd root of a node; the result are the numbers of the snapshots to mount there."""
         with self._lock(fcntl.LOCK_SH):
             for database in DATABASES:
                 (node_root / database).parent.mkdir(parents=True, exist_ok=True)
@@ -128,14 +134,6 @@ class GoldenStore:
                     daemon.terminate()
         finally:
             shutil.rmtree(state, ignore_errors=True)
-
-
-def put(store: Store, image: Image) -> bool:
-    """Adopt or import; False where it was there already."""
-    if isinstance(image, UnpackedImage):
-        return store.adopt(image)
-    store.import_archive(image)
-    return True
 
 
 def golden_config(root: Path, state: Path, *, collect: bool) -> str:

@@ -10,7 +10,7 @@ FOLDER/init.log       what pid 1 says
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from e2e.cluster import commands
@@ -112,6 +112,15 @@ class Machine:
         """The stdout of a command run in the machine."""
         return commands.run(*self.command(*words), stdin=stdin)
 
+    def show(self, folder: Path, place: str, part: str, at: str) -> None:
+        """Mount `part` of a folder that the disk shows at `place`, read-only at `at`, now and at every boot."""
+        self.run("mount", "--bind", f"/var/lib/{place}/{part}", f"/var/lib/{at}")
+        spec = self._spec()
+        self.write(replace(spec, layers=(*spec.layers, (str(folder / part), at))))
+
+    def _spec(self) -> MachineSpec:
+        return MachineSpec.from_json((self.folder / "machine.json").read_text())
+
     def stop_daemon(self, daemon: str) -> None:
         """Kill a daemon with SIGKILL and keep it down; returns when it is gone."""
         self._check(daemon)
@@ -125,8 +134,7 @@ class Machine:
         (self.control / f"{daemon}.down").unlink(missing_ok=True)
 
     def daemons(self) -> tuple[str, ...]:
-        spec = MachineSpec.from_json((self.folder / "machine.json").read_text())
-        return tuple(daemon.name for daemon in spec.plan.daemons)
+        return tuple(daemon.name for daemon in self._spec().plan.daemons)
 
     def _check(self, daemon: str) -> None:
         if daemon not in (known := self.daemons()):

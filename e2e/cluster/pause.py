@@ -1,20 +1,41 @@
 """The image of the process that holds a pod's namespaces, made from the pause.c that Kubernetes ships in its module."""
 
+import json
+import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import binaries
-from e2e.cluster.containerd import Layer, UnpackedImage, digest, tar
+from e2e.cluster.containerd import ARCHITECTURES, UnpackedImage, digest, make_manifest, tar
 from e2e.cluster.daemons import PAUSE_IMAGE
 from e2e.cluster.errors import BuildError
 
 SOURCE = "build/pause/linux/pause.c"
 
 
-def archive(module_cache: Path) -> bytes:
-    """An OCI archive of the image; Kubernetes must have been built with this module cache, or be downloadable.
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image of one layer, in memory."""
+
+    name: str
+    config: bytes
+    layer: bytes
+
+    def archive(self) -> bytes:
+        """An OCI archive."""
+        layer = digest(self.layer)
+        manifest = make_manifest(self.config, [(layer, len(self.layer))])
+        return UnpackedImage((self.name,), manifest, self.config, ()).archive({layer: self.layer})
+
+
+def image(module_cache: Path, *, name: str = PAUSE_IMAGE, labels: Mapping[str, str] | None = None) -> BuiltImage:
+    """The image, under another name or with labels where a test wants several.
+
+    Kubernetes must have been built with this module cache.
 
     Raises:
         BuildError: there is no C compiler, or pause.c does not compile.
@@ -22,12 +43,13 @@ def archive(module_cache: Path) -> bytes:
     (kubernetes,) = binaries.select(["kubernetes"])
     source = module_cache / f"k8s.io/kubernetes@{kubernetes.version()}" / SOURCE
     layer = tar({"pause": compile_static(source)}, mode=0o755)
-    config = (
-        '{"architecture":"amd64","os":"linux","config":{"Entrypoint":["/pause"],"User":"65535:65535"},'
-        f'"rootfs":{{"type":"layers","diff_ids":["{digest(layer)}"]}}}}'
-    )
-    image = UnpackedImage((PAUSE_IMAGE,), config.encode(), (Layer(digest(layer), len(layer), Path()),))
-    return image.archive({digest(layer): layer})
+    config = {
+        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": {"Entrypoint": ["/pause"], "User": "65535:65535", "Labels": dict(labels or {})},
+        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
+    }
+    return BuiltImage(name, json.dumps(config).encode(), layer)
 
 
 def compile_static(source: Path) -> bytes:
