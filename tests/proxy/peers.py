@@ -14,6 +14,13 @@ from kvplane_runtime.proxy.upstream import UpstreamPool
 HELLO = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for something that another task, or the kernel, brings about."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0.002)
+
+
 @dataclass
 class UpstreamSocket:
     """The upstream's end of one connection."""
@@ -230,9 +237,7 @@ class Stage:
 
     async def settled(self) -> None:
         """Waits until nothing is in flight, and asserts that nothing leaked."""
-        async with asyncio.timeout(5):
-            while self.gate.inside:
-                await asyncio.sleep(0.005)
+        await until(lambda: not self.gate.inside)
         assert self.proxy.held_bytes == 0
 
 
@@ -258,6 +263,4 @@ async def staged(
         await stage.settled()
         proxy.abort()
         await upstream.stop()
-        async with asyncio.timeout(5):
-            while proxy.connections:
-                await asyncio.sleep(0.005)
+        await until(lambda: not proxy.connections)

@@ -1,5 +1,7 @@
 """Heads and chunked framing, without I/O."""
 
+import itertools
+
 import httptools
 import pytest
 from hypothesis import given
@@ -189,7 +191,7 @@ def chunked(chunks: list[bytes], trailers: bytes = b"") -> bytes:
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    return [data[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 @given(chunks=CHUNKS, trailers=TRAILERS, rest=st.binary(max_size=20), cuts=st.lists(st.integers(0, 400), max_size=12))
