@@ -32,9 +32,8 @@ _CRD_POLL_SECONDS = 2.0
 async def run(settings: OperatorSettings) -> int:
     """Run until told to stop (exit code 0) or until a part of it ends by an error (1)."""
     stop = asyncio.Event()
+    _stop_on_signals(stop)
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
 
     leadership = Leadership(settings)
     api = await connect()
@@ -78,6 +77,12 @@ async def run(settings: OperatorSettings) -> int:
         await api.close()
 
 
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
 async def _crd_installed(cluster: Cluster) -> None:
     while True:
         try:
@@ -105,6 +110,15 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, stop: asyncio.Event) -> None:
     registry = build_registry(store=store, enqueue=queue.add, forget=queue.forget)
+
+    started = asyncio.Event()
+
+    async def take_signals_back() -> None:
+        # kopf takes the signals, and at one waits 5 s for its own waiter of a stop flag that nobody sets.
+        await started.wait()
+        _stop_on_signals(stop)
+
+    taken_back = asyncio.create_task(take_signals_back())
     await kopf.operator(
         registry=registry,
         settings=configure(kopf.OperatorSettings(), settings),
@@ -112,7 +126,9 @@ async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, sto
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
         stop_flag=stop,
+        ready_flag=started,
     )
+    taken_back.cancel()
 
 
 def main() -> None:
