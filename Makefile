@@ -1,0 +1,61 @@
+# One verb per command. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(KVPLANE_CACHE),$(HOME)/.cache/kvplane)
+PYTHON := .venv/bin/python
+export PYTHONPATH :=
+
+.PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images clean clean-cache bench-operator
+
+help: ## list the commands
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
+
+setup: ## Python packages into .venv (the other commands do it by themselves)
+	@scripts/bootstrap.sh
+
+demo: setup ## nothing -> a cluster -> a served token; leaves the cluster up (MODEL=hf://ORG/NAME for a real model)
+	@$(PYTHON) -m e2e.demo up
+
+demo-down: setup ## remove what the demo left up
+	@$(PYTHON) -m e2e.demo down
+
+test: setup lint verify unit e2e ## everything: lint, drift, unit, integration and end-to-end tests
+	@echo "make test: all passed"
+
+unit: setup ## unit and integration tests (real API server, no nodes, no root)
+	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm
+	@$(PYTHON) -m pytest tests -n 3 --dist loadgroup
+
+e2e: setup ## end-to-end tests on a real cluster (root)
+	@$(PYTHON) -m e2e.prepare
+	@$(PYTHON) -m pytest e2e/tests
+
+lint: setup ## ruff and mypy
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy operator/kvplane_api operator/kvplane_operator runtime/kvplane_runtime e2e images bench
+
+generate: setup ## write what is generated from code: CRD, chart copy, references
+	@$(PYTHON) scripts/generate.py
+
+verify: setup ## fail if generated files differ from their sources
+	@$(PYTHON) scripts/generate.py --check
+
+lock: setup ## renew requirements/*.lock
+	@scripts/lock.sh
+
+images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
+	@$(PYTHON) -m images.build control engine-cpu $(if $(PUSH),--push $(PUSH))
+
+bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
+	@$(PYTHON) -m bench.operator
+
+clean: ## remove clusters, build output and .venv; keep the cache
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; fi
+	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-cache: clean ## remove the cache too
+	@rm -rf $(CACHE)

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Renews the lock files. They are in requirements form, with hashes and without download addresses: see
+# docs/decisions/0002-lock-files.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cache="${KVPLANE_CACHE:-$HOME/.cache/kvplane}"
+export UV_CACHE_DIR="$cache/uv-cache"
+compile() {
+    "$cache/uv/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header "$@"
+}
+compile pyproject.toml --extra operator --extra sidecar --group dev --output-file requirements/dev.lock
+compile pyproject.toml --extra operator --extra sidecar --output-file requirements/control.lock
