@@ -47,7 +47,7 @@ def structural_schema(model: type[BaseModel]) -> Schema:
 
 def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any], *, path: str) -> Schema:
     if node.get("x-kubernetes-int-or-string"):
-        return {key: node[key] for key in ("description", "x-kubernetes-int-or-string") if key in node}
+        return {key: node[key] for key in ("description", "maxLength", "x-kubernetes-int-or-string") if key in node}
     node = _resolve(node, definitions, path=path)
     out: Schema = {key: node[key] for key in _KEPT if key in node}
     if "description" in out:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from kvplane_api import names
 from kvplane_api.schema import PERSISTED_DEFAULT
 
 SERVICE_NAME_LIMIT = 43
@@ -29,6 +30,7 @@ OWNED_ENGINE_FLAGS = (
     "--tensor-parallel-size",
     "-tp",
     "--gpu-memory-utilization",
+    "--device-memory-utilization",
     "--max-model-len",
     "--block-size",
     "--max-num-batched-tokens",
@@ -37,17 +39,25 @@ OWNED_ENGINE_FLAGS = (
     "--no-enable-prefix-caching",
     "--speculative-config",
     "-sc",
+    "--spec-method",
+    "--spec-model",
+    "--spec-tokens",
     "--kv-transfer-config",
     "--kv-offloading-size",
     "--kv-offloading-backend",
     "--shutdown-timeout",
     "--disable-log-stats",
     "--headless",
+    "--grpc",
+    "--ssl-certfile",
+    "--ssl-keyfile",
     "--config",
 )
-"""Engine flags that fields of the API set, or that would lead traffic round the sidecar or blind it."""
+"""Engine flags that fields of the API set, or that would lead traffic round the sidecar or blind it. The engine's parser
+also takes any unambiguous beginning of a flag for it, so those are refused too."""
 
-RESERVED_ENV_PREFIX = "KVPLANE_"
+_FREE_FLAGS_THAT_BEGIN_AN_OWNED_ONE = ("--tokenizer",)
+
 RESERVED_ENV = ("HF_HOME", "HF_TOKEN", "VLLM_HOST_IP")
 
 
@@ -59,14 +69,39 @@ def _rules(*rules: dict[str, str]) -> dict[str, Any]:
     return {"x-kubernetes-validations": list(rules)}
 
 
-_INT_OR_STRING: dict[str, Any] = {"x-kubernetes-int-or-string": True}
+_INT_OR_STRING: dict[str, Any] = {"x-kubernetes-int-or-string": True, "maxLength": 32}
+_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
 _FREE_FORM: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 
-Name = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-Quantity = Annotated[
+Name = Annotated[
     str,
-    Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"),
+    Field(
+        max_length=253,
+        json_schema_extra=_rules(
+            _cel(
+                "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')",
+                "It must be the name of an object in the service's namespace: lower-case letters, digits, '-' and '.', for "
+                "example hub-token.",
+            )
+        ),
+    ),
 ]
+Bytes = Annotated[
+    str,
+    Field(
+        max_length=24,
+        json_schema_extra=_rules(
+            _cel(
+                "self.matches('^[1-9][0-9]*([.][0-9]+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')",
+                "It must be a size in bytes above 0, written as a Kubernetes quantity, for example 40Gi.",
+            )
+        ),
+    ),
+]
+
+
+def _cel_list(values: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f"'{value}'" for value in values) + "]"
 
 
 class _Model(BaseModel):
@@ -100,7 +135,7 @@ class ModelCache(_Model):
     claim_name: Name | None = None
     """claimName of an existing PersistentVolumeClaim in the service's namespace. With several replicas on several nodes it
     must be ReadWriteMany. Pods that start later find the model there and download nothing."""
-    size_limit: Quantity | None = None
+    size_limit: Bytes | None = None
     """sizeLimit of the emptyDir that holds the model, as a quantity (40Gi). A pod that needs more is evicted by the
     kubelet."""
 
@@ -116,7 +151,7 @@ class ModelFacts(_Model):
     """headDim: dimension of one head (head_dim)."""
     parameters: Annotated[int, Field(ge=1, le=10**14, json_schema_extra={"format": "int64"})]
     """parameters: number of weights. 8000000000 for an 8B model."""
-    accelerator_memory: Quantity
+    accelerator_memory: Bytes
     """acceleratorMemory of one accelerator, as a quantity (80Gi)."""
 
 
@@ -195,7 +230,18 @@ class Context(_Model):
 class EnvVar(_Model):
     """One environment variable of the engine."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")]
+    name: Annotated[
+        str,
+        Field(
+            max_length=253,
+            json_schema_extra=_rules(
+                _cel(
+                    "self.matches('^[-._a-zA-Z][-._a-zA-Z0-9]*$')",
+                    "It must be a name of letters, digits, '_', '-' and '.', not beginning with a digit, for example NCCL_DEBUG.",
+                )
+            ),
+        ),
+    ]
     """name of the variable."""
     value: Annotated[str, Field(max_length=8192)] | None = None
     """value of the variable. Unset: empty, unless valueFrom is given."""
@@ -226,44 +272,51 @@ class Speculative(_Model):
 class KVOffload(_Model):
     """A second tier of KV cache in host memory."""
 
-    cpu_memory: Quantity
+    cpu_memory: Bytes
     """cpuMemory for offloaded KV blocks, as a quantity (20Gi), over all accelerators of a replica. It counts towards the
     container's memory."""
+
+
+ResourceList = Annotated[
+    dict[str, Annotated[int | str, Field(json_schema_extra=_INT_OR_STRING)]],
+    Field(
+        max_length=32,
+        json_schema_extra=_rules(
+            _cel(
+                "self.all(name, string(self[name]).matches('^[0-9]+([.][0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$'))",
+                "engine.resources values must be Kubernetes quantities, for example 500m, 2 or 80Gi.",
+            ),
+            _cel(
+                "self.all(name, !name.contains('/') || string(self[name]).matches('^[0-9]{1,9}$'))",
+                "engine.resources values of extended resources such as nvidia.com/gpu must be whole numbers, for example 4.",
+            ),
+        ),
+    ),
+]
 
 
 class ResourceRequirements(_Model):
     """Kubernetes resource requests and limits."""
 
-    limits: (
-        Annotated[
-            dict[str, Annotated[int | str, Field(json_schema_extra=_INT_OR_STRING)]],
-            Field(max_length=32),
-        ]
-        | None
-    ) = None
-    """limits by resource name."""
-    requests: (
-        Annotated[
-            dict[str, Annotated[int | str, Field(json_schema_extra=_INT_OR_STRING)]],
-            Field(max_length=32),
-        ]
-        | None
-    ) = None
+    limits: ResourceList | None = None
+    """limits by resource name. The installation's defaults.accelerator is added where it is not named; 0 of it asks for
+    none."""
+    requests: ResourceList | None = None
     """requests by resource name. Unset: as limits."""
 
 
-_FLAG = "self.split('=')[0].replace('_', '-')"
-_OWNED = "[" + ", ".join(f"'{flag}'" for flag in OWNED_ENGINE_FLAGS) + "]"
+_FLAG = "self.split('=')[0].split('.')[0].replace('_', '-')"
 _ARG_RULES = _rules(
     _cel(
-        f"!({_FLAG} in {_OWNED})",
+        f"!self.startsWith('-') || {_FLAG} in {_cel_list(_FREE_FLAGS_THAT_BEGIN_AN_OWNED_ONE)} || "
+        f"!{_cel_list(OWNED_ENGINE_FLAGS)}.exists(flag, flag.startsWith({_FLAG}))",
         "engine.extraArgs must not set a flag that a field of the LLMService sets or that the operator owns (such as --model, "
         "--host, --port, --max-model-len, --block-size); use the field: see kubectl explain llmservice.spec.engine.",
     )
 )
 _ENV_RULES = _rules(
     _cel(
-        "self.all(e, !e.name.startsWith('KVPLANE_') && !(e.name in ['HF_HOME', 'HF_TOKEN', 'VLLM_HOST_IP']))",
+        f"self.all(e, !e.name.startsWith('KVPLANE_') && !(e.name in {_cel_list(RESERVED_ENV)}))",
         "engine.env must not set KVPLANE_*, HF_HOME, HF_TOKEN or VLLM_HOST_IP: the operator sets them (model.cache, "
         "model.tokenSecretRef).",
     ),
@@ -282,6 +335,7 @@ class Engine(_Model):
             _cel(
                 "!has(self.tensorParallelSize) || !has(self.resources) || !has(self.resources.limits) || "
                 "!('nvidia.com/gpu' in self.resources.limits) || "
+                "!string(self.resources.limits['nvidia.com/gpu']).matches('^[0-9]{1,9}$') || "
                 "int(string(self.resources.limits['nvidia.com/gpu'])) % self.tensorParallelSize == 0",
                 "engine.tensorParallelSize must divide the accelerators in engine.resources.limits['nvidia.com/gpu']; ask for "
                 "tensorParallelSize accelerators, or leave them out and the operator asks for that many.",
@@ -301,8 +355,8 @@ class Engine(_Model):
     resources: ResourceRequirements | None = None
     """resources of the engine container. Unset: the installation's defaults.accelerator x tensorParallelSize, and no
     cpu or memory bounds."""
-    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra=_ENV_RULES)] | None = None
-    """env: further environment variables of the engine."""
+    env: Annotated[list[EnvVar], Field(max_length=64, json_schema_extra={**_BY_NAME, **_ENV_RULES})] | None = None
+    """env: further environment variables of the engine; one that the operator sets too (HOME, ...) takes this value."""
     extra_args: (
         Annotated[
             list[Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=_ARG_RULES)]],
@@ -411,6 +465,41 @@ class TemplateMetadata(_Model):
     """annotations added to the pods."""
 
 
+OWNED_CONTAINER_FIELDS = (
+    "command",
+    "args",
+    "lifecycle",
+    "startupProbe",
+    "readinessProbe",
+    "livenessProbe",
+    "restartPolicy",
+)
+"""Fields of the engine's and the sidecar's container that an overlay must leave alone."""
+
+
+def _without(fields: tuple[str, ...], *, of: str) -> str:
+    return " && ".join(f"!has({of}.{field})" for field in fields)
+
+
+_WORDS: dict[str, Any] = {"type": "array", "maxItems": 256, "items": {"type": "string", "maxLength": 16384}}
+_CONTAINERS: dict[str, Any] = {
+    "type": "array",
+    "maxItems": 16,
+    "items": {
+        **_FREE_FORM,
+        "required": ["name"],
+        # CEL sees declared properties only; the others pass as they are.
+        "properties": {
+            "name": {"type": "string", "maxLength": 63},
+            **dict.fromkeys(OWNED_CONTAINER_FIELDS, _FREE_FORM),
+            "command": _WORDS,
+            "args": _WORDS,
+            "restartPolicy": {"type": "string", "maxLength": 32},
+        },
+    },
+}
+
+
 class PodTemplate(_Model):
     """An overlay on the pods that the operator makes."""
 
@@ -429,13 +518,28 @@ class PodTemplate(_Model):
                             "podTemplate.spec must not set restartPolicy, terminationGracePeriodSeconds, hostNetwork or "
                             "shareProcessNamespace: the drain and the sidecar depend on them (disruption.drainSeconds sets "
                             "the grace period).",
-                        )
+                        ),
+                        *(
+                            _cel(
+                                f"!has(self.{containers}) || self.{containers}.all(c, c.name != '{name}' || "
+                                f"{_without(OWNED_CONTAINER_FIELDS, of='c')})",
+                                f"podTemplate.spec.{containers} must not set {', '.join(OWNED_CONTAINER_FIELDS)} of {name}: the "
+                                "engine stays behind the sidecar by them. Use the fields of spec.engine (image, extraArgs, "
+                                "startupTimeoutSeconds, ...).",
+                            )
+                            for containers, name in (
+                                ("containers", names.CONTAINER_ENGINE),
+                                ("initContainers", names.CONTAINER_SIDECAR),
+                            )
+                        ),
                     ),
                     "properties": {
                         "restartPolicy": {"type": "string", "maxLength": 32},
                         "terminationGracePeriodSeconds": {"type": "integer"},
                         "hostNetwork": {"type": "boolean"},
                         "shareProcessNamespace": {"type": "boolean"},
+                        "containers": _CONTAINERS,
+                        "initContainers": _CONTAINERS,
                     },
                 }
             ),
