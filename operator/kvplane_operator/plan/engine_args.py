@@ -7,7 +7,7 @@ from kvplane_api import names
 from kvplane_api.service import Engine, LLMServiceSpec, Speculative
 from kvplane_operator.plan import quantities, sources
 
-COMMAND = ("python3", "-m", "vllm.entrypoints.openai.api_server")
+COMMAND = ("vllm", "serve")
 
 SHUTDOWN_SECONDS = 10
 """vLLM's own wait for requests in flight at TERM: a second net below the sidecar's drain, inside the 15 s margin."""

@@ -156,7 +156,9 @@ def _engine(
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(engine_args.COMMAND),
         "args": engine_args.engine_args(spec, served_name=spec.served_name(service)),
-        "env": [*_engine_env(), *source.env, *(_env(e.name, e.value, e.value_from) for e in engine.env or ())],
+        "env": _by_name(
+            [*_engine_env(), *source.env, *(_env(e.name, e.value, e.value_from) for e in engine.env or ())]
+        ),
         "startupProbe": _probe(
             "/engine/startup",
             period=_STARTUP_PERIOD_SECONDS,
@@ -193,6 +195,11 @@ def _engine_env() -> list[dict[str, Any]]:
         "PYTHONUNBUFFERED": "1",
     }
     return [_env(name, value, None) for name, value in values.items()]
+
+
+def _by_name(variables: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last of each name, at the place of the first: the API server refuses a name that stands twice."""
+    return list({variable["name"]: variable for variable in variables}.values())
 
 
 def _env(name: str, value: str | None, value_from: Mapping[str, Any] | None) -> dict[str, Any]:

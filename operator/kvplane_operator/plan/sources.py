@@ -47,7 +47,7 @@ def render(model: Model) -> RenderedSource:
 def _mounted(volume: dict[str, Any], path: str) -> RenderedSource:
     directory = f"{names.PATH_MODEL}/{path.strip('/')}".rstrip("/")
     return RenderedSource(
-        args=("--model", directory),
+        args=(directory,),
         # A mounted model is complete: a look at the hub would only delay the start, or fail it.
         env=({"name": "HF_HUB_OFFLINE", "value": "1"},),
         volumes=({"name": VOLUME_MODEL, **volume},),
@@ -57,7 +57,7 @@ def _mounted(volume: dict[str, Any], path: str) -> RenderedSource:
 
 def _hub(model: Model, rest: str) -> RenderedSource:
     repository, _, revision = rest.partition("@")
-    args = ["--model", repository]
+    args = [repository]
     if revision:
         args += ["--revision", revision, "--tokenizer-revision", revision]
     env: list[dict[str, Any]] = []
