@@ -1,0 +1,32 @@
+"""What tests of several folders share: one real API server, started when the first test asks for it."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster.controlplane import ControlPlane
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """etcd and kube-apiserver with the CRD established; no controllers, so what a test writes is all there is."""
+    with ControlPlane(tmp_path_factory.mktemp("control-plane") / "files") as control_plane:
+        control_plane.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
+        control_plane.kubectl("wait", "--for=condition=Established", "crd/llmservices.kvplane.dev", "--timeout=60s")
+        yield control_plane
+
+
+@pytest.fixture(scope="session")
+def make_namespace(control_plane: ControlPlane) -> Callable[..., str]:
+    """Makes a namespace of the test's own, with the labels given as keywords; they go with the API server."""
+
+    def make(**labels: str) -> str:
+        name = f"test-{uuid.uuid4().hex[:8]}"
+        control_plane.api.create("/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+        return name
+
+    return make
