@@ -230,9 +230,9 @@ def archive_names(archive: Path) -> tuple[str, ...]:
         with tarfile.open(archive) as content:
             files = {name.removeprefix("./") for name in content.getnames()}
             if "manifest.json" in files:
-                docker: list[dict[str, Any]] = json.loads(_member(content, "manifest.json"))
+                docker: list[dict[str, Any]] = json.loads(read_member(content, "manifest.json"))
                 return tuple(name for image in docker for name in image.get("RepoTags") or ())
-            index: dict[str, Any] = json.loads(_member(content, "index.json"))
+            index: dict[str, Any] = json.loads(read_member(content, "index.json"))
     except (tarfile.TarError, KeyError, ValueError) as error:
         raise CommandError(f"{archive} is no docker- or OCI-archive: {error}") from None
     annotations = [manifest.get("annotations") or {} for manifest in index["manifests"]]
@@ -240,8 +240,14 @@ def archive_names(archive: Path) -> tuple[str, ...]:
     return tuple(found[key] for found in annotations for key in keys if key in found)
 
 
-def _member(content: tarfile.TarFile, name: str) -> bytes:
-    file = content.extractfile(name)
+def read_member(content: tarfile.TarFile, name: str) -> bytes:
+    """A file of a tar, whether its names begin with "./" or not.
+
+    Raises:
+        KeyError: there is no such file.
+    """
+    names = content.getnames()
+    file = content.extractfile(name if name in names else f"./{name}")
     if file is None:
         raise KeyError(f"{name} is not a file")
     return file.read()

@@ -22,6 +22,7 @@ from e2e.cluster.cluster import Cluster
 from e2e.cluster.commands import run
 from e2e.cluster.containerd import digest
 from e2e.cluster.errors import ApiError, ClusterStateError, CommandError
+from e2e.cluster.registry import Registry
 from e2e.cluster.spec import ClusterSpec
 from images.build import build_images
 
@@ -253,7 +254,7 @@ def test_kubelets_may_not_change_other_nodes(cluster: Cluster) -> None:
     own = "--kubeconfig=/var/lib/kubernetes/kubelet.kubeconfig"
     node = cluster.machine("node-1")
     node.run("kubectl", own, "annotate", "--overwrite", "node", "node-1", "mine=yes")
-    with pytest.raises(CommandError, match="node-2.* is forbidden"):
+    with pytest.raises(CommandError, match=r"node-2.* is forbidden"):
         node.run("kubectl", own, "annotate", "--overwrite", "node", "node-2", "mine=yes")
 
 
@@ -265,6 +266,20 @@ def test_an_archive_reaches_running_nodes(cluster: Cluster, tmp_path: Path) -> N
         archive.write_bytes(image.archive())
         cluster.load([str(archive)])
         assert_runs(cluster, "late", image)
+
+
+def test_image_volumes_are_pulled_from_a_registry_in_the_network(cluster: Cluster, image: str, tmp_path: Path) -> None:
+    archive = tmp_path / "model.tar"
+    archive.write_bytes(pause.image(cache.go() / "mod", name="model").archive())
+    pod = web_pod("puller", image, "node-3")
+    pod["spec"]["volumes"] = [{"name": "model", "image": {"reference": "registry.test:5000/models/tiny:1"}}]
+    with Registry({"models/tiny:1": archive}, address=cluster.addresses.host) as registry:
+        cluster.trust_registry("registry.test:5000", registry.url)
+        cluster.api.create(f"{NAMESPACE}/pods", pod)
+        eventually("the pod with the pulled volume is Ready", lambda: pod_ready(cluster, "puller"))
+    assert "pause" in cluster.kubectl("exec", "puller", "--", "ls", "/model")
+    assert any("/v2/models/tiny/blobs/" in request for request in registry.requests)
+    cluster.api.delete(f"{NAMESPACE}/pods/puller")
 
 
 def assert_runs(cluster: Cluster, name: str, image: pause.BuiltImage) -> None:
