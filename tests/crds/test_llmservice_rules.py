@@ -21,7 +21,7 @@ HUGE = 10**9
 FACTS = {"layers": 32, "kvHeads": 8, "headDim": 128, "parameters": 8_000_000_000, "acceleratorMemory": "80Gi"}
 
 OWNED_VALUES = {
-    **dict.fromkeys(OWNED_CONTAINER_FIELDS, {}),
+    **{field: {} for field in OWNED_CONTAINER_FIELDS},
     "command": ["sh"],
     "args": ["--host=0.0.0.0"],
     "restartPolicy": "Never",
