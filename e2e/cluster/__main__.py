@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"SIG{arguments.signal} to {count} processes")
     elif command == "exec":
         words = arguments.words[1:] if arguments.words[:1] == ["--"] else arguments.words
-        line = cluster.machine(arguments.machine).command(*(words or ["bash"]))
+        line = cluster.machine_of_running(arguments.machine).command(*(words or ["bash"]))
         os.execvp(line[0], line)  # noqa: S606 - no shell is wanted
     elif command == "kubeconfig":
         cluster.record()

@@ -113,12 +113,19 @@ class Cluster:
             )
         return Machine(name, self.folder / name, self.cgroups)
 
+    def machine_of_running(self, name: str) -> Machine:
+        """The same, of a cluster that is up."""
+        machine = self.machine(name)
+        self.record()
+        return machine
+
     def node(self, name: str) -> Machine:
+        """A node of a cluster that is up."""
         if name not in self.spec.node_names:
             raise ClusterStateError(
                 f"There is no node {name!r} in {self.spec.name}; there are {', '.join(self.spec.node_names)}."
             )
-        return self.machine(name)
+        return self.machine_of_running(name)
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         """The stdout of `kubectl ARGUMENTS` as the admin.
@@ -422,10 +429,10 @@ class Cluster:
 
     def stop_daemon(self, machine: str, daemon: str) -> None:
         """Kill a daemon ("kube-apiserver" of "cp", "kubelet" of "node-1", …) with SIGKILL and keep it down."""
-        self.machine(machine).stop_daemon(daemon)
+        self.machine_of_running(machine).stop_daemon(daemon)
 
     def start_daemon(self, machine: str, daemon: str) -> None:
-        self.machine(machine).start_daemon(daemon)
+        self.machine_of_running(machine).start_daemon(daemon)
 
     def stop_kubelet(self, node: str) -> None:
         """The node's pods live on, and nobody looks after them."""

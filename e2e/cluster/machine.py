@@ -137,6 +137,6 @@ class Machine:
         return tuple(daemon.name for daemon in self._spec().plan.daemons)
 
     def _check(self, daemon: str) -> None:
+        self.pid()  # it must be on
         if daemon not in (known := self.daemons()):
             raise ClusterStateError(f"{self.name} runs no {daemon!r}; its daemons are {', '.join(known)}.")
-        self.pid()
