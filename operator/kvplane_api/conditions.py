@@ -24,49 +24,219 @@ class Type(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a condition has its status. The comment says which type and status a reason goes with."""
+    """Why a condition has its status; ``MEANINGS`` says which condition and status a reason goes with, and what to do."""
 
-    # Accepted
-    VALID = "Valid"  # True: the spec is valid and, as far as known before a start, feasible
-    INVALID_SPEC = "InvalidSpec"  # False: this operator cannot read the spec (a CRD newer than the operator, say)
-    CONTEXT_EXCEEDS_CAPACITY = (
-        "ContextExceedsCapacity"  # False: by model.facts, context.maxTokens does not fit one replica
-    )
-    RING_NOT_AVAILABLE = "RingNotAvailable"  # False: mode Auto would choose a ring, which this version cannot run
-    PATH_NOT_ALLOWED = "PathNotAllowed"  # False: a path:// source where the installation does not allow hostPath
-    CHILD_CONFLICT = "ChildConflict"  # False: an object that is not ours has the name of a child
-    CHILD_REJECTED = "ChildRejected"  # False: the API server refused a child; the message is its own
+    VALID = "Valid"
+    INVALID_SPEC = "InvalidSpec"
+    CONTEXT_EXCEEDS_CAPACITY = "ContextExceedsCapacity"
+    RING_NOT_AVAILABLE = "RingNotAvailable"
+    PATH_NOT_ALLOWED = "PathNotAllowed"
+    CHILD_CONFLICT = "ChildConflict"
+    CHILD_REJECTED = "ChildRejected"
 
-    # Available
-    MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"  # True: at least one replica serves
-    SCALED_TO_ZERO = "ScaledToZero"  # False: no replica is asked for
-    STARTING = "Starting"  # False: replicas are being scheduled, pulled or loaded
-    UNSCHEDULABLE = "Unschedulable"  # False: no node fits; the message is the scheduler's
-    IMAGE_PULL_FAILED = "ImagePullFailed"  # False: an image cannot be pulled
-    ENGINE_CRASHED = "EngineCrashed"  # False: the engine exits; the message has its exit code and last log lines
-    SIDECAR_CRASHED = "SidecarCrashed"  # False: the sidecar exits
-    OUT_OF_MEMORY = "OOMKilled"  # False: the kernel killed a container for memory
-    CONTAINER_CONFIG_ERROR = "ContainerConfigError"  # False: a Secret or ConfigMap the pod refers to is missing, ...
-    VOLUME_NOT_READY = "VolumeNotReady"  # False: a claim is missing or unbound
-    PODS_REFUSED = "PodsRefused"  # False: the API server refuses the pods (pod security, quota)
-    STARTUP_TIMED_OUT = "StartupTimedOut"  # False: the engine did not come up within engine.startupTimeoutSeconds
-    NOT_RECONCILED = "NotReconciled"  # Unknown: nothing was applied, since the spec is not accepted
+    MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
+    SCALED_TO_ZERO = "ScaledToZero"
+    STARTING = "Starting"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    ENGINE_CRASHED = "EngineCrashed"
+    SIDECAR_CRASHED = "SidecarCrashed"
+    OUT_OF_MEMORY = "OOMKilled"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    VOLUME_NOT_READY = "VolumeNotReady"
+    PODS_REFUSED = "PodsRefused"
+    STARTUP_TIMED_OUT = "StartupTimedOut"
+    NOT_RECONCILED = "NotReconciled"
 
-    # Progressing
-    ROLLING_OUT = "RollingOut"  # True: pods of the newest template are being brought up
-    SCALING = "Scaling"  # True: the number of replicas is changing
-    STABLE = "Stable"  # False: everything asked for is there
-    NO_ROOM_FOR_SURGE = "NoRoomForSurge"  # False: a rollout waits for a node that can hold the surge pod
-    ROLLOUT_STALLED = "RolloutStalled"  # False: pods of the new template do not come up; the old ones serve on
+    ROLLING_OUT = "RollingOut"
+    SCALING = "Scaling"
+    STABLE = "Stable"
+    NO_ROOM_FOR_SURGE = "NoRoomForSurge"
+    ROLLOUT_STALLED = "RolloutStalled"
 
-    # Degraded
-    AS_ASKED = "AsAsked"  # False: nothing is missing
-    REPLICAS_MISSING = "ReplicasMissing"  # True: serving, with fewer replicas than asked
-    CRASH_LOOPING = "CrashLooping"  # True: serving, while a replica crashes again and again
-    NOT_SERVING = "NotServing"  # False: Available says why
+    AS_ASKED = "AsAsked"
+    REPLICAS_MISSING = "ReplicasMissing"
+    CRASH_LOOPING = "CrashLooping"
+    NOT_SERVING = "NotServing"
 
-    # Ready
-    SERVING = "Serving"  # True: accepted, available, and as asked
+    SERVING = "Serving"
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a reason says on one condition, and what its reader should do; the source of docs/reference/conditions.md."""
+
+    type: Type
+    status: Status
+    reason: Reason
+    says: str
+    cure: str
+
+
+_NOTHING: Final = "Nothing."
+_LOG: Final = "The message has the last log lines"
+
+MEANINGS: Final[tuple[Meaning, ...]] = (
+    Meaning(
+        Type.ACCEPTED,
+        "True",
+        Reason.VALID,
+        "The spec is valid and, as far as known before a start, feasible.",
+        _NOTHING,
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.INVALID_SPEC,
+        "This operator cannot read the spec: the CRD is newer than the operator. What runs goes on.",
+        "Upgrade the operator to the version of the CRD, or remove the field that the message names.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.CONTEXT_EXCEEDS_CAPACITY,
+        "By model.facts, context.maxTokens does not fit the KV memory of one replica.",
+        "Lower context.maxTokens, raise engine.tensorParallelSize, or set engine.kvCacheDtype: fp8.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.RING_NOT_AVAILABLE,
+        "Mode Auto asks for a ring, which this version cannot run.",
+        "Lower context.maxTokens, raise context.ringThresholdTokens, or set mode: Paged.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.PATH_NOT_ALLOWED,
+        "model.source is path://, and the installation does not allow hostPath.",
+        "Use pvc:// or oci://, or install the chart with security.allowPathSources=true.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.CHILD_CONFLICT,
+        "An object that does not belong to this service has the name of a child. It is left alone.",
+        "Rename the service, or delete that object.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.CHILD_REJECTED,
+        "The API server refuses a child, for example for podTemplate or a quota; the message is its own.",
+        "Change what the message names; the operator tries again by itself.",
+    ),
+    Meaning(Type.AVAILABLE, "True", Reason.MINIMUM_REPLICAS_AVAILABLE, "At least one replica serves.", _NOTHING),
+    Meaning(Type.AVAILABLE, "False", Reason.SCALED_TO_ZERO, "No replica is asked for.", "kubectl scale it up."),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.STARTING,
+        "Replicas are being scheduled, pulled or loaded; the message says which.",
+        "Wait: loading a large model takes minutes, and engine.startupTimeoutSeconds bounds it.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.UNSCHEDULABLE,
+        "No node fits a pod; the message is the scheduler's.",
+        "Add or free nodes, or ask for less in engine.resources and engine.tensorParallelSize.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.IMAGE_PULL_FAILED,
+        "An image, or a model image of oci://, cannot be pulled.",
+        "Correct engine.image or model.source, or give podTemplate.spec.imagePullSecrets.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.ENGINE_CRASHED,
+        f"The engine exits. {_LOG} and the exit code.",
+        "Correct what the log names: often model.source, the token, or engine.extraArgs.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.SIDECAR_CRASHED,
+        f"The sidecar exits. {_LOG}.",
+        "Report it with these lines; check that the sidecar image is the operator's version.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.OUT_OF_MEMORY,
+        "The kernel killed a container for memory.",
+        "Raise the memory limit in engine.resources, or lower engine.gpuMemoryPercent on CPU engines.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.CONTAINER_CONFIG_ERROR,
+        "A container cannot be created: a Secret or a key that it refers to is missing, or its command is not there.",
+        "Create what the message names; the pod goes on by itself.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.VOLUME_NOT_READY,
+        "A PersistentVolumeClaim is missing or unbound, or a volume cannot be mounted.",
+        "Create the claim, or correct model.source or model.cache.claimName.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.PODS_REFUSED,
+        "The API server refuses the pods: pod security, or a quota.",
+        "Change what the message names, or the namespace's policy or quota.",
+    ),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.STARTUP_TIMED_OUT,
+        "The engine did not answer within engine.startupTimeoutSeconds and was ended.",
+        "Raise it, or keep the download with model.cache.claimName.",
+    ),
+    Meaning(
+        Type.AVAILABLE, "False", Reason.NOT_RECONCILED, "Nothing runs, since the spec is not accepted.", "See Accepted."
+    ),
+    Meaning(Type.PROGRESSING, "True", Reason.ROLLING_OUT, "Pods of the newest template are being brought up.", "Wait."),
+    Meaning(Type.PROGRESSING, "True", Reason.SCALING, "The number of replicas is changing.", "Wait."),
+    Meaning(Type.PROGRESSING, "False", Reason.STABLE, "Nothing is being changed.", _NOTHING),
+    Meaning(
+        Type.PROGRESSING,
+        "False",
+        Reason.NO_ROOM_FOR_SURGE,
+        "A rollout waits for a node that can hold its surge pod; the old pods serve.",
+        "Free room for one more pod, or set rollout.maxSurge: 0 and rollout.maxUnavailable: 1.",
+    ),
+    Meaning(
+        Type.PROGRESSING,
+        "False",
+        Reason.ROLLOUT_STALLED,
+        "Pods of the new template do not come up; the old pods serve on.",
+        "Correct what the message names, or set the spec back.",
+    ),
+    Meaning(Type.DEGRADED, "False", Reason.AS_ASKED, "Nothing is missing.", _NOTHING),
+    Meaning(
+        Type.DEGRADED,
+        "True",
+        Reason.REPLICAS_MISSING,
+        "The service serves, with fewer replicas than asked; the message says why.",
+        "As for the reason of Available that the message gives.",
+    ),
+    Meaning(
+        Type.DEGRADED,
+        "True",
+        Reason.CRASH_LOOPING,
+        f"The service serves, while a replica crashes again and again. {_LOG}.",
+        "As for EngineCrashed, SidecarCrashed or OOMKilled.",
+    ),
+    Meaning(Type.DEGRADED, "False", Reason.NOT_SERVING, "Nothing serves.", "See Available."),
+    Meaning(Type.READY, "True", Reason.SERVING, "The service is accepted, available and as asked.", _NOTHING),
+)
+"""Ready is the roll-up: False with the reason and message of the first condition that keeps it from being True."""
 
 
 MESSAGE_LIMIT: Final = 2048
