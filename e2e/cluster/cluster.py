@@ -341,7 +341,7 @@ class Cluster:
         with sysctls.machine_lock():
             if record:
                 network.release(Addresses(record.index), self.kernel_name)
-            sysctls.restore(self.kernel_name)
+            sysctls.restore(self.kernel_name, alive=lambda name: Cgroups(name).tracking().exists())
         self.cgroups.remove()
         if self.folder.exists():
             # Renamed first: the range is free again, and a killed removal leaves no half of a cluster.

@@ -6,7 +6,7 @@ belongs to the whole machine.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,12 +47,19 @@ def save(cluster: str, *, folder: Path = FOLDER, proc: Path = Path("/proc/sys"))
     (folder / "users" / cluster).touch()
 
 
-def restore(cluster: str, *, folder: Path = FOLDER, proc: Path = Path("/proc/sys")) -> None:
-    """Put the settings back if `cluster` is the last that used them, and forget them; call it under the lock."""
+def restore(
+    cluster: str, *, alive: Callable[[str], bool], folder: Path = FOLDER, proc: Path = Path("/proc/sys")
+) -> None:
+    """Put the settings back if `cluster` is the last `alive` one that used them, and forget them; call it under the lock.
+
+    A user that is not alive is a cluster whose folder somebody removed without taking it down.
+    """
     users, file = folder / "users", folder / "sysctl.json"
     if not users.exists():
         return
-    (users / cluster).unlink(missing_ok=True)
+    for user in list(users.iterdir()):
+        if user.name == cluster or not alive(user.name):
+            user.unlink()
     if any(users.iterdir()):
         return
     if file.exists():

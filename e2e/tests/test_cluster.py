@@ -18,6 +18,7 @@ import pytest
 
 from e2e.cluster import cache, pause
 from e2e.cluster.api import Json, condition, wait_for
+from e2e.cluster.cgroups import Cgroups
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.commands import run
 from e2e.cluster.containerd import digest
@@ -374,6 +375,55 @@ def test_two_clusters_side_by_side(cluster: Cluster) -> None:
     assert traces(other) == []
     assert routes(index) == []
     assert cluster.all_nodes_ready()
+
+
+def test_two_clusters_may_come_up_at_once() -> None:
+    """They choose ranges under a lock; neither gets the other's."""
+    clusters = [Cluster(ClusterSpec(name=name, nodes=1)) for name in ("e2eleft", "e2eright")]
+    try:
+        running = [
+            subprocess.Popen(command("--name", c.spec.name, "up", "--nodes", "1"), cwd=REPOSITORY) for c in clusters
+        ]
+        assert [process.wait() for process in running] == [0, 0]
+        assert clusters[0].record().index != clusters[1].record().index
+        assert all(cluster.all_nodes_ready() for cluster in clusters)
+    finally:
+        for cluster in clusters:
+            cluster.down()
+    assert [traces(cluster) for cluster in clusters] == [[], []]
+
+
+def test_a_killed_load_is_healed_by_the_next(cluster: Cluster, tmp_path: Path) -> None:
+    image = pause.image(cache.go() / "mod", name="localhost/killed:1")
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(image.archive())
+    for seconds in (0.2, 0.35, 0.5):
+        killed = subprocess.Popen(
+            command("--name", cluster.spec.name, "load", str(archive)), cwd=REPOSITORY, stderr=subprocess.DEVNULL
+        )
+        time.sleep(seconds)
+        killed.kill()
+        killed.wait()
+    cluster.load([str(archive)])
+    assert_runs(cluster, "killed", image)
+
+
+def test_cgroups_of_both_versions_are_made_and_killed() -> None:
+    """On a host with v1, an empty v2 hierarchy is mounted beside it: enough for all but the controllers."""
+    cgroups = Cgroups("kvplane-test", Path("/sys/fs/cgroup/unified"))
+    if Cgroups("kvplane-test").unified:
+        cgroups = Cgroups("kvplane-test")
+    assert cgroups.unified
+    try:
+        cgroups.create("node-1")
+        sleeper = subprocess.Popen(["sleep", "1000"])
+        (cgroups.daemons("node-1") / "cgroup.procs").write_text(str(sleeper.pid))
+        assert cgroups.processes("node-1") == [sleeper.pid]
+        cgroups.kill()
+        assert sleeper.wait() == -signal.SIGKILL
+    finally:
+        cgroups.remove()
+    assert not cgroups.tracking().exists()
 
 
 @pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0, 2.0, 4.0])

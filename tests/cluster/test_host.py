@@ -25,6 +25,14 @@ def proc(tmp_path: Path) -> Path:
     return proc
 
 
+def everybody(name: str) -> bool:
+    return True
+
+
+def nobody(name: str) -> bool:
+    return False
+
+
 def test_settings_come_back_when_the_last_cluster_goes(tmp_path: Path, proc: Path) -> None:
     run, panic = tmp_path / "run", proc / "kernel/panic"
     with sysctls.machine_lock(run):
@@ -32,17 +40,28 @@ def test_settings_come_back_when_the_last_cluster_goes(tmp_path: Path, proc: Pat
     panic.write_text("10\n")
     with sysctls.machine_lock(run):
         sysctls.save("two", folder=run, proc=proc)
-        sysctls.restore("one", folder=run, proc=proc)
+        sysctls.restore("one", alive=everybody, folder=run, proc=proc)
     assert panic.read_text() == "10\n"
     with sysctls.machine_lock(run):
-        sysctls.restore("two", folder=run, proc=proc)
+        sysctls.restore("two", alive=everybody, folder=run, proc=proc)
     assert panic.read_text() == "0\n"
     assert list(tmp_path.iterdir()) == [proc]
 
 
+def test_a_cluster_that_vanished_does_not_hold_the_settings(tmp_path: Path, proc: Path) -> None:
+    run, panic = tmp_path / "run", proc / "kernel/panic"
+    with sysctls.machine_lock(run):
+        sysctls.save("vanished", folder=run, proc=proc)
+        panic.write_text("10\n")
+        sysctls.save("one", folder=run, proc=proc)
+        sysctls.restore("one", alive=nobody, folder=run, proc=proc)
+    assert panic.read_text() == "0\n"
+    assert not run.exists()
+
+
 def test_settings_of_a_cluster_that_never_was_stay(tmp_path: Path, proc: Path) -> None:
     with sysctls.machine_lock(tmp_path / "run"):
-        sysctls.restore("ghost", folder=tmp_path / "run", proc=proc)
+        sysctls.restore("ghost", alive=everybody, folder=tmp_path / "run", proc=proc)
     assert not (tmp_path / "run").exists()
 
 
@@ -51,7 +70,7 @@ def test_a_setting_that_the_kernel_lacks_is_left_out(tmp_path: Path, proc: Path)
     run = tmp_path / "run"
     with sysctls.machine_lock(run):
         sysctls.save("one", folder=run, proc=proc)
-        sysctls.restore("one", folder=run, proc=proc)
+        sysctls.restore("one", alive=everybody, folder=run, proc=proc)
     assert not (proc / "kernel/keys/root_maxkeys").exists()
 
 
