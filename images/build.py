@@ -18,7 +18,7 @@ from pathlib import Path
 
 from e2e.cluster.progress import Progress
 from images.plan import Plan, Request, Step, make_plan
-from images.recipes import RECIPES, with_bases
+from images.recipes import RECIPES
 from images.storage import default_storage
 from images.tools import CERTIFICATES, Commands, Tool, detect_tool
 
@@ -39,9 +39,10 @@ def build_images(
     tag: str = "dev",
     base: str | None = None,
     push: str | None = None,
+    plain_http: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
-    """Build what is out of date and return the full names of the images asked for, in the order of their layers.
+    """Build what is out of date and return the full names of `names`.
 
     `tool` None detects one. `base` is an image reference, `debian` for the base made with debootstrap, or None:
     `debian` for buildah, the official Python image for docker and podman. Raises ImageBuildError.
@@ -51,8 +52,8 @@ def build_images(
     if base is None:
         base = "debian" if tool is Tool.BUILDAH else PUBLIC_BASE
     storage = default_storage()
-    commands = Commands(tool=tool, storage=storage, mount_certificates=CERTIFICATES.is_dir())
-    request = Request(recipes=with_bases(names), tag=tag, base=None if base == "debian" else base, push=push)
+    commands = Commands(tool=tool, storage=storage, mount_certificates=CERTIFICATES.is_dir(), plain_http=plain_http)
+    request = Request(names=names, tag=tag, base=None if base == "debian" else base, push=push)
     folder = storage.root.parent
     with _only_one(folder / "build.lock", progress):
         have = commands.images()
@@ -156,13 +157,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tag", default="dev", help="tag of the images (default: dev)")
     parser.add_argument("--base", help=f"image to stand on, or debian to make one (default: debian or {PUBLIC_BASE})")
     parser.add_argument("--push", metavar="REGISTRY/PATH", help="also push to REGISTRY/PATH/IMAGE:TAG")
+    parser.add_argument("--plain-http", action="store_true", help="push without TLS, to a registry on this machine")
     parsed = parser.parse_args(arguments)
     names = tuple(parsed.images) or ("control", "engine-cpu")
     unknown = [name for name in names if name not in RECIPES]
     if unknown:
         parser.error(f"unknown image {', '.join(unknown)}; there are {', '.join(RECIPES)}")
     try:
-        built = build_images(names, tool=parsed.tool, tag=parsed.tag, base=parsed.base, push=parsed.push)
+        built = build_images(
+            names,
+            tool=parsed.tool,
+            tag=parsed.tag,
+            base=parsed.base,
+            push=parsed.push,
+            plain_http=parsed.plain_http,
+        )
     except ImageBuildError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1

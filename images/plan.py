@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images import debian
-from images.recipes import Recipe, content_key
+from images.recipes import content_key, with_bases
 from images.tools import Commands
 
 
@@ -13,8 +13,8 @@ from images.tools import Commands
 class Request:
     """What the user asked for."""
 
-    recipes: tuple[Recipe, ...]
-    """In the order of `with_bases`."""
+    names: tuple[str, ...]
+    """Images to leave and to push; those below them are built where needed."""
     tag: str
     """The tag of the images, beside the one that is their key."""
     base: str | None
@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, and the images that they leave; no steps where all are up to date."""
+    """Steps in order, and the full names of the images asked for; no steps where all are up to date."""
 
     steps: tuple[Step, ...]
     images: tuple[str, ...]
@@ -48,9 +48,10 @@ def make_plan(
     An image is built when no image is tagged with its key, tagged when only its tag is missing or stale.
     """
     base = request.base or f"{commands.prefix}/base:{debian.base_key(repository)}"
+    recipes = with_bases(request.names)
     below: dict[str, str] = {}
     keyed: dict[str, str] = {}
-    for recipe in request.recipes:
+    for recipe in recipes:
         below[recipe.name] = base if recipe.base_image is None else keyed[recipe.base_image]
         key = content_key(recipe, repository, below[recipe.name])
         keyed[recipe.name] = f"{commands.prefix}/{recipe.name}:{key}"
@@ -58,10 +59,9 @@ def make_plan(
     steps: list[Step] = []
     if request.base is None and base not in have and any(name not in have for name in keyed.values()):
         steps += _base_steps(base, scratch, repository, commands)
-    tagged = []
-    for recipe in request.recipes:
-        name, wanted = keyed[recipe.name], f"{commands.prefix}/{recipe.name}:{request.tag}"
-        tagged.append(wanted)
+    tagged = {recipe.name: f"{commands.prefix}/{recipe.name}:{request.tag}" for recipe in recipes}
+    for recipe in recipes:
+        name, wanted = keyed[recipe.name], tagged[recipe.name]
         if name not in have:
             command = commands.build(
                 containerfile=str(repository / recipe.containerfile),
@@ -73,11 +73,11 @@ def make_plan(
         elif have[name] != have.get(wanted):
             steps.append(Step(f"image {recipe.name}: tag {request.tag}", recipe.name, commands.tag(name, wanted)))
     if request.push is not None:
-        for recipe, wanted in zip(request.recipes, tagged, strict=True):
-            destination = f"{request.push.rstrip('/')}/{recipe.name}:{request.tag}"
-            for command in commands.push(wanted, destination):
-                steps.append(Step(f"image {recipe.name}: push to {destination}", recipe.name, command))
-    return Plan(steps=tuple(steps), images=tuple(tagged))
+        for image in dict.fromkeys(request.names):
+            destination = f"{request.push.rstrip('/')}/{image}:{request.tag}"
+            for command in commands.push(tagged[image], destination):
+                steps.append(Step(f"image {image}: push to {destination}", image, command))
+    return Plan(steps=tuple(steps), images=tuple(tagged[image] for image in request.names))
 
 
 def _base_steps(base: str, scratch: Path, repository: Path, commands: Commands) -> list[Step]:

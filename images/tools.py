@@ -35,6 +35,8 @@ class Commands:
     storage: Storage
     """Used by buildah only."""
     mount_certificates: bool
+    plain_http: bool = False
+    """Push without TLS, for a registry on this machine; docker decides that itself, by its daemon's configuration."""
 
     @property
     def prefix(self) -> str:
@@ -67,7 +69,8 @@ class Commands:
         """Send `image` to the registry as `destination`; credentials are the tool's own (`docker login`)."""
         if self.tool is Tool.DOCKER:
             return self.tag(image, destination), self._run("push", destination)
-        return (self._run("push", image, f"docker://{destination}"),)
+        options = ("--tls-verify=false",) if self.plain_http else ()
+        return (self._run("push", *options, image, f"docker://{destination}"),)
 
     def environment(self) -> dict[str, str]:
         """The environment to run these commands with."""

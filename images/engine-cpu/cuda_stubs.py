@@ -128,18 +128,27 @@ def _undefined_symbols_end(image: bytes, table: Mapping[int, int], offset: Calla
 def stub_symbols(objects: Iterable[SharedObject]) -> dict[str, dict[str, str | None]]:
     """Per missing library (soname) the symbols it must define, each with its version or None.
 
-    A reference without a version belongs to the library whose name its symbol starts with (`ncclSend`: libnccl).
+    A reference without a version belongs to the library with the longest name that its symbol starts with
+    (`cusparseLtInit`: libcusparseLt).
     """
     objects = tuple(objects)
-    sonames = {name for o in objects for name in o.needed if name.removeprefix("lib").split(".so")[0] in STUBBED}
-    wanted: dict[str, dict[str, str | None]] = {soname: {} for soname in sorted(sonames)}
+    wanted: dict[str, dict[str, str | None]] = {
+        soname: {} for soname in sorted({name for o in objects for name in o.needed if _library(name) in STUBBED})
+    }
+    by_length = sorted(wanted, key=lambda soname: len(_library(soname)), reverse=True)
     for reference in sorted({r for o in objects for r in o.references}, key=lambda r: r.symbol):
-        for soname, symbols in wanted.items():
-            prefix = soname.removeprefix("lib").split(".so")[0].lower()
-            unversioned = reference.library is None and reference.symbol.lower().startswith(prefix)
-            if reference.library == soname or unversioned:
-                symbols[reference.symbol] = reference.version
+        owner = reference.library
+        if owner is None:
+            symbol = reference.symbol.lower()
+            owner = next((soname for soname in by_length if symbol.startswith(_library(soname).lower())), None)
+        if owner in wanted:
+            wanted[owner][reference.symbol] = reference.version
     return wanted
+
+
+def _library(soname: str) -> str:
+    """`nccl` of `libnccl.so.2`."""
+    return soname.removeprefix("lib").split(".so")[0]
 
 
 def sysv_hash(name: str) -> int:

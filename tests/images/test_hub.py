@@ -19,7 +19,7 @@ from e2e.hub import Hub, Model, commit_id, first_byte, serve
 MEBIBYTE = 1 << 20
 WEIGHTS_BYTES = 24 * MEBIBYTE
 BREAK_AFTER = 16 * MEBIBYTE
-RIGHT_TOKEN = "hf_right"
+GRANTED = "hf_right"
 STEP_BYTES = 10 * MEBIBYTE
 """huggingface_hub writes, and so resumes, in steps of this size."""
 
@@ -52,7 +52,7 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture
 def hub(folder: Path, older: Path) -> Hub:
     public = Model("acme/tiny", folder, revisions={"v0": older})
-    gated = Model("acme/gated", folder, token=RIGHT_TOKEN)
+    gated = Model("acme/gated", folder, token=GRANTED)
     return Hub([public, gated], break_after=None)
 
 
@@ -110,7 +110,7 @@ def test_a_gated_model_wants_its_token(endpoint: str, cache: Path, token: str | 
 
 
 def test_a_gated_model_comes_with_its_token(endpoint: str, folder: Path, cache: Path) -> None:
-    copy = snapshot_download("acme/gated", endpoint=endpoint, cache_dir=cache, token=RIGHT_TOKEN)
+    copy = snapshot_download("acme/gated", endpoint=endpoint, cache_dir=cache, token=GRANTED)
     assert same_files(Path(copy), folder)
 
 
