@@ -5,10 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from e2e.cluster.controlplane import ControlPlane
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+# The same examples in every run, and no deadline: the machine may be busy.
+settings.register_profile("kvplane", max_examples=60, deadline=None, derandomize=True, database=None)
+settings.load_profile("kvplane")
 
 
 @pytest.fixture(scope="session")

@@ -97,11 +97,13 @@ def fit(
     _positive("context_tokens", context_tokens)
     _positive("accelerator_bytes", accelerator_bytes)
     _positive("accelerators", accelerators)
+    _positive("block_size", block_size)
     weight_bytes = facts.parameters * bytes_per_element(dtype)
     usable = accelerator_bytes * (memory_percent - activation_percent) // 100 - -(-weight_bytes // accelerators)
     per_token = kv_bytes_per_token(facts, kv_cache_dtype=kv_cache_dtype)
-    shards = min(accelerators, facts.kv_heads)
-    kv_bytes = max(0, usable) * shards
+    # The accelerator with the most heads fills up first.
+    heads_of_one = -(-facts.kv_heads // accelerators)
+    kv_bytes = max(0, usable) * facts.kv_heads // heads_of_one
     capacity = kv_bytes // per_token // block_size * block_size
     return Fit(
         fits=context_tokens <= capacity,
