@@ -83,6 +83,8 @@ async def connect() -> client.ApiClient:
     """A client from the pod's service account, or from the kubeconfig outside of a cluster."""
     configuration = client.Configuration()
     configuration.connection_pool_maxsize = 32
+    # Else aiohttp looks for a .netrc and for proxies in the environment, on a thread, before every single request.
+    configuration.client_session_kwargs = {"trust_env": False}
     try:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
