@@ -18,7 +18,7 @@ SCHEMA: Final = CHART / "values.schema.json"
 
 _WIDTH: Final = 110
 _HELM_OWN: Final = "global"
-"""Allowed because Helm sets it; users have no use for it."""
+"""Allowed because Helm sets it in dependencies; users have no use for it."""
 
 Schema = Mapping[str, Any]
 
@@ -72,7 +72,7 @@ def _block(name: str, part: Schema, *, indent: int) -> str:
         part["description"], _WIDTH, initial_indent=f"{pad}# ", subsequent_indent=f"{pad}# ", break_on_hyphens=False
     )
     if "default" not in part:
-        inner = "".join(_block(child, schema, indent=indent + 1) for child, schema in part["properties"].items())
+        inner = "".join(_block(child, schema, indent=indent + 1) for child, schema in _public(part))
         return f"{comment}\n{pad}{name}:\n{inner}"
     value = part["default"]
     if isinstance(value, dict | list) and value:

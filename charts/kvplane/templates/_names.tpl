@@ -1,10 +1,7 @@
-{{/* Release and chart name in one, without saying "kvplane" twice; room is left for a suffix. */}}
+{{/* "kvplane" and the release's name, without saying it twice. Begins with a letter, as a Service must, and leaves room for
+a suffix. */}}
 {{- define "kvplane.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}
-{{ .Release.Name | trunc 52 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}
-{{- end -}}
+{{ hasPrefix "kvplane" .Release.Name | ternary .Release.Name (print "kvplane-" .Release.Name) | trunc 52 | trimSuffix "-" }}
 {{- end }}
 
 {{/* The operator's Deployment, Service, Lease, and roles. */}}

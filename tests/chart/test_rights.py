@@ -1,0 +1,113 @@
+"""The rights that the chart gives are enough for the operator, and it makes use of each."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.chart.helm import Rendered, rights
+from tests.chart.installation import get, get_all, installed, is_gone
+from tests.chart.recorder import Right
+from tests.integration.conftest import Cluster, eventually, llmservice
+
+ASKED_FOR_BY_ADMISSION: Final[set[Right]] = {("update", "kvplane.dev", "llmservices/finalizers")}
+"""Used inside of the API server, where no recorder sees it."""
+
+
+@pytest.mark.parametrize("scope", ["everywhere", "one-namespace"])
+def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: Path, scope: str) -> None:
+    models, others = f"{scope}-models", f"{scope}-others"
+    for name in (models, others):
+        cluster.kubectl("create", "namespace", name)
+    watched = [models] if scope == "one-namespace" else []
+    with installed(cluster, tmp_path, scope, values={"watchNamespaces": watched}) as installation:
+        assert bool(installation.rendered.of("ClusterRole")) == (scope == "everywhere")
+        cluster.kubectl("wait", "--for=condition=Established", "crd/llmservices.kvplane.dev", "--timeout=60s")
+        cluster.apply(llmservice("elsewhere", others))
+        with installation.operator() as operator:
+            everything_a_service_causes(cluster, models)
+
+            given, recorder = given_rights(installation.rendered), installation.recorder
+            eventually(lambda: recorder.used | ASKED_FOR_BY_ADMISSION >= given, what=f"use of all of {sorted(given)}")
+            assert recorder.refused == []
+            assert recorder.used | ASKED_FOR_BY_ADMISSION == given
+
+            assert bool(get(cluster, others, "deployment elsewhere")) == (scope == "everywhere")
+            tested = installation.selftest(seconds=20)
+            assert tested.returncode == 0, tested.stderr
+            assert f"{'1 of them in' if watched else '2 of them in all namespaces'}" in tested.stdout
+            assert f"{operator.identity} leads" in tested.stdout
+            assert operator.stop() == 0
+        failed = installation.selftest(seconds=0)
+        assert failed.returncode == 1
+        assert f"FAILED: Nobody holds the Lease {scope}/" in failed.stderr
+        for namespace, name in ((models, "chat"), (others, "elsewhere")):
+            cluster.kubectl("delete", "llms", name, "-n", namespace)
+
+
+def test_what_it_must_not_do(cluster: Cluster, tmp_path: Path) -> None:
+    with installed(cluster, tmp_path, "strict") as installation:
+        given = given_rights(installation.rendered)
+    assert not {part for right in given for part in right if "*" in part}
+    assert not {resource for _, _, resource in given} & {"secrets", "pods/log", "pods/exec", "nodes", "namespaces"}
+
+
+def given_rights(rendered: Rendered) -> set[Right]:
+    """All that the release's roles give."""
+    return {right for kind in ("ClusterRole", "Role") for role in rendered.of(kind) for right in rights(role["rules"])}
+
+
+def everything_a_service_causes(cluster: Cluster, namespace: str) -> None:
+    """Create, reconfigure, scale, tidy: every kind of request that the operator knows."""
+    cluster.apply(llmservice("chat", namespace, replicas=2))
+    for child in ("deployment chat", "service chat", "service chat-pods", "configmap chat", "poddisruptionbudget chat"):
+        eventually(partial(get, cluster, namespace, child), what=child)
+    eventually(lambda: (get(cluster, namespace, "llmservice chat") or {}).get("status"), what="a status")
+    eventually(lambda: len(get_all(cluster, namespace, "pod")) == 2, what="pods")
+
+    before = _pods_config(cluster, namespace)
+    change = json.dumps({"spec": {"admission": {"maxBodyBytes": 1 << 20}, "replicas": 1}})
+    cluster.kubectl("patch", "llms", "chat", "-n", namespace, "--type=merge", f"--patch={change}")
+    eventually(partial(is_gone, cluster, namespace, "poddisruptionbudget chat"), what="no budget for one pod")
+    eventually(lambda: _pods_config(cluster, namespace).isdisjoint(before), what="the pod told of its configuration")
+
+    # Owned and not wanted, as after an upgrade that names a child otherwise.
+    owner = cluster.kubectl("get", "llms", "chat", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
+    cluster.apply(*(_stray(kind, body, namespace, owner) for kind, body in STRAYS.items()))
+    for kind in STRAYS:
+        eventually(partial(is_gone, cluster, namespace, f"{kind.lower()} stray"), what=f"no {kind} stray")
+
+
+STRAYS: Final[dict[str, dict[str, Any]]] = {
+    "Deployment": {
+        "apiVersion": "apps/v1",
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": {"app": "stray"}},
+            "template": {
+                "metadata": {"labels": {"app": "stray"}},
+                "spec": {"containers": [{"name": "stray", "image": "stray"}]},
+            },
+        },
+    },
+    "Service": {"apiVersion": "v1", "spec": {"ports": [{"port": 80}]}},
+    "ConfigMap": {"apiVersion": "v1", "data": {}},
+}
+
+
+def _stray(kind: str, body: dict[str, Any], namespace: str, owner: str) -> dict[str, Any]:
+    reference = {"apiVersion": "kvplane.dev/v1alpha1", "kind": "LLMService", "name": "chat", "uid": owner}
+    metadata = {
+        "name": "stray",
+        "namespace": namespace,
+        "labels": {"kvplane.dev/service": "chat"},
+        "ownerReferences": [reference | {"controller": True}],
+    }
+    return {"kind": kind, "metadata": metadata, **body}
+
+
+def _pods_config(cluster: Cluster, namespace: str) -> set[str | None]:
+    pods = get_all(cluster, namespace, "pod")
+    return {pod["metadata"].get("annotations", {}).get("kvplane.dev/config-hash") for pod in pods}
