@@ -1,0 +1,132 @@
+"""A field exists only when code reads it: changing each one changes what is written, or what is said.
+
+The table must name every leaf field of the spec; a field that is added without an effect, or without a row here, fails.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from kvplane_api.service import LLMServiceSpec, LLMServiceStatus, PoolStatus
+from kvplane_operator.plan.record import DATA_KEY
+from tests.kvplane_operator.world import CONFIG_MAP, World, settled
+
+FACTS = {"layers": 32, "kvHeads": 8, "headDim": 128, "parameters": 8_000_000_000, "acceleratorMemory": "24Gi"}
+LONG = {"maxTokens": 90_000}
+
+# field -> (parts of the spec around it, one value, another value)
+CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
+    "model.source": ({}, "hf://acme/tiny", "pvc://models"),
+    "model.servedName": ({}, "a", "b"),
+    "model.tokenSecretRef.name": ({}, "a", "b"),
+    "model.tokenSecretRef.key": ({"model": {"tokenSecretRef": {"name": "a"}}}, "token", "other"),
+    "model.cache.claimName": ({}, "a", "b"),
+    "model.cache.sizeLimit": ({}, "1Gi", "2Gi"),
+    "model.facts.layers": ({"model": {"facts": FACTS}, "context": LONG}, 32, 1),
+    "model.facts.kvHeads": ({"model": {"facts": FACTS}, "context": LONG}, 8, 1),
+    "model.facts.headDim": ({"model": {"facts": FACTS}, "context": LONG}, 128, 16),
+    "model.facts.parameters": ({"model": {"facts": FACTS}, "context": LONG}, 8_000_000_000, 1_000_000),
+    "model.facts.acceleratorMemory": ({"model": {"facts": FACTS}, "context": LONG}, "24Gi", "80Gi"),
+    "context.maxTokens": ({}, 1024, 2048),
+    "context.ringThresholdTokens": ({"context": LONG}, 100_000, 50_000),
+    "mode": ({"context": {"maxTokens": 200_000}}, "Auto", "Paged"),
+    "replicas": ({}, 1, 2),
+    "engine.image": ({}, "a", "b"),
+    "engine.dtype": ({}, "auto", "float16"),
+    "engine.kvCacheDtype": ({}, "auto", "fp8"),
+    "engine.tensorParallelSize": ({}, 1, 2),
+    "engine.resources.limits": ({}, {"cpu": 1}, {"cpu": 2}),
+    "engine.resources.requests": ({}, {"cpu": 1}, {"cpu": 2}),
+    "engine.env[].name": ({"engine": {"env": [{}]}}, "A", "B"),
+    "engine.env[].value": ({"engine": {"env": [{"name": "A"}]}}, "1", "2"),
+    "engine.env[].valueFrom": (
+        {"engine": {"env": [{"name": "A"}]}},
+        {"fieldRef": {"fieldPath": "metadata.name"}},
+        {"fieldRef": {"fieldPath": "metadata.uid"}},
+    ),
+    "engine.extraArgs": ({}, [], ["--enforce-eager"]),
+    "engine.blockSize": ({}, 16, 32),
+    "engine.gpuMemoryPercent": ({}, 90, 80),
+    "engine.startupTimeoutSeconds": ({}, 3600, 60),
+    "engine.maxBatchedTokens": ({}, 1024, 2048),
+    "engine.maxSequences": ({}, 1, 2),
+    "engine.prefixCaching": ({}, "Enabled", "Disabled"),
+    "engine.speculative.method": ({"engine": {"speculative": {"model": "a/b"}}}, "Draft", "Eagle3"),
+    "engine.speculative.tokens": ({"engine": {"speculative": {"method": "Ngram"}}}, 4, 5),
+    "engine.speculative.model": ({"engine": {"speculative": {"method": "Draft"}}}, "a/b", "a/c"),
+    "engine.kvOffload.cpuMemory": ({}, "1Gi", "2Gi"),
+    "engine.kvTransfer": ({}, {"kv_connector": "A"}, {"kv_connector": "B"}),
+    "admission.maxBodyBytes": ({}, 1024, 2048),
+    "rollout.maxSurge": ({}, 1, 2),
+    "rollout.maxUnavailable": ({}, 0, 1),
+    "disruption.pdb": ({"replicas": 2}, "Auto", "Off"),
+    "disruption.drainSeconds": ({}, 600, 60),
+    "podTemplate.metadata.labels": ({}, {"a": "b"}, {"a": "c"}),
+    "podTemplate.metadata.annotations": ({}, {"a": "b"}, {"a": "c"}),
+    "podTemplate.spec": ({}, {"priorityClassName": "a"}, {"priorityClassName": "b"}),
+}
+
+
+def leaves(model: type[BaseModel], path: str = "") -> Iterator[str]:
+    """Paths of the fields that hold no further model."""
+    for field in model.model_fields.values():
+        here = f"{path}.{field.alias}" if path else str(field.alias)
+        inner, many = _model(field.annotation)
+        if inner is None:
+            yield here
+        else:
+            yield from leaves(inner, f"{here}[]" if many else here)
+
+
+def _model(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation, False
+    found = [_model(argument) for argument in get_args(annotation)]
+    inner = next((model for model, _ in found if model), None)
+    return inner, getattr(annotation, "__origin__", None) is list or any(many for model, many in found if model)
+
+
+def spec_with(around: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    spec = copy.deepcopy(around)
+    node: Any = spec
+    *parents, last = path.split(".")
+    for parent in parents:
+        node = node.setdefault(parent.removesuffix("[]"), {})
+        node = node[0] if parent.endswith("[]") else node
+    node[last] = value
+    spec.setdefault("model", {}).setdefault("source", "hf://acme/tiny")
+    return spec
+
+
+def effect(spec: dict[str, Any]) -> str:
+    """What the world sees of a spec: children without bookkeeping, and conditions."""
+    LLMServiceSpec.parse(spec)
+    world: World = settled(spec)
+    children = copy.deepcopy(world.children)
+    for child in children.values():
+        child["metadata"] = {}
+    children.get(CONFIG_MAP, {"data": {}})["data"].pop(DATA_KEY, None)
+    return json.dumps(
+        [{str(ref): child for ref, child in children.items()}, world.status["conditions"]], sort_keys=True
+    )
+
+
+def test_the_table_has_every_field() -> None:
+    assert sorted(CHANGES) == sorted(leaves(LLMServiceSpec))
+
+
+@pytest.mark.parametrize("path", sorted(CHANGES))
+def test_changing_the_field_has_an_effect(path: str) -> None:
+    around, one, other = CHANGES[path]
+    assert effect(spec_with(around, path, one)) != effect(spec_with(around, path, other))
+
+
+def test_the_operator_writes_every_status_field() -> None:
+    status = settled().status
+    assert sorted(status) == sorted(str(field.alias) for field in LLMServiceStatus.model_fields.values())
+    assert sorted(status["pools"][0]) == sorted(str(field.alias) for field in PoolStatus.model_fields.values())
+    LLMServiceStatus.model_validate(status)

@@ -1,0 +1,176 @@
+"""Fabricated snapshots: services, children as the API server would hold them, pods in every state."""
+
+import copy
+import itertools
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from kvplane_operator.plan.service import Plan, make_plan
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Ref, Snapshot
+from kvplane_operator.settings import OperatorSettings
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+NAME = "chat"
+DEPLOYMENT = Ref(Kind.DEPLOYMENT, NAME)
+CONFIG_MAP = Ref(Kind.CONFIG_MAP, NAME)
+PDB = Ref(Kind.PDB, NAME)
+HF: Mapping[str, Any] = {"model": {"source": "hf://acme/tiny"}}
+
+
+def settings(**values: Any) -> OperatorSettings:
+    """Settings of an installation, with images of its own."""
+    defaults = {"identity": "test", "sidecar_image": "example.com/control:1", "engine_image": "example.com/vllm:1"}
+    return OperatorSettings(**(defaults | values))
+
+
+class World:
+    """One service and its children; plans are carried out at once and without fail."""
+
+    def __init__(self, spec: Mapping[str, Any] = HF, *, settings: OperatorSettings | None = None) -> None:
+        self.spec: dict[str, Any] = copy.deepcopy(dict(spec))
+        self.settings = settings or globals()["settings"]()
+        self.children: dict[Ref, Manifest] = {}
+        self.pods: list[Manifest] = []
+        self.status: dict[str, Any] = {}
+        self.blocked: tuple[Blocked, ...] = ()
+        self.generation = 1
+        self._versions = itertools.count(1)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            namespace="team",
+            name=NAME,
+            uid="uid-of-chat",
+            resource_version="1",
+            generation=self.generation,
+            spec=self.spec,
+            status=self.status,
+            children=copy.deepcopy(self.children),
+            pods=tuple(self.pods),
+            blocked=self.blocked,
+        )
+
+    def plan(self) -> Plan:
+        return make_plan(self.snapshot(), settings=self.settings, now=NOW)
+
+    def settle(self) -> Plan:
+        """Carry a plan out and return it."""
+        plan = self.plan()
+        for write in plan.writes:
+            held = self.children.get(write.ref, {"metadata": {}})
+            stored = copy.deepcopy(write.manifest)
+            stored["metadata"] |= {
+                "uid": held["metadata"].get("uid", f"uid-of-{write.ref}"),
+                "resourceVersion": str(next(self._versions)),
+                "generation": held["metadata"].get("generation", 0) + 1,
+            }
+            if "status" in held:
+                stored["status"] = held["status"]
+            self.children[write.ref] = stored
+        for deletion in plan.deletions:
+            del self.children[deletion.ref]
+        self.status = plan.status
+        return plan
+
+    def change(self, **fields: Any) -> None:
+        """A new generation with these parts of the spec replaced."""
+        self.spec |= fields
+        self.generation += 1
+
+    def counts(self, *, replicas: int, ready: int, updated: int | None = None, **more: Any) -> None:
+        """What the Deployment's controller reports."""
+        deployment = self.children[DEPLOYMENT]
+        deployment["status"] = {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": replicas,
+            "readyReplicas": ready,
+            "availableReplicas": ready,
+            "updatedReplicas": replicas if updated is None else updated,
+            **more,
+        }
+
+    def template(self) -> dict[str, Any]:
+        template: dict[str, Any] = self.children[DEPLOYMENT]["spec"]["template"]
+        return template
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """Status and reason of a condition of the wanted status."""
+        found = self.wanted(kind)
+        return found["status"], found["reason"]
+
+    def wanted(self, kind: str) -> dict[str, Any]:
+        conditions: list[dict[str, Any]] = self.plan().status["conditions"]
+        return next(c for c in conditions if c["type"] == kind)
+
+
+def settled(spec: Mapping[str, Any] = HF, **values: Any) -> World:
+    """A world whose children exist."""
+    world = World(spec, settings=settings(**values))
+    world.settle()
+    return world
+
+
+def engine(world: World) -> dict[str, Any]:
+    """The engine's container."""
+    (container,) = (c for c in world.template()["spec"]["containers"] if c["name"] == "engine")
+    return dict(container)
+
+
+def sidecar(world: World) -> dict[str, Any]:
+    """The sidecar's container."""
+    (container,) = (c for c in world.template()["spec"]["initContainers"] if c["name"] == "kvplane-sidecar")
+    return dict(container)
+
+
+def pod(
+    name: str = "chat-1",
+    *,
+    node: str | None = "node-1",
+    ready: bool = False,
+    engine: Mapping[str, Any] | None = None,
+    sidecar: Mapping[str, Any] | None = None,
+    unscheduled: str | None = None,
+    **status: Any,
+) -> Manifest:
+    """A pod as the kubelet reports it; ``engine`` and ``sidecar`` are container statuses (state, lastState, ...)."""
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    if unscheduled is not None:
+        node = None
+        conditions.append({"type": "PodScheduled", "status": "False", "message": unscheduled})
+    return {
+        "metadata": {"name": name, "annotations": {}},
+        "spec": {"nodeName": node},
+        "status": {
+            "conditions": conditions,
+            "initContainerStatuses": [{"name": "kvplane-sidecar", "image": "s", "restartCount": 0, **(sidecar or {})}],
+            "containerStatuses": [{"name": "engine", "image": "e", "restartCount": 0, **(engine or {})}],
+            **status,
+        },
+    }
+
+
+def crashed(
+    code: int = 1, *, restarts: int = 1, reason: str = "Error", log: str = "", seconds: int = 5
+) -> dict[str, Any]:
+    """Status of a container that exited and waits for its next start."""
+    ended = {
+        "exitCode": code,
+        "reason": reason,
+        "message": log,
+        "startedAt": "2026-01-01T12:00:00Z",
+        "finishedAt": f"2026-01-01T{12 + seconds // 3600:02d}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}Z",
+    }
+    return {
+        "restartCount": restarts,
+        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+        "lastState": {"terminated": ended},
+    }
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    """Status of a container that could not start."""
+    return {"state": {"waiting": {"reason": reason, "message": message}}}
+
+
+RUNNING: Mapping[str, Any] = {"state": {"running": {"startedAt": "2026-01-01T12:00:00Z"}}}
