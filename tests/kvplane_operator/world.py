@@ -90,6 +90,12 @@ class World:
             **more,
         }
 
+    def plan_of(self, ref: Ref) -> Manifest:
+        """What the operator says of a child, without what identifies it."""
+        held = self.children[ref]
+        parts = {key: value for key, value in held.items() if key not in ("apiVersion", "kind", "metadata", "status")}
+        return {**parts, "metadata": {"labels": held["metadata"]["labels"]}}
+
     def template(self) -> dict[str, Any]:
         template: dict[str, Any] = self.children[DEPLOYMENT]["spec"]["template"]
         return template

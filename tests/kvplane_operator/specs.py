@@ -1,0 +1,88 @@
+"""Hypothesis strategies: specs as the API server would accept them."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kvplane_api.service import LLMServiceSpec
+
+_sizes = st.sampled_from(["1Gi", "1.5Gi", "2000M", "40Gi"])
+_values = st.sampled_from(["", "a", "b", "0"])
+
+_hub = st.fixed_dictionaries(
+    {"source": st.sampled_from(["hf://acme/tiny", "hf://acme/tiny@v1"])},
+    optional={
+        "servedName": st.sampled_from(["tiny", "other"]),
+        "tokenSecretRef": st.fixed_dictionaries({"name": st.just("hub")}, optional={"key": st.just("hf")}),
+        "cache": st.one_of(
+            st.fixed_dictionaries({"claimName": st.just("m")}), st.fixed_dictionaries({"sizeLimit": _sizes})
+        ),
+    },
+)
+_mounted = st.fixed_dictionaries(
+    {"source": st.sampled_from(["pvc://models", "pvc://models/x/y", "oci://example.com/m:1"])}
+)
+_resources = st.dictionaries(
+    st.sampled_from(["cpu", "memory", "nvidia.com/gpu"]), st.one_of(st.integers(0, 8), st.sampled_from(["1", "2"]))
+)
+_engine = st.fixed_dictionaries(
+    {},
+    optional={
+        "image": st.just("example.com/engine:2"),
+        "dtype": st.sampled_from(["auto", "bfloat16"]),
+        "kvCacheDtype": st.sampled_from(["auto", "fp8"]),
+        "tensorParallelSize": st.sampled_from([1, 2, 4]),
+        "resources": st.fixed_dictionaries({}, optional={"limits": _resources, "requests": _resources}),
+        "env": st.lists(
+            st.fixed_dictionaries({"name": st.sampled_from(["A", "B", "HOME"])}, optional={"value": _values}),
+            unique_by=lambda e: str(e["name"]),
+        ),
+        "extraArgs": st.lists(st.sampled_from(["--enforce-eager", "--seed=1"]), max_size=2),
+        "blockSize": st.sampled_from([16, 32]),
+        "startupTimeoutSeconds": st.integers(10, 86_400),
+        "prefixCaching": st.sampled_from(["Enabled", "Disabled"]),
+        "kvOffload": st.fixed_dictionaries({"cpuMemory": _sizes}),
+        "kvTransfer": st.dictionaries(st.sampled_from(["kv_connector", "kv_role"]), _values),
+    },
+)
+_pod_template = st.fixed_dictionaries(
+    {},
+    optional={
+        "metadata": st.fixed_dictionaries({"labels": st.dictionaries(st.sampled_from(["team", "tier"]), _values)}),
+        "spec": st.fixed_dictionaries(
+            {},
+            optional={
+                "nodeSelector": st.dictionaries(st.sampled_from(["disk", "zone"]), _values),
+                "tolerations": st.lists(st.fixed_dictionaries({"operator": st.just("Exists")}), max_size=1),
+                "containers": st.lists(
+                    st.fixed_dictionaries(
+                        {"name": st.sampled_from(["engine", "logger"])}, optional={"tty": st.booleans()}
+                    ),
+                    unique_by=lambda c: str(c["name"]),
+                ),
+            },
+        ),
+    },
+)
+
+specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"model": st.one_of(_hub, _mounted)},
+    optional={
+        "context": st.fixed_dictionaries({}, optional={"maxTokens": st.integers(16, 100_000)}),
+        "mode": st.sampled_from(["Auto", "Paged"]),
+        "replicas": st.integers(0, 5),
+        "engine": _engine,
+        "admission": st.fixed_dictionaries({"maxBodyBytes": st.integers(1024, 2**30)}),
+        "rollout": st.fixed_dictionaries({"maxSurge": st.integers(1, 3), "maxUnavailable": st.integers(0, 3)}),
+        "disruption": st.fixed_dictionaries(
+            {}, optional={"pdb": st.sampled_from(["Auto", "Off"]), "drainSeconds": st.integers(0, 600)}
+        ),
+        "podTemplate": _pod_template,
+    },
+)
+"""Specs that the operator accepts."""
+
+
+def parsed(spec: dict[str, Any]) -> LLMServiceSpec:
+    """The spec as the plan reads it."""
+    return LLMServiceSpec.parse(spec)
