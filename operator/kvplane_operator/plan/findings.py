@@ -15,6 +15,10 @@ from kvplane_api.conditions import Reason
 _LOG_LINES = 12
 """Last lines of a crashed container's log that are shown in a condition."""
 
+_STARTUP_KILL_SECONDS = 60
+"""How long after startupTimeoutSeconds a container that the startup probe ends is gone: rounding to whole probe periods,
+the probe's grace, a slow kubelet. One that was killed later had come up before."""
+
 _MOST_TELLING: Final = (
     Reason.OUT_OF_MEMORY,
     Reason.STARTUP_TIMED_OUT,
@@ -112,7 +116,8 @@ def _crash(pod: str, status: Mapping[str, Any], startup_timeout_seconds: int) ->
     if status["name"] != names.CONTAINER_ENGINE:
         yield Finding(pod, Reason.SIDECAR_CRASHED, f"{where} exited with code {ended.get('exitCode')}{again}.{tail}")
         return
-    if _seconds(ended) >= startup_timeout_seconds and ended.get("exitCode") in (137, 143):
+    late = _seconds(ended) - startup_timeout_seconds
+    if 0 <= late <= _STARTUP_KILL_SECONDS and ended.get("exitCode") in (137, 143):
         yield Finding(
             pod,
             Reason.STARTUP_TIMED_OUT,
