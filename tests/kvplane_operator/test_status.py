@@ -1,0 +1,380 @@
+"""What the conditions say in each state that pods and children can be in; every reason of the API is reached here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvplane_api.conditions import MEANINGS, Type
+from kvplane_operator.plan.snapshot import Blocked, Obstacle
+from tests.kvplane_operator.world import (
+    DEPLOYMENT,
+    HF,
+    RUNNING,
+    World,
+    crashed,
+    pod,
+    settled,
+    waiting,
+)
+
+FACTS = {"layers": 80, "kvHeads": 8, "headDim": 128, "parameters": 70_000_000_000, "acceleratorMemory": "80Gi"}
+SURGE_TEXT = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+REFUSED_TEXT = 'pods "chat-1" is forbidden: violates PodSecurity "restricted:latest"'
+
+
+def serving(
+    replicas: int = 1, *, ready: int | None = None, updated: int | None = None, asked: int | None = None
+) -> World:
+    world = settled({**HF, "replicas": replicas if asked is None else asked})
+    world.counts(replicas=replicas, ready=replicas if ready is None else ready, updated=updated)
+    world.pods = [pod(f"chat-{n}", ready=True, engine=RUNNING) for n in range(replicas if ready is None else ready)]
+    return world
+
+
+def starting(found: dict[str, Any] | None = None, **spec: Any) -> World:
+    """One pod that does not serve yet."""
+    world = settled({**HF, **spec})
+    world.counts(replicas=1, ready=0)
+    world.pods = [found or pod()]
+    return world
+
+
+def rolling(found: dict[str, Any]) -> World:
+    """The old pod serves, one new pod is there."""
+    world = serving(2, ready=1, updated=1, asked=1)
+    world.pods.append(found)
+    return world
+
+
+def blocked(obstacle: Obstacle, message: str) -> World:
+    world = World()
+    world.blocked = (Blocked(DEPLOYMENT, obstacle, message, generation=1),)
+    return world
+
+
+def refused_pods() -> World:
+    world = settled()
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": REFUSED_TEXT}
+    world.counts(replicas=0, ready=0, conditions=[failure])
+    return world
+
+
+OOM = crashed(137, reason="OOMKilled")
+CRASH = crashed(1, restarts=3, log="INFO loading\nOSError: acme/tiny is not a model")
+LATE = crashed(137, seconds=3605)
+
+# state -> (world, type, status, reason, a part of the message)
+STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
+    "accepted": (settled, "Accepted", "True", "Valid", "The spec is valid."),
+    "spec of a newer CRD": (
+        lambda: World({**HF, "ring": {"size": 2}}),
+        "Accepted",
+        "False",
+        "InvalidSpec",
+        "spec.ring: Extra inputs are not permitted. If the field is new, upgrade the operator",
+    ),
+    "context too long for one replica": (
+        lambda: World(
+            {"model": {"source": "hf://a/b", "facts": FACTS}, "context": {"maxTokens": 65_536}, "mode": "Paged"}
+        ),
+        "Accepted",
+        "False",
+        "ContextExceedsCapacity",
+        "context.maxTokens is 65536, and by model.facts one replica holds 0 tokens",
+    ),
+    "context that asks for a ring by its facts": (
+        lambda: World({"model": {"source": "hf://a/b", "facts": FACTS}, "context": {"maxTokens": 65_536}}),
+        "Accepted",
+        "False",
+        "RingNotAvailable",
+        "Mode Auto asks for a ring, which this version does not have.",
+    ),
+    "context above the threshold": (
+        lambda: World({**HF, "context": {"maxTokens": 100_001}}),
+        "Accepted",
+        "False",
+        "RingNotAvailable",
+        "context.maxTokens is 100001, above context.ringThresholdTokens (100000)",
+    ),
+    "path source": (
+        lambda: World({"model": {"source": "path:///srv/m"}}),
+        "Accepted",
+        "False",
+        "PathNotAllowed",
+        "install the chart with security.allowPathSources=true",
+    ),
+    "foreign child": (
+        lambda: blocked(Obstacle.CONFLICT, "Deployment chat exists."),
+        "Accepted",
+        "False",
+        "ChildConflict",
+        "Deployment chat exists.",
+    ),
+    "refused child": (lambda: blocked(Obstacle.REJECTED, "No."), "Accepted", "False", "ChildRejected", "No."),
+    "serving": (serving, "Available", "True", "MinimumReplicasAvailable", "1 of 1 replicas serve."),
+    "scaled to zero": (
+        lambda: settled({**HF, "replicas": 0}),
+        "Available",
+        "False",
+        "ScaledToZero",
+        "kubectl scale brings it back",
+    ),
+    "no pod yet": (settled, "Available", "False", "Starting", "The pods are being created."),
+    "pulling": (starting, "Available", "False", "Starting", "Pod chat-1 on node-1 pulls its images and volumes."),
+    "loading": (
+        lambda: starting(pod(engine=RUNNING)),
+        "Available",
+        "False",
+        "Starting",
+        "Pod chat-1 on node-1 loads the model.",
+    ),
+    "waiting for the scheduler": (
+        lambda: starting(pod(node=None)),
+        "Available",
+        "False",
+        "Starting",
+        "Pod chat-1 is being scheduled.",
+    ),
+    "no node fits": (
+        lambda: starting(pod(unscheduled=SURGE_TEXT)),
+        "Available",
+        "False",
+        "Unschedulable",
+        f"Pod chat-1 waits for a node: {SURGE_TEXT}",
+    ),
+    "claim missing": (
+        lambda: starting(pod(unscheduled='persistentvolumeclaim "models" not found')),
+        "Available",
+        "False",
+        "VolumeNotReady",
+        '"models" not found',
+    ),
+    "volume of a container": (
+        lambda: starting(pod(engine=waiting("CreateContainerError", "failed to prepare volume"))),
+        "Available",
+        "False",
+        "VolumeNotReady",
+        "container engine: failed to prepare volume",
+    ),
+    "image missing": (
+        lambda: starting(pod(engine=waiting("ErrImagePull", "not found"))),
+        "Available",
+        "False",
+        "ImagePullFailed",
+        "Pod chat-1 cannot pull e: not found",
+    ),
+    "image missing for long": (
+        lambda: starting(pod(sidecar=waiting("ImagePullBackOff"))),
+        "Available",
+        "False",
+        "ImagePullFailed",
+        "Pod chat-1 cannot pull s: ImagePullBackOff",
+    ),
+    "secret missing": (
+        lambda: starting(pod(engine=waiting("CreateContainerConfigError", 'secret "hub" not found'))),
+        "Available",
+        "False",
+        "ContainerConfigError",
+        'Pod chat-1, container engine: secret "hub" not found',
+    ),
+    "engine crashes": (
+        lambda: starting(pod(engine=CRASH)),
+        "Available",
+        "False",
+        "EngineCrashed",
+        "exited with code 1 (3 restarts). Last log lines:\nINFO loading\nOSError: acme/tiny is not a model",
+    ),
+    "engine crashed and runs again": (
+        lambda: starting(pod(engine={**CRASH, **RUNNING})),
+        "Available",
+        "False",
+        "EngineCrashed",
+        "exited with code 1 (3 restarts).",
+    ),
+    "pod evicted": (
+        lambda: starting(pod(phase="Failed", message="Usage of EmptyDir volume exceeds the limit 1Gi.")),
+        "Available",
+        "False",
+        "EngineCrashed",
+        "Pod chat-1 failed: Usage of EmptyDir volume exceeds the limit 1Gi.",
+    ),
+    "sidecar crashes": (
+        lambda: starting(pod(sidecar=crashed(2))),
+        "Available",
+        "False",
+        "SidecarCrashed",
+        "container kvplane-sidecar exited with code 2 (1 restarts).",
+    ),
+    "memory": (
+        lambda: starting(pod(engine=OOM)),
+        "Available",
+        "False",
+        "OOMKilled",
+        "was killed for memory (1 restarts); raise its memory limit in engine.resources",
+    ),
+    "start takes too long": (
+        lambda: starting(pod(engine=LATE)),
+        "Available",
+        "False",
+        "StartupTimedOut",
+        "did not answer within engine.startupTimeoutSeconds (3600 s) and was ended (1 restarts)",
+    ),
+    "killed long after its start": (
+        lambda: starting(pod(engine=crashed(137, seconds=9000))),
+        "Available",
+        "False",
+        "EngineCrashed",
+        "exited with code 137",
+    ),
+    "pods refused": (refused_pods, "Available", "False", "PodsRefused", REFUSED_TEXT),
+    "nothing accepted": (
+        lambda: World({"model": {"source": "path:///srv/m"}}),
+        "Available",
+        "False",
+        "NotReconciled",
+        "Nothing runs: model.source is path:///srv/m",
+    ),
+    "rolling out": (
+        lambda: rolling(pod("chat-new", engine=RUNNING)),
+        "Progressing",
+        "True",
+        "RollingOut",
+        "1 of 1 replicas have the newest template.",
+    ),
+    "scaling": (
+        lambda: serving(1, asked=3),
+        "Progressing",
+        "True",
+        "Scaling",
+        "1 of 3 replicas are available.",
+    ),
+    "stable": (serving, "Progressing", "False", "Stable", "Everything asked for is there."),
+    "no room for the surge pod": (
+        lambda: rolling(pod("chat-new", unscheduled=SURGE_TEXT)),
+        "Progressing",
+        "False",
+        "NoRoomForSurge",
+        "free some, or set rollout.maxSurge: 0 and maxUnavailable: 1",
+    ),
+    "new pods crash": (
+        lambda: rolling(pod("chat-new", engine=CRASH)),
+        "Progressing",
+        "False",
+        "RolloutStalled",
+        "The old pods serve on. Pod chat-new, container engine exited",
+    ),
+    "new pods cannot be pulled": (
+        lambda: rolling(pod("chat-new", engine=waiting("ErrImagePull"))),
+        "Progressing",
+        "False",
+        "RolloutStalled",
+        "The old pods serve on. Pod chat-new cannot pull",
+    ),
+    "as asked": (serving, "Degraded", "False", "AsAsked", "Nothing is missing."),
+    "a replica is missing": (
+        lambda: serving(2, ready=1),
+        "Degraded",
+        "True",
+        "ReplicasMissing",
+        "1 of 2 replicas serve.",
+    ),
+    "a replica crashes": (
+        lambda: rolling(pod("chat-new", engine=CRASH)),
+        "Degraded",
+        "True",
+        "CrashLooping",
+        "acme/tiny is not a model",
+    ),
+    "nothing serves": (starting, "Degraded", "False", "NotServing", "see Available"),
+    "ready": (serving, "Ready", "True", "Serving", "1 of 1 replicas serve."),
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_states(state: str) -> None:
+    world, kind, status, reason, text = STATES[state]
+    found = world().wanted(kind)
+    assert (found["status"], found["reason"]) == (status, reason)
+    assert text in found["message"]
+
+
+def test_every_reason_is_reached() -> None:
+    reached = {(kind, status, reason) for _, kind, status, reason, _ in STATES.values()}
+    assert reached == {(m.type.value, m.status, m.reason.value) for m in MEANINGS}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_all_conditions_stand_from_the_first_sight(state: str) -> None:
+    conditions = STATES[state][0]().plan().status["conditions"]
+    assert [c["type"] for c in conditions] == [kind.value for kind in Type]
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        ("path source", "PathNotAllowed"),
+        ("engine crashes", "EngineCrashed"),
+        ("a replica is missing", "ReplicasMissing"),
+        ("no room for the surge pod", "NoRoomForSurge"),
+    ],
+)
+def test_ready_repeats_what_keeps_it_false(state: str, reason: str) -> None:
+    assert STATES[state][0]().condition("Ready") == ("False", reason)
+
+
+def test_a_rollout_that_goes_well_leaves_the_service_ready() -> None:
+    assert rolling(pod("chat-new", engine=RUNNING)).condition("Ready") == ("True", "Serving")
+
+
+def test_a_refused_spec_leaves_what_runs_serving() -> None:
+    world = serving()
+    world.change(context={"maxTokens": 200_000})
+    plan = world.plan()
+    assert (plan.writes, plan.deletions) == ((), ())
+    assert world.condition("Accepted") == ("False", "RingNotAvailable")
+    assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
+
+
+def test_an_unreadable_spec_leaves_what_runs_serving() -> None:
+    world = serving()
+    world.change(ring={"size": 2})
+    plan = world.plan()
+    assert (plan.writes, plan.deletions) == ((), ())
+    assert plan.status["desiredReplicas"] == 1
+    assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
+
+
+def test_the_most_telling_pod_is_shown() -> None:
+    world = starting(replicas=3)
+    world.pods = [pod("chat-a"), pod("chat-b", unscheduled=SURGE_TEXT), pod("chat-c", engine=OOM)]
+    assert world.condition("Available") == ("False", "OOMKilled")
+
+
+def test_pods_that_go_are_not_findings() -> None:
+    going = pod(engine=CRASH)
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    assert starting(going).condition("Available") == ("False", "Starting")
+
+
+def test_a_crash_is_forgotten_once_the_pod_serves() -> None:
+    world = serving()
+    world.pods = [pod(ready=True, engine={**CRASH, **RUNNING})]
+    assert world.condition("Degraded") == ("False", "AsAsked")
+
+
+def test_a_crash_shows_the_last_lines_only() -> None:
+    log = "\n".join(f"line {n}" for n in range(100))
+    message = starting(pod(engine=crashed(1, log=log))).wanted("Available")["message"]
+    assert "line 99" in message
+    assert "line 80" not in message
+
+
+def test_counts_and_addresses() -> None:
+    world = serving(2, ready=1)
+    status = world.plan().status
+    assert (status["replicas"], status["readyReplicas"], status["desiredReplicas"]) == (2, 1, 2)
+    assert status["pools"] == [{"name": "chat", "kind": "Paged", "replicas": 2, "ready": 1}]
+    assert status["endpoint"] == "http://chat.team.svc:8000/v1"
+    assert status["selector"] == "kvplane.dev/pool=paged,kvplane.dev/service=chat"
+    assert status["observedGeneration"] == world.generation
