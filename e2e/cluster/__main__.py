@@ -16,7 +16,7 @@ EXAMPLES = """\
 examples:
   python -m e2e.cluster up --nodes 3         the first time builds everything (about 15 minutes on 2 cores)
   python -m e2e.cluster load kvplane/control an image of buildah's, or an archive: to all nodes, in seconds
-  python -m e2e.cluster exec node-1 -- crictl ps
+  python -m e2e.cluster exec node-1 -- ctr -n k8s.io containers ls
   python -m e2e.cluster cut node-2           pull its cable; heal plugs it in again
   python -m e2e.cluster stop-daemon cp kube-apiserver
   python -m e2e.cluster down                 nothing is left

@@ -19,10 +19,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from e2e.cluster import cache, toolchain
-from e2e.cluster.errors import BuildError, ClusterStateError
+from e2e.cluster import cache, requirements, toolchain
+from e2e.cluster.errors import BuildError, ClusterStateError, RequirementError
 from e2e.cluster.locks import exclusive
 from e2e.cluster.progress import Progress, Step
+
+GIB = 2**30
+DISK_COLD = 10 * GIB
+"""Go's caches after building everything have 9 GiB."""
+DISK_WARM = 2 * GIB
 
 MODULES = Path(__file__).resolve().parent / "modules"
 
@@ -145,7 +150,7 @@ def build(components: Iterable[Component] = COMPONENTS, *, progress: Progress | 
     A cold build of all takes about 15 minutes on 2 cores and 8 GiB of disk; a filled cache some 50 ms.
 
     Raises:
-        RequirementError: there is no Go toolchain.
+        RequirementError: there is no Go toolchain, or too little disk.
         BuildError: a module could not be downloaded or did not compile.
     """
     wanted, progress = tuple(components), progress or Progress()
@@ -165,6 +170,8 @@ def build(components: Iterable[Component] = COMPONENTS, *, progress: Progress | 
 
 
 def _build(component: Component, folder: Path, go: toolchain.Toolchain, progress: Progress) -> None:
+    if problem := requirements.disk(DISK_WARM if (cache.go() / "build").exists() else DISK_COLD):
+        raise RequirementError(problem)
     for left in cache.binaries().glob(f".{component.name}-*.tmp"):  # of builds that were killed: we hold the lock
         shutil.rmtree(left)
     out = Path(tempfile.mkdtemp(prefix=f".{component.name}-", suffix=".tmp", dir=cache.binaries()))

@@ -150,8 +150,8 @@ class Cluster:
                 progress.say(f"The cluster {self.spec.name} is up already.")
                 return
             self._clear()
-            golden = GoldenStore(cache.golden(), programs)
-            golden.ensure_pause_image(collect=not _any_cluster(), progress=progress)
+            golden = GoldenStore(cache.golden(), programs, cache.clusters())
+            golden.ensure_pause_image(progress)
             record = self._take_range()
             with progress.step("certificates"):
                 self._make_certificates()
@@ -167,6 +167,10 @@ class Cluster:
                 self._await("All nodes Ready", self.all_nodes_ready, "node-*/disk/log/kubelet.log")
                 account = "/api/v1/namespaces/default/serviceaccounts/default"
                 self._await("The default service account", lambda: bool(self.api.get(account)), "cp/disk/log")
+            with progress.step("services and names work"):
+                # Asked at the service's address, which needs kube-proxy, for the API server's name, which needs CoreDNS.
+                name, dns = f"kubernetes.default.svc.{daemons.CLUSTER_DOMAIN}", self.addresses.dns
+                self._await("The DNS service", lambda: network.resolves(dns, name), "cp/disk/log/coredns.log")
             self._write(replace(record, ready=True))
         progress.say(f"{progress.seconds():7.1f} s  in all: {self.spec.name} is up, {self.addresses.everything}")
 
@@ -364,9 +368,9 @@ class Cluster:
     def load(self, images: Sequence[str]) -> None:
         """Have these images on every node, now and in clusters to come: names in buildah's store, or archives."""
         programs = binaries.build(binaries.select(["containerd"]), progress=self._progress)
-        golden = GoldenStore(cache.golden(), programs)
+        golden = GoldenStore(cache.golden(), programs, cache.clusters())
         with self._lock():
-            found = golden.load(images, collect=not _any_cluster(), progress=self._progress)
+            found = golden.load(images, self._progress)
             nodes = [node for name in self.spec.node_names if (node := self.machine(name)).running()]
             if not nodes or not (self.folder / "cluster.json").exists():
                 return
@@ -457,10 +461,6 @@ class Cluster:
 
 def _read(path: Path) -> Record | None:
     return Record.from_json(path.read_text()) if path.exists() else None
-
-
-def _any_cluster() -> bool:
-    return any(cache.clusters().glob("*/cluster.json"))
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:

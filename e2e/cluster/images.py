@@ -44,26 +44,27 @@ def find(name: str) -> Image:
 
 @dataclass(frozen=True)
 class GoldenStore:
-    """The store in `folder`; `programs` are those of binaries.build()."""
+    """The store in `folder`."""
 
     folder: Path
     programs: Mapping[str, Path]
+    """Those of binaries.build()."""
+    clusters: Path
+    """Folder with the clusters that may show the store."""
 
     @property
     def root(self) -> Path:
         return self.folder / "root"
 
-    def load(self, names: Iterable[str], *, collect: bool, progress: Progress) -> list[UnpackedImage]:
+    def load(self, names: Iterable[str], progress: Progress) -> list[UnpackedImage]:
         """Take these images in, and the pause image once; the images as they are here, for nodes that run.
-
-        `collect` says that no cluster exists which shows the store.
 
         Raises:
             ClusterStateError: there is no such image.
             CommandError: an archive cannot be imported.
         """
         wanted, loaded = [(name, find(name)) for name in names], []
-        with self._lock(fcntl.LOCK_EX), self._containerd(collect=collect) as store:
+        with self._lock(fcntl.LOCK_EX), self._containerd() as store:
             if PAUSE_IMAGE not in store.images():
                 with progress.step("pause image"), tempfile.NamedTemporaryFile(suffix=".tar") as archive:
                     archive.write(pause.image(cache.go() / "mod").archive())
@@ -77,15 +78,15 @@ class GoldenStore:
                         names_here = image.names
                         step.detail = "" if store.adopt(image, store.link) else "is there already"
                     loaded += [store.unpacked(here) for here in names_here]
-            if collect:
+            if not self._is_shown():
                 store.command("content", "prune", "references")
         return loaded
 
-    def ensure_pause_image(self, *, collect: bool, progress: Progress) -> None:
+    def ensure_pause_image(self, progress: Progress) -> None:
         """Make the store usable for a first `up`, at no cost later."""
         done = self.folder / "pause-image"
         if not done.exists():
-            self.load((), collect=collect, progress=progress)
+            self.load((), progress)
             done.touch()
 
     def seed(self, node_root: Path) -> tuple[str, ...]:
@@ -109,14 +110,18 @@ class GoldenStore:
             fcntl.flock(lock, kind)
             yield
 
+    def _is_shown(self) -> bool:
+        """Whether there is a cluster; asked under the lock, as clusters write themselves down before they look."""
+        return any(self.clusters.glob("*/cluster.json"))
+
     @contextmanager
-    def _containerd(self, *, collect: bool) -> Iterator[Store]:
+    def _containerd(self) -> Iterator[Store]:
         """A containerd on the store, for as long as the lock is held; it dies with this process."""
         state = RUN / f"kvplane-golden-{self.folder.stat().st_ino}"  # short: a socket's path has at most 107 bytes
         shutil.rmtree(state, ignore_errors=True)
         state.mkdir()
         config, log_file = self.folder / "containerd.toml", self.folder / "containerd.log"
-        config.write_text(golden_config(self.root, state, collect=collect))
+        config.write_text(golden_config(self.root, state, collect=not self._is_shown()))
         try:
             with (
                 log_file.open("wb") as log,

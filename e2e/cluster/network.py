@@ -7,6 +7,7 @@ route, so that no packet of a cluster ever leaves this host.
 """
 
 import json
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -44,8 +45,8 @@ def choose_index(taken: Iterable[IPv4Network], reserved: Iterable[int] = ()) -> 
             return index
     raise ClusterStateError(
         f"Every range from {Addresses(INDEXES[0]).everything} to {Addresses(INDEXES[-1]).everything} overlaps a "
-        "route of this machine: take clusters down that you no longer need (`python -m e2e.cluster status` lists "
-        "them), or remove the route to 10.0.0.0/8 (a VPN's?) meanwhile."
+        "route of this machine: take clusters down that you no longer need (each has a folder in "
+        "$KVPLANE_CACHE/clusters), or remove the route to 10.0.0.0/8 (a VPN's?) meanwhile."
     )
 
 
@@ -153,3 +154,15 @@ def ports(control_plane_pid: int) -> set[str]:
 def in_network_of(pid: int, *command: str) -> str:
     """Run a command of this host in a process's network namespace. Not `ip netns exec`, which hides the cgroups."""
     return run("nsenter", "--target", str(pid), "--net", *command)
+
+
+def resolves(server: str, name: str, *, timeout_seconds: float = 1.0) -> bool:
+    """Whether the name server `server` knows an address of `name` (RFC 1035, one question over UDP)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    query = b"\x4b\x56\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00" + labels + b"\x00\x00\x01\x00\x01"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.settimeout(timeout_seconds)
+        asked.connect((server, 53))
+        asked.send(query)
+        answer = asked.recv(512)
+    return len(answer) >= 12 and answer[:2] == query[:2] and answer[3] & 0x0F == 0 and answer[6:8] != b"\x00\x00"

@@ -160,9 +160,9 @@ def _overlayfs() -> str | None:
     return None
 
 
-def _disk() -> str | None:
+def disk(needed: int) -> str | None:
+    """What is wrong with the cache's disk, if it does not have `needed` bytes free."""
     cache.root().mkdir(parents=True, exist_ok=True)
-    needed = DISK_WARM if cache.binaries().exists() else DISK_COLD
     free = shutil.disk_usage(cache.root()).free
     if free >= needed:
         return None
@@ -170,6 +170,10 @@ def _disk() -> str | None:
         f"{cache.root()} has {free / GIB:.1f} GiB free; {needed / GIB:.0f} GiB are needed. Free some, or set "
         "KVPLANE_CACHE to a folder on a larger disk."
     )
+
+
+def _disk() -> str | None:
+    return disk(DISK_WARM if cache.binaries().exists() else DISK_COLD)
 
 
 def _memory() -> str | None:

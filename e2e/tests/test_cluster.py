@@ -271,7 +271,7 @@ def test_an_archive_reaches_running_nodes(cluster: Cluster, tmp_path: Path) -> N
 
 def test_image_volumes_are_pulled_from_a_registry_in_the_network(cluster: Cluster, image: str, tmp_path: Path) -> None:
     archive = tmp_path / "model.tar"
-    archive.write_bytes(pause.image(cache.go() / "mod", name="model").archive())
+    archive.write_bytes(pause.image(cache.go() / "mod", name="model", labels={"model": "tiny"}).archive())
     pod = web_pod("puller", image, "node-3")
     pod["spec"]["volumes"] = [{"name": "model", "image": {"reference": "registry.test:5000/models/tiny:1"}}]
     with Registry({"models/tiny:1": archive}, address=cluster.addresses.host) as registry:
@@ -283,9 +283,14 @@ def test_image_volumes_are_pulled_from_a_registry_in_the_network(cluster: Cluste
     cluster.api.delete(f"{NAMESPACE}/pods/puller")
 
 
-def assert_runs(cluster: Cluster, name: str, image: pause.BuiltImage) -> None:
-    spec = {"name": name, "image": image.name, "imagePullPolicy": "Never"}
-    pod = {"metadata": {"name": name}, "spec": {"containers": [spec], "terminationGracePeriodSeconds": 0}}
+def assert_runs(cluster: Cluster, name: str, image: pause.BuiltImage, node: str = "node-1") -> None:
+    container = {"name": name, "image": image.name, "imagePullPolicy": "Never"}
+    spec = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 0,
+        "nodeSelector": {"kubernetes.io/hostname": node},
+    }
+    pod = {"metadata": {"name": name}, "spec": spec}
     cluster.api.create(f"{NAMESPACE}/pods", pod)
     eventually(f"{name} runs", lambda: pod_ready(cluster, name))
     (status,) = pod_status(cluster, name)["status"]["containerStatuses"]
@@ -342,6 +347,17 @@ def test_a_node_survives_a_power_failure(cluster: Cluster, web: str) -> None:
         "web is evicted or Ready",
         lambda: gone(cluster, f"{NAMESPACE}/pods/{web}") or pod_ready(cluster, web),
     )
+
+
+def test_images_that_came_later_survive_a_power_failure(cluster: Cluster, tmp_path: Path) -> None:
+    image = pause.image(cache.go() / "mod", name="localhost/survivor:1")
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(image.archive())
+    cluster.load([str(archive)])
+    cluster.power_off("node-1")
+    cluster.boot("node-1")
+    eventually("node-1 is back", lambda: node_ready(cluster, "node-1"))
+    assert_runs(cluster, "survivor", image)
 
 
 def test_the_api_server_goes_and_comes_back(cluster: Cluster) -> None:
