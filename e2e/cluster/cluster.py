@@ -12,7 +12,6 @@ certificates, machines, wires; then it waits for the API server, lets its client
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +23,16 @@ from e2e.cluster import binaries, cache, commands, daemons, faults, network, pki
 from e2e.cluster.api import Api, Json, condition, wait_for
 from e2e.cluster.cgroups import Cgroups
 from e2e.cluster.containerd import SNAPSHOTS, Store, UnpackedImage
+from e2e.cluster.disks import GOLDEN_PLACE, DiskWriter
 from e2e.cluster.errors import ClusterError, ClusterStateError
 from e2e.cluster.images import GoldenStore
 from e2e.cluster.locks import exclusive
-from e2e.cluster.machine import PATH, Machine
-from e2e.cluster.pid1 import MachineSpec
+from e2e.cluster.machine import Machine
 from e2e.cluster.progress import Progress
-from e2e.cluster.spec import CONTROL_PLANE, Addresses, ClusterSpec, kernel_name, node_number
-from e2e.cluster.supervise import Daemon, Plan
+from e2e.cluster.spec import CONTROL_PLANE, Addresses, ClusterSpec, kernel_name
 
 READY_SECONDS = 180.0
 """Patience for each thing that `up` waits for; an idle machine needs a few seconds for all."""
-GOLDEN_PLACE = "golden"
-"""Where a node's disk shows the whole golden store, so that later layers can be mounted from there."""
 COMPONENTS = ("kubernetes", "etcd", "containerd", "coredns")
 
 
@@ -157,7 +153,7 @@ class Cluster:
                 self._make_certificates()
             self._gather(programs)
             with progress.step(f"control plane and {self.spec.nodes} nodes switched on"):
-                self._start_machines(golden, network.Wiring(self.spec, self.addresses, self.kernel_name))
+                self._start_machines(golden)
             with progress.step("API server ready"):
                 self._await("The API server", self.api.ready, "cp/disk/log/kube-apiserver.log")
             for name in self.spec.machine_names:
@@ -213,10 +209,8 @@ class Cluster:
         nodes = [pki.node(name, a.machine(name)) for name in self.spec.node_names]
         served = [a.api_service, a.control_plane, "127.0.0.1"]
         pki.issue(self.folder / "pki", f"{self.spec.name}-ca", [*pki.control_plane(served), *nodes])
-        self._kubeconfig(pki.ADMIN, self.kubeconfig)
-
-    def _kubeconfig(self, user: str, path: Path) -> None:
-        pki.write_kubeconfig(path, self.folder / "pki", user, name=self.spec.name, server=self.addresses.server)
+        server = self.addresses.server
+        pki.write_kubeconfig(self.kubeconfig, self.folder / "pki", pki.ADMIN, name=self.spec.name, server=server)
 
     def _gather(self, programs: dict[str, Path]) -> None:
         """One folder with all programs: the cluster goes on when the cache's are built anew."""
@@ -224,106 +218,24 @@ class Cluster:
         for name, program in programs.items():
             os.link(program, self.folder / "bin" / name)
 
-    def _start_machines(self, golden: GoldenStore, wiring: network.Wiring) -> None:
+    def _start_machines(self, golden: GoldenStore) -> None:
+        wiring = network.Wiring(self.spec, self.addresses, self.kernel_name)
+        writer = DiskWriter(
+            spec=self.spec,
+            addresses=self.addresses,
+            certificates=self.folder / "pki",
+            programs=self.folder / "bin",
+            golden=golden,
+            wiring=wiring,
+        )
         control_plane = self.machine(CONTROL_PLANE)
-        self._prepare_control_plane(control_plane, wiring)
+        writer.control_plane(control_plane)
         cp_pid = control_plane.boot()
         wiring.connect_host(cp_pid)
         for name in self.spec.node_names:
             node = self.machine(name)
-            self._prepare_node(node, golden, wiring)
+            writer.node(node)
             wiring.connect_node(name, node.boot(), cp_pid)
-
-    def _prepare_control_plane(self, machine: Machine, wiring: network.Wiring) -> None:
-        a, layout = self.addresses, daemons.MACHINE
-        machine.config.mkdir(parents=True)
-        for file in (self.folder / "pki").iterdir():
-            shutil.copy(file, machine.config)
-        for user in pki.COMPONENT_USERS:
-            self._kubeconfig(user, machine.config / f"{user}.kubeconfig")
-        (machine.config / "Corefile").write_text(daemons.corefile(a.control_plane))
-        _write_json(
-            machine.config / "kube-proxy.yaml", daemons.kube_proxy_config(pods=a.pods, node=self.spec.node_names[0])
-        )
-        members = (
-            daemons.etcd(layout, port=2379, peer_port=2380),
-            daemons.kube_apiserver(
-                layout,
-                address=a.control_plane,
-                port=6443,
-                etcd_port=2379,
-                service_network=a.services,
-                eviction_seconds=self.spec.eviction_seconds,
-            ),
-            daemons.kube_controller_manager(layout, node_grace_seconds=self.spec.node_grace_seconds),
-            daemons.kube_scheduler(layout),
-            daemons.coredns(layout),
-            daemons.kube_proxy(layout),  # so that this host reaches services, and the API server webhooks
-        )
-        self._describe(machine, members, (), wiring, network.CONTROL_PLANE_SYSCTLS)
-
-    def _prepare_node(self, machine: Machine, golden: GoldenStore, wiring: network.Wiring) -> None:
-        a, name, config = self.addresses, machine.name, machine.config
-        for folder in (config, machine.disk / "cni/net.d", machine.disk / "containerd", machine.disk / "kubelet"):
-            folder.mkdir(parents=True)
-        for source, target in (
-            (f"{pki.CA}.crt", f"{pki.CA}.crt"),
-            (f"{name}.crt", "kubelet.crt"),
-            (f"{name}.key", "kubelet.key"),
-        ):
-            shutil.copy(self.folder / "pki" / source, config / target)
-        self._kubeconfig(name, config / "kubelet.kubeconfig")
-        self._kubeconfig("kube-proxy", config / "kube-proxy.kubeconfig")
-        (config / "resolv.conf").touch()
-        (config / "containerd.toml").write_text(daemons.containerd_config())
-        _write_json(machine.disk / "cni/net.d/10-pods.conflist", daemons.cni_config(a.pods_of(name)))
-        _write_json(config / "kube-proxy.yaml", daemons.kube_proxy_config(pods=a.pods, node=name))
-        _write_json(
-            config / "kubelet.yaml",
-            daemons.kubelet_config(
-                address=a.machine(name),
-                dns=a.dns,
-                cgroup=f"/{self.kernel_name}/{name}",
-                node_grace_seconds=self.spec.node_grace_seconds,
-                restart_backoff_seconds=self.spec.restart_backoff_seconds,
-            ),
-        )
-        (machine.disk / GOLDEN_PLACE).mkdir()
-        shown = [(str(golden.root), GOLDEN_PLACE)]
-        for number in golden.seed(machine.disk / "containerd"):
-            shown.append((str(golden.root / SNAPSHOTS / number), f"containerd/{SNAPSHOTS}/{number}"))
-        members = (
-            daemons.containerd(daemons.MACHINE),
-            daemons.kubelet(daemons.MACHINE, address=a.machine(name), zone=f"zone-{node_number(name)}"),
-            daemons.kube_proxy(daemons.MACHINE),
-        )
-        self._describe(machine, members, tuple(shown), wiring, {})
-
-    def _describe(
-        self,
-        machine: Machine,
-        members: tuple[Daemon, ...],
-        layers: tuple[tuple[str, str], ...],
-        wiring: network.Wiring,
-        more_sysctls: dict[str, str],
-    ) -> None:
-        plan = Plan(
-            daemons=members,
-            control="/var/lib/control",
-            logs="/var/log",
-            environment={"PATH": PATH, "HOME": "/var/lib"},
-        )
-        spec = MachineSpec(
-            hostname=machine.name,
-            cgroup=str(self.cgroups.daemons(machine.name)),
-            disk=str(machine.disk),
-            programs=str(self.folder / "bin"),
-            layers=layers,
-            addresses=wiring.inside(machine.name),
-            sysctls={**network.MACHINE_SYSCTLS, **more_sysctls},
-            plan=plan,
-        )
-        machine.write(spec)
 
     def _make_first_objects(self) -> None:
         for path, body in daemons.first_objects(control_plane=self.addresses.control_plane, dns=self.addresses.dns):
@@ -461,7 +373,3 @@ class Cluster:
 
 def _read(path: Path) -> Record | None:
     return Record.from_json(path.read_text()) if path.exists() else None
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content, indent=1))
