@@ -25,6 +25,11 @@ _APPLY: Final = "application/apply-patch+yaml"
 _MERGE: Final = "application/merge-patch+json"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
+_NEVER: Final = "1"
+"""A resourceVersion that no object has, since the store's first write is its second revision. An apply that carries it
+creates an object, or meets one and is answered 409: one request where looking first would take two, and nobody can come
+between."""
+
 PATHS: Final[Mapping[str, str]] = {
     Kind.DEPLOYMENT.value: "/apis/apps/v1/namespaces/{namespace}/deployments",
     Kind.SERVICE.value: "/api/v1/namespaces/{namespace}/services",
@@ -112,10 +117,14 @@ class Cluster:
     async def apply(
         self, namespace: str, ref: Ref, manifest: Manifest, *, uid: str | None, dry_run: bool = False
     ) -> Manifest:
-        """Apply a child server-side. With a uid only that very object is changed; without one other managers' fields
-        are never taken over, so that an object that appeared since the name was looked up stays as it is."""
-        body = manifest if uid is None else {**manifest, "metadata": {**manifest["metadata"], "uid": uid}}
-        query = f"fieldManager={names.MANAGER}&force={'false' if uid is None else 'true'}"
+        """Apply a child server-side: with a uid only that very object is changed, without one it is only created.
+
+        Raises:
+            ConflictError: the object is another one by now; or, without a uid, the name is taken.
+        """
+        guard = {"resourceVersion": _NEVER} if uid is None else {"uid": uid}
+        body = {**manifest, "metadata": {**manifest["metadata"], **guard}}
+        query = f"fieldManager={names.MANAGER}&force=true"
         if dry_run:
             query += "&dryRun=All"
         self._fence()

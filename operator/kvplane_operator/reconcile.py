@@ -1,15 +1,16 @@
 """Brings one service to what its plan says: observe, plan, apply; then tell, in status and events.
 
-Order of writes: names that must be free are looked up first, and one that is not free stops all writes; an overlay that
-the user changed is tried out by the API server; the ConfigMap, which records the pod template, goes before a Deployment
-that exists. The status is written last, from a fresh plan, and only where it differs.
+Order of writes: an overlay that the user changed is tried out by the API server before anything is written; Deployments
+come after all other children, so that no pod starts while one of their names is somebody else's. A child that should not
+exist yet is only created: a name that is taken is noticed by the write itself. The status is written last, from a fresh
+plan, and only where it differs.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -63,7 +64,10 @@ class Reconciler:
                 fresh = self._store.snapshot(uid, memory.blocked)
                 if fresh is None:
                     return None
-                snapshot, plan = fresh, self._plan(fresh)
+                then = self._plan(fresh)
+                if set(then.touched_pods) - set(plan.touched_pods):
+                    delay = 0.0  # the ConfigMap that these pods are to sync was written only now
+                snapshot, plan = fresh, then
             else:
                 delay = None
             await self._tell(snapshot, plan)
@@ -76,12 +80,8 @@ class Reconciler:
     async def _execute(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> float | None:
         """Do the plan's writes; returns when to come back for what was put off."""
         namespace = snapshot.namespace
-        writes, blocked = await self._look_up(snapshot, plan.writes)
-        if not blocked:
-            writes, put_off = self._calm(writes, memory)
-            blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
-        else:
-            put_off = None
+        writes, put_off = self._calm(plan.writes, memory)
+        blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
         memory.blocked = tuple(blocked)
         if not blocked:
             await asyncio.gather(
@@ -96,25 +96,7 @@ class Reconciler:
             )
         return put_off
 
-    async def _look_up(self, snapshot: Snapshot, writes: tuple[Write, ...]) -> tuple[list[Write], list[Blocked]]:
-        """For children that are not in the store: is the name free, ours with its label lost, or somebody else's?"""
-        missing = [write for write in writes if not write.exists]
-        held = await asyncio.gather(*(self._cluster.get(snapshot.namespace, write.ref) for write in missing))
-        found = {write.ref: manifest for write, manifest in zip(missing, held, strict=True) if manifest is not None}
-        ready, blocked = [], []
-        for write in writes:
-            manifest = found.get(write.ref)
-            if manifest is None:
-                ready.append(write)
-            elif owned_by(manifest, snapshot.uid):
-                ready.append(
-                    Write(write.ref, write.manifest, exists=True, uid=manifest["metadata"]["uid"], why=write.why)
-                )
-            else:
-                blocked.append(_not_ours(snapshot, write.ref, manifest))
-        return ready, blocked
-
-    def _calm(self, writes: list[Write], memory: _Memory) -> tuple[list[Write], float | None]:
+    def _calm(self, writes: tuple[Write, ...], memory: _Memory) -> tuple[list[Write], float | None]:
         """Put off healing that did not hold before: each time in a row twice as long."""
         now = time.monotonic()
         calm, waits = [], []
@@ -144,14 +126,16 @@ class Reconciler:
         return [b for write in tried if (b := await self._write(snapshot, write, dry_run=True))]
 
     async def _apply_all(self, snapshot: Snapshot, writes: list[Write]) -> list[Blocked]:
-        # The record of the pod template must not be younger than a Deployment made from it.
-        updating = any(write.exists and write.ref.kind is Kind.DEPLOYMENT for write in writes)
-        first = [write for write in writes if updating and write.ref.kind is Kind.CONFIG_MAP]
-        rest = [write for write in writes if write not in first]
+        # Deployments last: no pod starts while a name is not ours, and the record of the pod template, in the ConfigMap,
+        # is never younger than a Deployment made from it.
+        first = [write for write in writes if write.ref.kind is not Kind.DEPLOYMENT]
+        last = [write for write in writes if write.ref.kind is Kind.DEPLOYMENT]
         blocked: list[Blocked] = []
-        for batch in (first, rest):
+        for batch in (first, last):
             results = await asyncio.gather(*(self._write(snapshot, write) for write in batch))
             blocked += [b for b in results if b is not None]
+            if blocked:
+                break
         return blocked
 
     async def _write(self, snapshot: Snapshot, write: Write, *, dry_run: bool = False) -> Blocked | None:
@@ -167,11 +151,20 @@ class Reconciler:
         except ConflictError:
             if write.uid is not None:
                 raise  # the object was replaced meanwhile: look again
-            message = f"{write.ref} appeared while it was being created and belongs to somebody else; it is left alone."
-            return Blocked(write.ref, Obstacle.CONFLICT, message, snapshot.generation)
+            return await self._write_over(snapshot, write, dry_run=dry_run)
         if not dry_run:
             self._store.put(write.ref.kind.value, applied)
         return None
+
+    async def _write_over(self, snapshot: Snapshot, write: Write, *, dry_run: bool) -> Blocked | None:
+        """The name of a child that is not in the store is taken: by ours with its label lost, or by somebody else's?"""
+        held = await self._cluster.get(snapshot.namespace, write.ref)
+        if held is None:
+            raise ConflictError(f"{write.ref} was there a moment ago, and is gone: it is tried again.", code=409)
+        if not owned_by(held, snapshot.uid):
+            return _not_ours(snapshot, write.ref, held)
+        ours = replace(write, exists=True, uid=held["metadata"]["uid"])
+        return await self._write(snapshot, ours, dry_run=dry_run)
 
     async def _tell(self, snapshot: Snapshot, plan: Plan) -> None:
         """Write the status if it differs, and an event for each condition whose reason changed."""
