@@ -30,6 +30,8 @@ from kvplane_runtime.sidecar.metrics import SidecarCollector
 log = logging.getLogger(__name__)
 
 _LOOPBACK: Final = "127.0.0.1"
+_ADMIN_CLOSE_SECONDS: Final = 1.0
+"""Time for admin answers under way when everything else has ended; aiohttp would give a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,9 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     registry.register(SidecarCollector(config=config, engine=engine, gate=gate, proxy=proxy, clock=clock))
     admin = Admin(pod=settings.pod, config=config, engine=engine, gate=gate, registry=registry, clock=clock)
 
-    runner = web.AppRunner(admin.application(), access_log=None, handle_signals=False)
+    runner = web.AppRunner(
+        admin.application(), access_log=None, handle_signals=False, shutdown_timeout=_ADMIN_CLOSE_SECONDS
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, settings.host, settings.admin_port).start()

@@ -82,6 +82,8 @@ class EngineMonitor:
         self.seen: dict[str, float] = {}
         """When each signal was last present, on the clock."""
         self.scraped_at: float | None = None
+        self._unreadable = False
+        """Whether the last exposition was malformed: said once, not every second."""
         self.version: str | None = None
         self.max_model_len_tokens: int | None = None
 
@@ -101,6 +103,12 @@ class EngineMonitor:
     def dead(self) -> bool:
         """Whether waiting for the engine is pointless."""
         return self.health.dead(self._clock())
+
+    def take(self, scrape: Scrape) -> None:
+        """Keeps a good scrape, and dates the signals it has."""
+        self.scrape = scrape
+        self.scraped_at = self._clock()
+        self.seen.update(dict.fromkeys(scrape.present, self.scraped_at))
 
     async def run(self) -> None:
         """Polls until cancelled."""
@@ -141,11 +149,12 @@ class EngineMonitor:
         except (aiohttp.ClientError, TimeoutError):
             return
         except ValueError as error:
-            log.warning("The engine's metrics cannot be read: %s", error)
+            if not self._unreadable:
+                log.warning("The engine's metrics cannot be read: %s", error)
+            self._unreadable = True
             return
-        self.scrape = scrape
-        self.scraped_at = self._clock()
-        self.seen.update(dict.fromkeys(scrape.present, self.scraped_at))
+        self._unreadable = False
+        self.take(scrape)
 
 
 async def _every(seconds: float, poll: Callable[[], Awaitable[None]]) -> None:

@@ -63,13 +63,14 @@ SIGNALS: Final = (
     Signal(
         "prefix_cache_queries_tokens",
         Kind.COUNTER,
-        ("prefix_cache_queries", "gpu_prefix_cache_queries"),  # since 0.8.5-0.9.2
+        # since 0.8.5-0.9.2. The old name gpu_prefix_cache_queries is left out: in 0.8.5 it counts blocks, not tokens.
+        ("prefix_cache_queries",),
         "Prompt tokens looked up in the prefix cache.",
     ),
     Signal(
         "prefix_cache_hits_tokens",
         Kind.COUNTER,
-        ("prefix_cache_hits", "gpu_prefix_cache_hits"),  # since 0.8.5-0.9.2
+        ("prefix_cache_hits",),  # as above
         "Prompt tokens found in the prefix cache, not computed again.",
     ),
     Signal("requests_running", Kind.GAUGE, ("num_requests_running",), "Requests in the engine's running batch."),
@@ -138,7 +139,8 @@ class KvCache:
     """Blocks that requests can use: vLLM keeps one per rank as its null block."""
     block_size_tokens: int
     capacity_tokens: int
-    """Tokens that fit; from 0.21-0.24 as the engine counts it (which holds for hybrid models too), else blocks x size."""
+    """Tokens that fit into these blocks: from the engine's own figure where it exports one (since 0.21-0.24; it holds for
+    hybrid models too, but counts the null block), else blocks x size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +242,14 @@ def _kv_cache(samples: Sequence[Sample]) -> KvCache | None:
     blocks = size = capacity = 0
     for sample in samples:
         try:
-            rank_blocks = int(sample.labels["num_gpu_blocks"]) - 1
+            total = int(sample.labels["num_gpu_blocks"])
             size = int(sample.labels["block_size"])
         except (KeyError, ValueError):
             return None
+        if total < 2:
+            return None
         exported = sample.labels.get("kv_cache_size_tokens", "")
-        blocks += rank_blocks
-        capacity += int(exported) if exported.isdecimal() else rank_blocks * size
-    return KvCache(blocks=blocks, block_size_tokens=size, capacity_tokens=capacity) if blocks > 0 else None
+        tokens = int(exported) if exported.isdecimal() else total * size
+        blocks += total - 1
+        capacity += tokens * (total - 1) // total
+    return KvCache(blocks=blocks, block_size_tokens=size, capacity_tokens=capacity) if blocks else None

@@ -1,0 +1,354 @@
+"""The whole sidecar between a client, a kubelet and an engine, on loopback."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kvplane_api.wire import SidecarState
+from kvplane_runtime.sidecar import admin, app, config, drain, engine
+from kvplane_runtime.sidecar.app import Settings, run
+from kvplane_runtime.sidecar.config import ConfigError
+
+RECORDED = Path(__file__).parent / "expositions" / "vllm-0.32.0.recorded.txt"
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product's periods are seconds; what is tested is their order."""
+    monkeypatch.setattr(engine, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(engine, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "SILENCE_TOLERANCE_SECONDS", 60)
+    monkeypatch.setattr(config, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.02)
+    monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 0)
+    monkeypatch.setattr(admin, "_DRAIN_CHECK_SECONDS", 0.01)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class FakeEngine:
+    """An engine in the shape of vLLM's server."""
+
+    port: int = field(default_factory=free_port)
+    health: int = 200
+    hanging: set[str] = field(default_factory=set)
+    """Paths that never answer."""
+    exposition: str = field(default_factory=RECORDED.read_text)
+    finish: asyncio.Event = field(default_factory=asyncio.Event)
+    """Streams end when this is set."""
+    streaming: int = 0
+    _runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.05, handler_cancellation=True)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path in self.hanging:
+            await asyncio.Event().wait()
+        match request.path:
+            case "/health":
+                return web.Response(status=self.health)
+            case "/version":
+                return web.json_response({"version": "0.32.0"})
+            case "/v1/models":
+                return web.json_response({"data": [{"id": "chat", "max_model_len": 1024}]})
+            case "/metrics":
+                return web.Response(text=self.exposition)
+            case _:
+                return await self._stream(request)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        self.streaming += 1
+        try:
+            await response.write(b"data: first\n\n")
+            await self.finish.wait()
+            await response.write(b"data: [DONE]\n\n")
+        finally:
+            self.streaming -= 1
+        return response
+
+
+@dataclass
+class Running:
+    """A sidecar, and a session to ask it with."""
+
+    settings: Settings
+    engine: FakeEngine
+    session: aiohttp.ClientSession
+
+    async def admin(self, path: str) -> tuple[int, str]:
+        async with self.session.get(f"http://127.0.0.1:{self.settings.admin_port}{path}") as response:
+            return response.status, await response.text()
+
+    async def state(self) -> SidecarState:
+        _, text = await self.admin("/state")
+        return SidecarState.model_validate_json(text)
+
+    def complete(self) -> "aiohttp.client._RequestContextManager":
+        return self.session.post(f"http://127.0.0.1:{self.settings.port}/v1/completions", json={"prompt": "x"})
+
+    async def becomes(self, path: str, status: int) -> None:
+        await until(lambda: answers(self, path, status))
+
+    async def exports(self, line: str) -> bool:
+        return line in (await self.admin("/metrics"))[1]
+
+    async def signal_is_older(self, *, than_seconds: float) -> bool:
+        _, metrics = await self.admin("/metrics")
+        age = next(line for line in metrics.splitlines() if 'signal="requests_running"' in line)
+        return float(age.split()[1]) > than_seconds
+
+    async def engine_is_idle(self) -> bool:
+        return self.engine.streaming == 0
+
+
+def write_config(path: Path, **fields: object) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps({"servedName": "chat"} | fields))
+    new.rename(path)
+
+
+@asynccontextmanager
+async def running(directory: Path, *, engine_up: bool = True, **fields: object) -> AsyncIterator[Running]:
+    write_config(directory / "sidecar.json", **fields)
+    fake = FakeEngine()
+    if engine_up:
+        await fake.start()
+    settings = Settings(
+        config_file=directory / "sidecar.json",
+        pod="chat-0",
+        host="127.0.0.1",
+        port=free_port(),
+        admin_port=free_port(),
+        engine_port=fake.port,
+    )
+    stop = asyncio.Event()
+    task = asyncio.create_task(run(settings, stop=stop))
+    try:
+        async with aiohttp.ClientSession() as session:
+            sidecar = Running(settings, fake, session)
+            await until(lambda: answers(sidecar, "/healthz", 200))
+            if engine_up:
+                await until(lambda: answers(sidecar, "/ready", 200))
+            yield sidecar
+    finally:
+        fake.finish.set()
+        fake.hanging.clear()
+        stop.set()
+        async with asyncio.timeout(5):
+            await task
+        await fake.stop()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Waits for what another task or process brings about."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0.01)
+
+
+async def answers(sidecar: Running, path: str, status: int) -> bool:
+    try:
+        return (await sidecar.admin(path))[0] == status
+    except aiohttp.ClientConnectorError:
+        return False
+
+
+async def refuses(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return True
+    writer.close()
+    return False
+
+
+async def test_a_pod_starts_serves_and_stops(tmp_path: Path) -> None:
+    async with running(tmp_path, engine_up=False) as sidecar:
+        assert [(await sidecar.admin(path))[0] for path in ("/ready", "/engine/startup", "/engine/live")] == [
+            503,
+            503,
+            200,
+        ]
+        state = await sidecar.state()
+        assert (state.pod, state.engine_ready, state.signal_age_seconds) == ("chat-0", False, None)
+        assert set(state.engine.model_dump().values()) == {None}
+        async with sidecar.complete() as response:
+            assert (response.status, response.headers["Retry-After"]) == (503, "5")
+            assert (await response.json())["error"]["code"] == "engine_not_ready"
+
+        await sidecar.engine.start()
+        for path in ("/ready", "/engine/startup", "/engine/live"):
+            await sidecar.becomes(path, 200)
+        async with sidecar.complete() as response:
+            assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+            assert (await sidecar.state()).in_flight == 1
+            sidecar.engine.finish.set()
+            assert await response.content.readuntil(b"\n\n") == b"data: [DONE]\n\n"
+        await until(sidecar.engine_is_idle)
+        state = await sidecar.state()
+        assert (state.in_flight, state.engine.preemptions_total, state.engine.max_model_len_tokens) == (0, 44, 1024)
+        assert state.startup_seconds is not None
+        _, metrics = await sidecar.admin("/metrics")
+        assert 'kvplane_preemptions_total{model_name="chat"} 44.0' in metrics
+        assert 'kvplane_engine_info{model_name="chat",version="0.32.0"} 1.0' in metrics
+
+
+async def test_a_client_that_goes_aborts_the_engines_request(tmp_path: Path) -> None:
+    async with running(tmp_path) as sidecar:
+        response = await sidecar.complete()
+        await response.content.readuntil(b"\n\n")
+        assert sidecar.engine.streaming == 1
+        response.close()
+        await until(sidecar.engine_is_idle)
+        assert (await sidecar.state()).in_flight == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_drain_loses_no_request(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 3600)
+    async with running(tmp_path) as sidecar:
+        in_flight = await sidecar.complete()
+        url = f"http://127.0.0.1:{sidecar.settings.admin_port}/drain"
+        drained = asyncio.ensure_future(sidecar.session.request(method, url))
+        await sidecar.becomes("/ready", 503)
+        late = await sidecar.complete()  # within the grace
+        assert (late.status, late.headers["Connection"]) == (200, "close")
+        monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 0)  # now it is over
+        async with sidecar.complete() as refused:
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            assert (await refused.json())["error"]["code"] == "draining"
+        assert not drained.done()
+        sidecar.engine.finish.set()
+        for response in (in_flight, late):
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+        async with await drained as over:
+            assert await over.json() == {"inFlight": 0}
+
+
+async def test_a_drain_gives_up_after_drain_seconds(tmp_path: Path) -> None:
+    async with running(tmp_path, drainSeconds=0) as sidecar:
+        stuck = await sidecar.complete()
+        status, text = await sidecar.admin("/drain")
+        assert (status, json.loads(text)) == (200, {"inFlight": 1})
+        stuck.close()
+
+
+async def test_a_drain_of_a_dead_engine_is_over_at_once_and_its_restart_ends_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as sidecar:
+        await sidecar.engine.stop()
+        await sidecar.becomes("/ready", 503)
+        assert (await sidecar.admin("/drain"))[0] == 200
+        assert (await sidecar.state()).draining
+        await sidecar.engine.start()
+        await sidecar.becomes("/ready", 200)
+        assert not (await sidecar.state()).draining
+
+
+async def test_an_engine_that_hangs_is_tolerated_then_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path) as sidecar:
+        sidecar.engine.hanging = {"/health"}
+        assert [(await sidecar.admin(path))[0] for path in ("/ready", "/engine/live")] == [200, 200]
+        monkeypatch.setattr(engine, "SILENCE_TOLERANCE_SECONDS", 0.2)
+        await sidecar.becomes("/engine/live", 503)
+        assert (await sidecar.admin("/ready"))[0] == 503
+        sidecar.engine.hanging = set()
+        await sidecar.becomes("/engine/live", 200)
+
+
+async def test_an_engine_that_says_it_is_dead_is_not_ready(tmp_path: Path) -> None:
+    async with running(tmp_path) as sidecar:
+        sidecar.engine.health = 503
+        await sidecar.becomes("/ready", 503)
+
+
+@pytest.mark.parametrize("fault", ["hanging", "garbage", "renamed"])
+async def test_metrics_that_fail_age_the_signals_and_nothing_else(tmp_path: Path, fault: str) -> None:
+    async with running(tmp_path) as sidecar:
+        await until(lambda: sidecar.exports("kvplane_requests_running{"))
+        match fault:
+            case "hanging":
+                sidecar.engine.hanging = {"/metrics"}
+            case "garbage":
+                sidecar.engine.exposition = "vllm:num_requests_running{ garbage"
+            case "renamed":
+                sidecar.engine.exposition = "engine_requests 1\n"
+        await until(lambda: sidecar.signal_is_older(than_seconds=0.2))
+        assert (await sidecar.admin("/ready"))[0] == 200
+        _, metrics = await sidecar.admin("/metrics")
+        assert (fault == "renamed") == ("kvplane_requests_running{" not in metrics)
+
+
+async def test_limits_change_without_a_restart(tmp_path: Path) -> None:
+    async with running(tmp_path, maxBodyBytes=4096) as sidecar:
+        url = f"http://127.0.0.1:{sidecar.settings.port}/v1/completions"
+        write_config(tmp_path / "sidecar.json", maxBodyBytes=1024)
+        await until(lambda: sidecar.exports('result="applied"} 1.0'))
+        async with sidecar.session.post(url, data=b"x" * 2000) as response:
+            assert response.status == 413
+        assert (await sidecar.state()).in_flight == 0
+
+
+async def test_an_invalid_configuration_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "sidecar.json").write_text("{}")
+    with pytest.raises(ConfigError, match="servedName: Field required"):
+        await run(Settings(config_file=tmp_path / "sidecar.json", pod="p"), stop=asyncio.Event())
+
+
+async def test_the_process_finishes_what_is_in_flight_when_it_is_told_to_stop(tmp_path: Path) -> None:
+    write_config(tmp_path / "sidecar.json")
+    fake = FakeEngine()
+    await fake.start()
+    port, admin_port = free_port(), free_port()
+    ports = ("--port", str(port), "--admin-port", str(admin_port), "--engine-port", str(fake.port))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "kvplane_runtime.sidecar", "--host", "127.0.0.1", *ports),
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{REPOSITORY}/operator:{REPOSITORY}/runtime",
+            "KVPLANE_CONFIG_FILE": str(tmp_path / "sidecar.json"),
+            "KVPLANE_POD_NAME": "chat-0",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with aiohttp.ClientSession() as session:
+        sidecar = Running(Settings(Path(), "", port=port, admin_port=admin_port), fake, session)
+        await until(lambda: answers(sidecar, "/ready", 200))
+        stream = await sidecar.complete()
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: refuses(port))
+        fake.finish.set()
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+    _, log = await process.communicate()
+    await fake.stop()
+    assert process.returncode == 0, log
+    assert b"Stopping, with 1 requests in flight." in log
+    assert b"Traceback" not in log

@@ -1,0 +1,58 @@
+"""What the answers of ``/health`` mean, in virtual time."""
+
+from kvplane_runtime.sidecar.engine import SILENCE_TOLERANCE_SECONDS, EngineHealth
+
+BEYOND = SILENCE_TOLERANCE_SECONDS + 0.1
+
+
+def test_before_the_first_answer_the_engine_is_neither_ready_nor_to_be_killed() -> None:
+    health = EngineHealth(now=0)
+    health.refused()
+    assert not health.ready(1)
+    assert health.alive(1)
+    assert health.dead(1)
+    assert health.startup_seconds is None
+    assert not health.alive(BEYOND)
+
+
+def test_the_first_good_answer_makes_it_ready_and_dates_the_startup() -> None:
+    health = EngineHealth(now=0)
+    health.refused()
+    health.answered(42)
+    assert health.ready(42)
+    assert not health.dead(42)
+    assert (health.startup_seconds, health.starts) == (42, 1)
+    health.answered(43)
+    assert (health.startup_seconds, health.starts) == (42, 1)
+
+
+def test_silence_is_tolerated_for_a_while() -> None:
+    health = EngineHealth(now=0)
+    health.answered(1)
+    assert health.ready(1 + SILENCE_TOLERANCE_SECONDS)
+    assert not health.ready(1 + BEYOND)
+    assert not health.alive(1 + BEYOND)
+    assert health.dead(1 + BEYOND)
+    health.answered(2 + BEYOND)
+    assert health.starts == 1  # it was only busy
+
+
+def test_an_engine_that_says_it_is_dead_is_not_ready_at_once_and_not_alive_later() -> None:
+    health = EngineHealth(now=0)
+    health.answered(1)
+    health.failed()
+    assert not health.ready(1)
+    assert health.dead(1)
+    assert health.alive(1)
+    assert not health.alive(1 + BEYOND)
+
+
+def test_an_engine_whose_port_was_closed_comes_up_anew() -> None:
+    health = EngineHealth(now=0)
+    health.answered(1)
+    health.refused()
+    assert not health.ready(2)
+    assert health.dead(2)
+    health.answered(3)
+    assert health.ready(3)
+    assert health.starts == 2

@@ -1,0 +1,157 @@
+"""What vLLM exports, by version, and what becomes of it.
+
+The expositions: ``vllm-0.32.0.recorded.txt`` was recorded from a running engine; the others come from the sources of
+their versions (see the head of each file), at which names changed.
+"""
+
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvplane_runtime.sidecar import exposition
+from kvplane_runtime.sidecar.signals import KV_CACHE, SIGNALS, WANTED, Kind, KvCache, Scrape, normalise
+
+EXPOSITIONS = Path(__file__).parent / "expositions"
+VERSIONS = ("0.8.5", "0.9.2", "0.10.2", "0.12.0", "0.16.0", "0.20.2")
+ALL = {signal.name for signal in SIGNALS} | {KV_CACHE}
+
+
+def load(version: str) -> str:
+    (path,) = EXPOSITIONS.glob(f"vllm-{version}.*.txt")
+    return path.read_text()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_version_gives_the_same_signals(version: str) -> None:
+    scrape = normalise(load(version))
+    expected = {
+        "kv_cache_usage_ratio": 0.25,
+        "preemptions": 1,
+        "prefix_cache_queries_tokens": 640,
+        "prefix_cache_hits_tokens": 64,
+        "requests_running": 2,
+        "requests_waiting": 3,
+        "prompt_tokens": 640,
+        "generation_tokens": 120,
+    }
+    if version == "0.8.5":  # counts blocks, under another name: unknown rather than wrong
+        expected = {name: value for name, value in expected.items() if not name.startswith("prefix_cache")}
+    assert scrape.values == expected
+    assert scrape.kv_cache == KvCache(blocks=96, block_size_tokens=32, capacity_tokens=96 * 32)
+    assert scrape.kv_blocks_used == 24
+    assert set(scrape.present) == set(expected) | {
+        signal.name for signal in SIGNALS if signal.kind is Kind.HISTOGRAM
+    } | {KV_CACHE}
+    for name, total in {
+        "time_to_first_token_seconds": 0.12,
+        "inter_token_latency_seconds": 0.08,
+        "e2e_request_latency_seconds": 1.6,
+        "queue_time_seconds": 0.004,
+        "request_prompt_tokens": 640,
+        "request_generation_tokens": 120,
+    }.items():
+        histogram = scrape.histograms[name]
+        assert histogram.sum == pytest.approx(total)
+        counts = [count for _, count in histogram.buckets]
+        assert counts == sorted(counts)
+        assert counts[-1] == 4
+        assert histogram.buckets[-1][0] == "+Inf"
+
+
+def test_the_recorded_engine_has_every_signal() -> None:
+    scrape = normalise(load("0.32.0"))
+    assert set(scrape.present) == ALL
+    assert scrape.values == {
+        "kv_cache_usage_ratio": pytest.approx(95 / 96),
+        "preemptions": 44,
+        "prefix_cache_queries_tokens": 11553,
+        "prefix_cache_hits_tokens": 6720,
+        "requests_running": 13,
+        "requests_waiting": 6,
+        "prompt_tokens": 11553,
+        "generation_tokens": 6626,
+    }
+    assert scrape.kv_cache == KvCache(blocks=96, block_size_tokens=32, capacity_tokens=96 * 32)
+    assert scrape.kv_blocks_used == 95
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, "0.32.0"])
+def test_the_reader_agrees_with_the_general_parser(version: str) -> None:
+    text = load(version)
+    expected: dict[str, list[exposition.Sample]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in WANTED:
+                expected.setdefault(sample.name, []).append(exposition.Sample(sample.labels, sample.value))
+    assert exposition.read(text, WANTED) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "labels", "value"),
+    [
+        ("m 1", {}, 1.0),
+        ("m{} 1e3", {}, 1000.0),
+        ('m{a="b"} 1 1700000000000', {"a": "b"}, 1.0),
+        ('m{ a = "b" , c="d",} NaN', {"a": "b", "c": "d"}, float("nan")),
+        (r'm{a="q\"u\\o\nte, }"} -Inf', {"a": 'q"u\\o\nte, }'}, float("-inf")),
+    ],
+)
+def test_lines_of_the_format(line: str, labels: dict[str, str], value: float) -> None:
+    (sample,) = exposition.read(f"# HELP m x\n# TYPE m gauge\n{line}\nother 1\n", {"m"})["m"]
+    assert sample.labels == labels
+    assert sample.value == pytest.approx(value, nan_ok=True)
+
+
+@pytest.mark.parametrize("line", ["m", "m{ 1", "m one", 'm{a="b} 1', "m{a} 1", "m 1 2 3"])
+def test_a_malformed_line_of_a_wanted_series_is_an_error(line: str) -> None:
+    with pytest.raises(ValueError, match=r"malformed|could not convert"):
+        exposition.read(line, {"m"})
+    assert exposition.read(line, {"n"}) == {}
+
+
+def test_an_engine_without_metrics_is_unknown_not_zero() -> None:
+    """``--disable-log-stats`` removes everything."""
+    scrape = normalise("# nothing\n")
+    assert scrape == Scrape(values={}, histograms={}, kv_cache=None)
+    assert scrape.present == ()
+    assert set(scrape.wire(max_model_len_tokens=None).model_dump().values()) == {None}
+
+
+RANK = """\
+vllm:kv_cache_usage_perc{engine="N"} 0.N
+vllm:num_requests_running{engine="N"} 3
+vllm:num_preemptions_total{engine="N"} 5
+vllm:cache_config_info{engine="N",block_size="16",num_gpu_blocks="101"} 1
+vllm:time_to_first_token_seconds_bucket{engine="N",le="0.1"} 1
+vllm:time_to_first_token_seconds_bucket{engine="N",le="+Inf"} 2
+vllm:time_to_first_token_seconds_sum{engine="N"} 0.5
+"""
+
+
+def test_data_parallel_ranks_become_one_series() -> None:
+    scrape = normalise(RANK.replace("N", "2") + RANK.replace("N", "4"))
+    assert scrape.values == {"kv_cache_usage_ratio": pytest.approx(0.3), "requests_running": 6, "preemptions": 10}
+    assert scrape.kv_cache == KvCache(blocks=200, block_size_tokens=16, capacity_tokens=3200)
+    assert scrape.histograms["time_to_first_token_seconds"].buckets == (("0.1", 2), ("+Inf", 4))
+
+
+@pytest.mark.parametrize(
+    "labels", ['block_size="16"', 'block_size="16",num_gpu_blocks="None"', 'num_gpu_blocks="0",block_size="16"']
+)
+def test_a_cache_whose_size_is_not_known_yet_is_unknown(labels: str) -> None:
+    assert normalise(f"vllm:cache_config_info{{{labels}}} 1").kv_cache is None
+
+
+def test_the_engines_own_count_of_tokens_is_preferred() -> None:
+    """Blocks x size is wrong for hybrid models."""
+    text = 'vllm:cache_config_info{block_size="16",num_gpu_blocks="101",kv_cache_size_tokens="5050"} 1'
+    assert normalise(text).kv_cache == KvCache(blocks=100, block_size_tokens=16, capacity_tokens=5000)
+
+
+def test_values_that_are_not_numbers_are_unknown() -> None:
+    assert normalise("vllm:num_requests_running NaN\nvllm:kv_cache_usage_perc +Inf").values == {}
+
+
+def test_counters_without_the_suffix_are_read_too() -> None:
+    assert normalise("vllm:num_preemptions 3").values == {"preemptions": 3}
