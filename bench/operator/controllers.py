@@ -169,7 +169,8 @@ def _lws_process(control_plane: ControlPlane, log: Path) -> Process:
     path = log.with_suffix(".configuration.json")
     path.write_text(json.dumps(configuration))
     environment = {"KUBECONFIG": str(control_plane.kubeconfig), "ENABLE_WEBHOOKS": "false"}
-    return Process([str(program), f"--config={path}", "--zap-devel=false"], environment, log=log)
+    # The log level is that of its Deployment.
+    return Process([str(program), f"--config={path}", "--zap-log-level=2"], environment, log=log)
 
 
 def _module_folder() -> Path:
