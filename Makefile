@@ -5,7 +5,6 @@ SHELL := /bin/bash
 
 CACHE := $(or $(KVPLANE_CACHE),$(HOME)/.cache/kvplane)
 PYTHON := .venv/bin/python
-export PYTHONPATH :=
 
 .PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images clean clean-cache bench-operator
 
@@ -38,10 +37,10 @@ lint: setup ## ruff and mypy
 	@.venv/bin/mypy operator/kvplane_api operator/kvplane_operator runtime/kvplane_runtime e2e images bench
 
 generate: setup ## write what is generated from code: CRD, chart copy, references
-	@$(PYTHON) scripts/generate.py
+	@PYTHONPATH=. $(PYTHON) scripts/generate.py
 
 verify: setup ## fail if generated files differ from their sources
-	@$(PYTHON) scripts/generate.py --check
+	@PYTHONPATH=. $(PYTHON) scripts/generate.py --check
 
 lock: setup ## renew requirements/*.lock
 	@scripts/lock.sh

@@ -54,3 +54,17 @@ LOOP_LAG: Final = Gauge(
     "How late the last one-second tick of the event loop was.",
     registry=REGISTRY,
 )
+
+METRICS: Final = (
+    RECONCILE_SECONDS,
+    RECONCILE_ERRORS,
+    QUEUE_DEPTH,
+    QUEUE_SECONDS,
+    API_REQUESTS,
+    API_SECONDS,
+    SERVICES,
+    LEADING,
+    DRIFT_HEALED,
+    LOOP_LAG,
+)
+"""All of them, in the order of the reference."""

@@ -1,0 +1,103 @@
+"""One service on the real vLLM: what a newcomer sees, and what users of it must never see."""
+
+import json
+import socket
+import time
+import urllib.request
+
+import pytest
+
+from e2e.cluster.cluster import Cluster
+from e2e.stack import Images, Stack
+from e2e.tests.client import Load, address, complete, stream
+from e2e.tests.conftest import llmservice
+from kvplane_api import names
+
+
+def _pods(stack: Stack, namespace: str, service: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = stack.get(namespace, "pods", "-l", f"{names.LABEL_SERVICE}={service}")
+    return found
+
+
+def _pod_ip(stack: Stack, namespace: str) -> str:
+    return str(stack.get(namespace, "pods", "-l", f"{names.LABEL_SERVICE}=chat")[0]["status"]["podIP"])
+
+
+def _admin(stack: Stack, namespace: str, path: str) -> str:
+    url = f"http://{_pod_ip(stack, namespace)}:{names.PORT_ADMIN}{path}"
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def _generated(metrics: str) -> float:
+    line = next(line for line in metrics.splitlines() if line.startswith("kvplane_generation_tokens_total"))
+    return float(line.rsplit(" ", 1)[1])
+
+
+def test_streams_and_counts_tokens(stack: Stack, chat: str) -> None:
+    where = address(stack, chat, "chat")
+    pieces = list(stream(where, "chat", max_tokens=16))
+    assert len(pieces) >= 8
+    answer = complete(where, "chat", max_tokens=8)
+    assert answer["usage"]["completion_tokens"] <= 8
+    end = time.monotonic() + 10
+    while _generated(_admin(stack, chat, "/metrics")) < 16:  # the sidecar looks at the engine's counters each second
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    state = json.loads(_admin(stack, chat, "/state"))
+    assert state["engineReady"]
+    assert state["inFlight"] == 0
+    assert state["engine"]["kvCacheBlocks"] > 0
+    assert state["engine"]["maxModelLenTokens"] == 2048
+
+
+def test_nothing_goes_round_the_sidecar(stack: Stack, chat: str) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((_pod_ip(stack, chat), names.PORT_ENGINE), timeout=5)
+
+
+def test_kubectl_tells_what_is_going_on(stack: Stack, chat: str) -> None:
+    table = stack.kubectl("get", "llms", "-n", chat)
+    assert table.splitlines()[0].split() == ["NAME", "MODE", "READY", "REPLICAS", "DESIRED", "ENDPOINT", "AGE"]
+    assert table.splitlines()[1].split()[:5] == ["chat", "Paged", "True", "1", "1"]
+    described = stack.kubectl("describe", "llms", "chat", "-n", chat)
+    for word in ("MinimumReplicasAvailable", "Serving", "Stable", "AsAsked", "Events:"):
+        assert word in described
+    manual = stack.kubectl("explain", "llmservice.spec", "--recursive")
+    assert "ringThresholdTokens" in manual
+    assert "maxTokens: longest prompt + output" in stack.kubectl("explain", "llmservice.spec.context")
+
+
+def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) -> None:
+    """kill -9 of the engine: the pod stays, the container restarts, the status tells."""
+    pod = _pods(stack, chat, "chat")[0]["metadata"]
+    assert isinstance(pod, dict)
+    cluster.kill_pod_process(chat, pod["name"], container=names.CONTAINER_ENGINE)
+    seen = set()
+    end = time.monotonic() + 60
+    while time.monotonic() < end and "EngineCrashed" not in seen:
+        seen.add(stack.conditions(chat, "chat")["Available"]["reason"])
+        time.sleep(0.2)
+    assert "EngineCrashed" in seen
+    stack.wait_ready(chat, "chat")
+    after = _pods(stack, chat, "chat")[0]["metadata"]
+    assert isinstance(after, dict)
+    assert after["uid"] == pod["uid"]
+    complete(address(stack, chat, "chat"), "chat")
+
+
+def test_rollout_loses_nothing(stack: Stack, images: Images, chat: str) -> None:
+    """A change of the spec under load: the new pod first, then the old one drains; not one request fails."""
+    before = _pods(stack, chat, "chat")[0]["metadata"]
+    changed = llmservice("chat", chat, f"oci://{images.model}", engine={"maxSequences": 12})
+    with Load(address(stack, chat, "chat"), "chat") as load:
+        stack.apply(changed)
+        end = time.monotonic() + 300
+        while [p["metadata"] for p in _pods(stack, chat, "chat")] == [before] or len(_pods(stack, chat, "chat")) > 1:
+            assert time.monotonic() < end, stack.kubectl("get", "pods", "-n", chat)
+            time.sleep(1)
+        stack.wait_ready(chat, "chat")
+        time.sleep(2)
+    assert load.done > 10
+    assert load.lost == []
