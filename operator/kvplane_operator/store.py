@@ -38,6 +38,8 @@ class Store:
             return False
         self._objects[key] = slim
         if kind == SERVICE:
+            if held is not None:  # made again under its name before its removal was seen
+                self._services.pop(held["metadata"]["uid"], None)
             self._services[metadata["uid"]] = key
         if owner := service_of(kind, metadata):
             self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
