@@ -4,7 +4,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from kvplane_api.service import LLMServiceSpec
+
+def _name(item: Any) -> str:
+    return str(item["name"])
+
 
 _sizes = st.sampled_from(["1Gi", "1.5Gi", "2000M", "40Gi"])
 _values = st.sampled_from(["", "a", "b", "0"])
@@ -35,7 +38,7 @@ _engine = st.fixed_dictionaries(
         "resources": st.fixed_dictionaries({}, optional={"limits": _resources, "requests": _resources}),
         "env": st.lists(
             st.fixed_dictionaries({"name": st.sampled_from(["A", "B", "HOME"])}, optional={"value": _values}),
-            unique_by=lambda e: str(e["name"]),
+            unique_by=_name,
         ),
         "extraArgs": st.lists(st.sampled_from(["--enforce-eager", "--seed=1"]), max_size=2),
         "blockSize": st.sampled_from([16, 32]),
@@ -58,7 +61,7 @@ _pod_template = st.fixed_dictionaries(
                     st.fixed_dictionaries(
                         {"name": st.sampled_from(["engine", "logger"])}, optional={"tty": st.booleans()}
                     ),
-                    unique_by=lambda c: str(c["name"]),
+                    unique_by=_name,
                 ),
             },
         ),
@@ -81,8 +84,3 @@ specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     },
 )
 """Specs that the operator accepts."""
-
-
-def parsed(spec: dict[str, Any]) -> LLMServiceSpec:
-    """The spec as the plan reads it."""
-    return LLMServiceSpec.parse(spec)

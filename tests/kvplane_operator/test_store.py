@@ -1,0 +1,156 @@
+"""The store: the newer version wins, whichever of watch and write brings it."""
+
+from typing import Any
+
+import pytest
+
+from kvplane_api import names
+from kvplane_operator.plan.snapshot import Kind, Ref
+from kvplane_operator.store import POD, SERVICE, Store
+
+DEPLOYMENT = Kind.DEPLOYMENT.value
+
+
+def service(version: int = 1, *, uid: str = "u1", name: str = "chat", **more: Any) -> dict[str, Any]:
+    metadata = {"namespace": "team", "name": name, "uid": uid, "resourceVersion": str(version), "generation": 1}
+    return {"metadata": {**metadata, "managedFields": [{"a": 1}]}, "spec": {"replicas": version}, **more}
+
+
+def child(version: int = 1, *, owner: str = "u1", uid: str = "d1", name: str = "chat") -> dict[str, Any]:
+    return {
+        "metadata": {
+            "namespace": "team",
+            "name": name,
+            "uid": uid,
+            "resourceVersion": str(version),
+            "labels": {names.LABEL_SERVICE: "chat"},
+            "ownerReferences": [{"uid": owner, "controller": True}],
+            "managedFields": [{"a": 1}],
+        },
+        "spec": {"replicas": version},
+    }
+
+
+def pod(version: int = 1, name: str = "chat-1") -> dict[str, Any]:
+    labels = {names.LABEL_SERVICE: "chat"}
+    metadata = {"namespace": "team", "name": name, "uid": name, "resourceVersion": str(version), "labels": labels}
+    return {"metadata": metadata, "spec": {"nodeName": "n", "containers": [{}]}, "status": {"phase": "Running"}}
+
+
+@pytest.fixture
+def store() -> Store:
+    store = Store()
+    store.put(SERVICE, service())
+    return store
+
+
+def replicas(store: Store) -> int | None:
+    snapshot = store.snapshot("u1")
+    held = snapshot.children.get(Ref(Kind.DEPLOYMENT, "chat")) if snapshot else None
+    return held["spec"]["replicas"] if held else None
+
+
+def test_the_newer_version_wins(store: Store) -> None:
+    assert store.put(DEPLOYMENT, child(5))
+    assert not store.put(DEPLOYMENT, child(4))
+    assert not store.put(DEPLOYMENT, child(5))
+    assert replicas(store) == 5
+    assert store.put(DEPLOYMENT, child(10))  # as integers: "10" is newer than "5"
+    assert replicas(store) == 10
+
+
+def test_the_echo_of_a_write_is_nothing_new(store: Store) -> None:
+    written = child(7)
+    assert store.put(DEPLOYMENT, written)
+    assert not store.put(DEPLOYMENT, written)
+
+
+def test_a_removal_forgets(store: Store) -> None:
+    store.put(DEPLOYMENT, child(5))
+    assert store.remove(DEPLOYMENT, child(6))
+    assert replicas(store) is None
+    assert not store.remove(DEPLOYMENT, child(6))
+
+
+def test_a_late_removal_of_the_predecessor_leaves_the_successor(store: Store) -> None:
+    store.put(DEPLOYMENT, child(9, uid="d2"))
+    assert not store.remove(DEPLOYMENT, child(6, uid="d1"))
+    assert replicas(store) == 9
+
+
+def test_a_removal_names_the_service_of_that_uid_only(store: Store) -> None:
+    store.put(SERVICE, service(9, uid="u2"))
+    assert not store.remove(SERVICE, service(5, uid="u1"))
+    assert store.snapshot("u2") is not None
+
+
+def test_children_of_others_are_not_in_the_snapshot(store: Store) -> None:
+    store.put(DEPLOYMENT, child(owner="somebody"))
+    assert replicas(store) is None
+
+
+def test_pods_are_known_by_their_label_and_kept_slim(store: Store) -> None:
+    store.put(POD, pod())
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    (held,) = snapshot.pods
+    assert held["spec"] == {"nodeName": "n"}
+    assert held["status"] == {"phase": "Running"}
+
+
+def test_managed_fields_are_not_kept(store: Store) -> None:
+    store.put(DEPLOYMENT, child())
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    assert "managedFields" not in snapshot.children[Ref(Kind.DEPLOYMENT, "chat")]["metadata"]
+
+
+def test_a_service_that_is_gone_has_no_snapshot(store: Store) -> None:
+    assert store.uid_of("team", "chat") == "u1"
+    store.remove(SERVICE, service(2))
+    assert (store.snapshot("u1"), store.uid_of("team", "chat"), store.services()) == (None, None, 0)
+
+
+def test_a_service_made_again_has_a_snapshot_of_its_own(store: Store) -> None:
+    store.put(DEPLOYMENT, child())
+    store.put(SERVICE, service(5, uid="u2"))
+    assert store.snapshot("u1") is None
+    snapshot = store.snapshot("u2")
+    assert snapshot is not None
+    assert snapshot.children == {}
+    assert store.services() == 1
+
+
+def test_deletion_is_seen(store: Store) -> None:
+    going = service(2)
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    store.put(SERVICE, going)
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    assert snapshot.deleting
+
+
+def test_a_listing_forgets_what_vanished_while_nobody_watched(store: Store) -> None:
+    store.put(POD, pod(3, "chat-1"))
+    store.put(POD, pod(4, "chat-2"))
+    lost = store.retain(POD, {("team", "chat-2"): "chat-2"}, resource_version="10", namespace=None)
+    assert [held["metadata"]["name"] for held in lost] == ["chat-1"]
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    assert [held["metadata"]["name"] for held in snapshot.pods] == ["chat-2"]
+
+
+def test_a_listing_forgets_what_was_replaced_meanwhile(store: Store) -> None:
+    store.put(DEPLOYMENT, child(3, uid="d1"))
+    assert store.retain(DEPLOYMENT, {("team", "chat"): "d2"}, resource_version="10", namespace=None)
+
+
+def test_what_is_newer_than_the_listing_stays(store: Store) -> None:
+    store.put(POD, pod(11))
+    assert store.retain(POD, {}, resource_version="10", namespace=None) == []
+
+
+def test_a_listing_of_one_namespace_says_nothing_of_others(store: Store) -> None:
+    store.put(POD, pod(3))
+    assert store.retain(POD, {}, resource_version="10", namespace="other") == []
+    assert len(store.retain(POD, {}, resource_version="10", namespace="team")) == 1
