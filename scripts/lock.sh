@@ -10,3 +10,5 @@ compile() {
 }
 compile pyproject.toml --extra operator --extra sidecar --group dev --output-file requirements/dev.lock
 compile pyproject.toml --extra operator --extra sidecar --output-file requirements/control.lock
+compile requirements/build.in --output-file requirements/build.lock
+compile requirements/engine-cpu.in --override requirements/engine-cpu.overrides --output-file requirements/engine-cpu.lock
