@@ -110,6 +110,7 @@ _PATHS = {
     "poddisruptionbudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "service": "/api/v1/namespaces/{}/services",
     "configmap": "/api/v1/namespaces/{}/configmaps",
+    "event": "/api/v1/namespaces/{}/events",
     "pod": "/api/v1/namespaces/{}/pods",
 }
 

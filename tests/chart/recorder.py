@@ -63,29 +63,30 @@ class Recorder:
     async def _stop(self) -> None:
         await self._runner.cleanup()
         await self._upstream.close()
+        watches = asyncio.all_tasks() - {asyncio.current_task()}
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
 
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
+        # Before it is passed on: who sees its effect may count on the note.
+        right = needed(request.method, request.path, request.query_string)
+        if right is not None:
+            self.used.add(right)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
         async with self._upstream.request(
             request.method, request.raw_path, headers=headers, data=await request.read() or None
         ) as answer:
-            self._note(request, answer.status)
+            if answer.status in (401, 403):
+                self.refused.append(f"{request.method} {request.path_qs}")
+            if right is not None and request.method == "PATCH" and answer.status == 201:
+                self.used.add(("create", *right[1:]))
             response = web.StreamResponse(status=answer.status)
             response.content_type = answer.content_type
             await response.prepare(request)
             async for chunk in answer.content.iter_any():
                 await response.write(chunk)
             return response
-
-    def _note(self, request: web.Request, status: int) -> None:
-        right = needed(request.method, request.path, request.query_string)
-        if status in (401, 403):
-            self.refused.append(f"{request.method} {request.path_qs}")
-        if right is None:
-            return
-        self.used.add(right)
-        if request.method == "PATCH" and status == 201:
-            self.used.add(("create", *right[1:]))
 
 
 def needed(method: str, path: str, query: str) -> Right | None:

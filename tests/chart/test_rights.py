@@ -29,22 +29,22 @@ def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: 
         with installation.operator() as operator:
             everything_a_service_causes(cluster, models)
 
-            given, recorder = given_rights(installation.rendered), installation.recorder
-            eventually(lambda: recorder.used | ASKED_FOR_BY_ADMISSION >= given, what=f"use of all of {sorted(given)}")
-            assert recorder.refused == []
-            assert recorder.used | ASKED_FOR_BY_ADMISSION == given
-
             assert bool(get(cluster, others, "deployment elsewhere")) == (scope == "everywhere")
+
+            # It waits for a renewal of the Lease, so that one is among what was recorded.
             tested = installation.selftest(seconds=20)
             assert tested.returncode == 0, tested.stderr
-            assert f"{'1 of them in' if watched else '2 of them in all namespaces'}" in tested.stdout
+            assert f"{'5 of them in' if watched else '6 of them in all namespaces'}" in tested.stdout
             assert f"{operator.identity} leads" in tested.stdout
+
+            assert installation.recorder.refused == []
+            assert installation.recorder.used | ASKED_FOR_BY_ADMISSION == given_rights(installation.rendered)
             assert operator.stop() == 0
         failed = installation.selftest(seconds=0)
         assert failed.returncode == 1
         assert f"FAILED: Nobody holds the Lease {scope}/" in failed.stderr
-        for namespace, name in ((models, "chat"), (others, "elsewhere")):
-            cluster.kubectl("delete", "llms", name, "-n", namespace)
+        for namespace in (models, others):
+            cluster.kubectl("delete", "llms", "--all", "-n", namespace)
 
 
 def test_what_it_must_not_do(cluster: Cluster, tmp_path: Path) -> None:
@@ -65,6 +65,7 @@ def everything_a_service_causes(cluster: Cluster, namespace: str) -> None:
     for child in ("deployment chat", "service chat", "service chat-pods", "configmap chat", "poddisruptionbudget chat"):
         eventually(partial(get, cluster, namespace, child), what=child)
     eventually(lambda: (get(cluster, namespace, "llmservice chat") or {}).get("status"), what="a status")
+    eventually(lambda: get_all(cluster, namespace, "event"), what="an event")
     eventually(lambda: len(get_all(cluster, namespace, "pod")) == 2, what="pods")
 
     before = _pods_config(cluster, namespace)
@@ -73,41 +74,53 @@ def everything_a_service_causes(cluster: Cluster, namespace: str) -> None:
     eventually(partial(is_gone, cluster, namespace, "poddisruptionbudget chat"), what="no budget for one pod")
     eventually(lambda: _pods_config(cluster, namespace).isdisjoint(before), what="the pod told of its configuration")
 
+    # The name of a child belongs to somebody else, in one service for each kind.
+    for kind in OBJECTS:
+        name = f"taken-{kind.lower()}"
+        cluster.apply(_object(kind, name, namespace), llmservice(name, namespace, replicas=2))
+        eventually(partial(_conflicts, cluster, namespace, name), what=f"ChildConflict by a {kind}")
+
     # Owned and not wanted, as after an upgrade that names a child otherwise.
     owner = cluster.kubectl("get", "llms", "chat", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
-    cluster.apply(*(_stray(kind, body, namespace, owner) for kind, body in STRAYS.items()))
-    for kind in STRAYS:
+    cluster.apply(*(_object(kind, "stray", namespace, owner=owner) for kind in OBJECTS))
+    for kind in OBJECTS:
         eventually(partial(is_gone, cluster, namespace, f"{kind.lower()} stray"), what=f"no {kind} stray")
 
 
-STRAYS: Final[dict[str, dict[str, Any]]] = {
+_LABELS = {"matchLabels": {"app": "other"}}
+OBJECTS: Final[dict[str, dict[str, Any]]] = {
     "Deployment": {
         "apiVersion": "apps/v1",
         "spec": {
             "replicas": 0,
-            "selector": {"matchLabels": {"app": "stray"}},
+            "selector": _LABELS,
             "template": {
-                "metadata": {"labels": {"app": "stray"}},
-                "spec": {"containers": [{"name": "stray", "image": "stray"}]},
+                "metadata": {"labels": _LABELS["matchLabels"]},
+                "spec": {"containers": [{"name": "other", "image": "other"}]},
             },
         },
     },
     "Service": {"apiVersion": "v1", "spec": {"ports": [{"port": 80}]}},
     "ConfigMap": {"apiVersion": "v1", "data": {}},
+    "PodDisruptionBudget": {"apiVersion": "policy/v1", "spec": {"maxUnavailable": 1, "selector": _LABELS}},
 }
+"""The smallest object of each kind of child."""
 
 
-def _stray(kind: str, body: dict[str, Any], namespace: str, owner: str) -> dict[str, Any]:
-    reference = {"apiVersion": "kvplane.dev/v1alpha1", "kind": "LLMService", "name": "chat", "uid": owner}
-    metadata = {
-        "name": "stray",
-        "namespace": namespace,
-        "labels": {"kvplane.dev/service": "chat"},
-        "ownerReferences": [reference | {"controller": True}],
-    }
-    return {"kind": kind, "metadata": metadata, **body}
+def _object(kind: str, name: str, namespace: str, *, owner: str = "") -> dict[str, Any]:
+    """An object of nobody, or of the service "chat" if its uid is given."""
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace}
+    if owner:
+        reference = {"apiVersion": "kvplane.dev/v1alpha1", "kind": "LLMService", "name": "chat", "uid": owner}
+        metadata["labels"] = {"kvplane.dev/service": "chat"}
+        metadata["ownerReferences"] = [reference | {"controller": True}]
+    return {"kind": kind, "metadata": metadata, **OBJECTS[kind]}
+
+
+def _conflicts(cluster: Cluster, namespace: str, name: str) -> bool:
+    return "ChildConflict" in json.dumps(get(cluster, namespace, f"llmservice {name}"))
 
 
 def _pods_config(cluster: Cluster, namespace: str) -> set[str | None]:
-    pods = get_all(cluster, namespace, "pod")
+    pods = [pod for pod in get_all(cluster, namespace, "pod") if "deletionTimestamp" not in pod["metadata"]]
     return {pod["metadata"].get("annotations", {}).get("kvplane.dev/config-hash") for pod in pods}

@@ -26,6 +26,10 @@ def test_the_life_of_a_release(cluster: Cluster, tmp_path: Path) -> None:
         def change(verb: str, *what: str, values: Mapping[str, object] | None = None) -> str:
             return helm.must(verb, RELEASE, *what, f"--namespace={NAMESPACE}", values=values)
 
+        notes = helm.must("get", "notes", RELEASE, f"--namespace={NAMESPACE}")
+        sample = notes[notes.index("  apiVersion") : notes.index("  EOF")]
+        assert "created" in cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=sample)
+
         with installation.operator():
             cluster.apply(llmservice("chat", "default"))
             eventually(lambda: all(get(cluster, "default", child) for child in CHILDREN), what="children")
