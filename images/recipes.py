@@ -45,7 +45,12 @@ CONTROL = Recipe(
 ENGINE_CPU = Recipe(
     name="engine-cpu",
     containerfile="images/engine-cpu/Containerfile",
-    inputs=("images/engine-cpu/cuda_stubs.py", "requirements/build.lock", "requirements/engine-cpu.lock"),
+    inputs=(
+        "images/engine-cpu/cuda_stubs.py",
+        "images/engine-cpu/inspect_models.py",
+        "requirements/build.lock",
+        "requirements/engine-cpu.lock",
+    ),
 )
 DEMO_MODEL = Recipe(
     name="demo-model",
