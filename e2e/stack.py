@@ -137,6 +137,17 @@ class Stack:
                     )
                 time.sleep(0.5)
 
+    def wait_for(self, namespace: str, service: str, field: str, value: object, *, seconds: float = 300.0) -> None:
+        """Wait for a field of an LLMService's status to have a value; raises StackError."""
+        with self.progress.step(f"LLMService {namespace}/{service}: {field} {value}"):
+            end = time.monotonic() + seconds
+            while (status := self.get(namespace, "llmservice", service).get("status", {})).get(field) != value:
+                if time.monotonic() > end:
+                    raise StackError(
+                        f"{field} of {namespace}/{service} was not {value} within {seconds:.0f} s: {status}"
+                    )
+                time.sleep(0.5)
+
     @contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
         """The base URL of a port of a pod or Service, through kubectl port-forward: works on any cluster."""
