@@ -66,7 +66,7 @@ class Helm:
     ) -> "Rendered":
         """What `helm template` makes of the chart, hooks included."""
         text = self.must("template", release, str(chart), f"--namespace={NAMESPACE}", *arguments, values=values)
-        return Rendered(tuple(m for m in yaml.safe_load_all(text) if m))
+        return Rendered(tuple(m for m in yaml.load_all(text, Loader=yaml.CSafeLoader) if m))
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def installed(
     cluster.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     helm.must("install", RELEASE, str(chart), f"--namespace={namespace}", "--take-ownership", values=values)
     parts = (helm.must("get", what, RELEASE, f"--namespace={namespace}") for what in ("manifest", "hooks"))
-    rendered = Rendered(tuple(m for part in parts for m in yaml.safe_load_all(part) if m))
+    rendered = Rendered(tuple(m for part in parts for m in yaml.load_all(part, Loader=yaml.CSafeLoader) if m))
     account = rendered.pod["spec"]["serviceAccountName"]
     token = cluster.kubectl("create", "token", account, "-n", namespace).strip()
     admin = yaml.safe_load(cluster.kubeconfig.read_text())["clusters"][0]["cluster"]

@@ -12,7 +12,7 @@ from kubernetes_validate.utils import all_versions, major_minor
 from charts.generate import CHART, REPOSITORY, outputs
 from kvplane_api import names
 from kvplane_operator.settings import OperatorSettings
-from tests.chart.helm import Helm, Rendered, environment
+from tests.chart.helm import Helm, Rendered, environment, rights
 
 CI = sorted(CHART.glob("ci/*-values.yaml"))
 
@@ -43,6 +43,22 @@ def test_the_versions_are_the_projects() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
     assert (chart["version"], chart["appVersion"]) == (project, project)
+
+
+def test_the_reference_lists_the_rights(helm: Helm) -> None:
+    section = outputs()[REPOSITORY / "docs" / "chart.md"].partition("## Rights")[2].partition("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| ")
+    ]
+    listed = {
+        (verb, resource)
+        for row in rows[1:]
+        for resource in row[0].split(" (")[0].split(", ")
+        for verb in row[1].split(", ")
+    }
+    rendered = helm.render()
+    roles = rendered.of("ClusterRole") + rendered.of("Role")
+    assert listed == {(verb, resource) for role in roles for verb, _, resource in rights(role["rules"])}
 
 
 @ci_values

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.chart.helm import Rendered, rights
+from tests.chart.helm import Helm, Rendered, rights
 from tests.chart.installation import get, get_all, installed, is_gone
 from tests.chart.recorder import Right
 from tests.integration.conftest import Cluster, eventually, llmservice
@@ -47,10 +47,10 @@ def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: 
             cluster.kubectl("delete", "llms", "--all", "-n", namespace)
 
 
-def test_what_it_must_not_do(cluster: Cluster, tmp_path: Path) -> None:
-    with installed(cluster, tmp_path, "strict") as installation:
-        given = given_rights(installation.rendered)
-    assert not {part for right in given for part in right if "*" in part}
+@pytest.mark.parametrize("watched", [[], ["models"]], ids=["everywhere", "one-namespace"])
+def test_what_it_must_not_do(helm: Helm, watched: list[str]) -> None:
+    given = given_rights(helm.render(values={"watchNamespaces": watched}))
+    assert not [part for right in given for part in right if "*" in part]
     assert not {resource for _, _, resource in given} & {"secrets", "pods/log", "pods/exec", "nodes", "namespaces"}
 
 
