@@ -40,6 +40,7 @@ def build_images(
     base: str | None = None,
     push: str | None = None,
     plain_http: bool = False,
+    prune: bool = False,
     progress: Progress | None = None,
 ) -> tuple[str, ...]:
     """Build what is out of date and return the full names of `names`.
@@ -53,7 +54,7 @@ def build_images(
         base = "debian" if tool is Tool.BUILDAH else PUBLIC_BASE
     storage = default_storage()
     commands = Commands(tool=tool, storage=storage, mount_certificates=CERTIFICATES.is_dir(), plain_http=plain_http)
-    request = Request(names=names, tag=tag, base=None if base == "debian" else base, push=push)
+    request = Request(names=names, tag=tag, base=None if base == "debian" else base, push=push, prune=prune)
     folder = storage.root.parent
     with _only_one(folder / "build.lock", progress):
         have = commands.images()
@@ -158,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--base", help=f"image to stand on, or debian to make one (default: debian or {PUBLIC_BASE})")
     parser.add_argument("--push", metavar="REGISTRY/PATH", help="also push to REGISTRY/PATH/IMAGE:TAG")
     parser.add_argument("--plain-http", action="store_true", help="push without TLS, to a registry on this machine")
+    parser.add_argument("--prune", action="store_true", help="remove the images of older sources, and cached layers")
     parsed = parser.parse_args(arguments)
     names = tuple(parsed.images) or ("control", "engine-cpu")
     unknown = [name for name in names if name not in RECIPES]
@@ -171,6 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
             base=parsed.base,
             push=parsed.push,
             plain_http=parsed.plain_http,
+            prune=parsed.prune,
         )
     except ImageBuildError as error:
         print(f"images: {error}", file=sys.stderr)

@@ -1,11 +1,12 @@
 """What must be run to bring the images up to date: a pure function of the sources' keys and the images that exist."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from images import debian
-from images.recipes import content_key, with_bases
+from images.recipes import KEY_DIGITS, RECIPES, content_key, with_bases
 from images.tools import Commands
 
 
@@ -21,6 +22,8 @@ class Request:
     """An image reference for BASE; None for the base that debootstrap makes."""
     push: str | None = None
     """Registry and path to push to (`registry.example/team`), None not to push."""
+    prune: bool = False
+    """Remove the images of older sources afterwards, which are kept for going back to them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,17 @@ def make_plan(
             destination = f"{request.push.rstrip('/')}/{image}:{request.tag}"
             for command in commands.push(tagged[image], destination):
                 steps.append(Step(f"image {image}: push to {destination}", image, command))
+    if request.prune and (stale := stale_images(have, keep={base, *keyed.values()}, prefix=commands.prefix)):
+        for command in commands.remove(stale):
+            steps.append(Step(f"removing {len(stale)} older images", "prune", command))
     return Plan(steps=tuple(steps), images=tuple(tagged[image] for image in request.names))
+
+
+def stale_images(have: Iterable[str], *, keep: Collection[str], prefix: str) -> tuple[str, ...]:
+    """Names that are a key of one of our images, of sources that are not those of `keep`; nobody else's images."""
+    ours = "|".join(("base", *(name for name in RECIPES if any(f"{prefix}/{name}:" in kept for kept in keep))))
+    keyed = re.compile(rf"{re.escape(prefix)}/({ours}):[0-9a-f]{{{KEY_DIGITS}}}")
+    return tuple(sorted(name for name in have if keyed.fullmatch(name) and name not in keep))
 
 
 def _base_steps(base: str, scratch: Path, repository: Path, commands: Commands) -> list[Step]:

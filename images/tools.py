@@ -72,6 +72,11 @@ class Commands:
         options = ("--tls-verify=false",) if self.plain_http else ()
         return (self._run("push", *options, image, f"docker://{destination}"),)
 
+    def remove(self, images: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        """Remove names, and images left without one. The build cache goes too where the store is ours alone."""
+        remove = self._run("rmi", *images)
+        return (remove, self._run("rmi", "--prune")) if self.tool is Tool.BUILDAH else (remove,)
+
     def environment(self) -> dict[str, str]:
         """The environment to run these commands with."""
         if self.tool is not Tool.BUILDAH:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 def main(architectures: list[str]) -> None:
     """Inspect each class as a server would; raises FileNotFoundError where vLLM left nothing in its cache."""
-    from vllm import envs  # type: ignore[import-not-found]  # noqa: PLC0415
-    from vllm.model_executor.models.registry import ModelRegistry  # type: ignore[import-not-found]  # noqa: PLC0415
+    from vllm import envs  # noqa: PLC0415
+    from vllm.model_executor.models.registry import ModelRegistry  # noqa: PLC0415
 
     for architecture in architectures:
         ModelRegistry.models[architecture].inspect_model_cls()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from images import debian
-from images.plan import Plan, Request, make_plan
+from images.plan import Plan, Request, make_plan, stale_images
 from images.recipes import CONTROL, ENGINE_CPU, content_key, with_bases
 from images.storage import Storage
 from images.tools import Commands, Tool
@@ -180,3 +180,21 @@ def test_a_push_sends_what_was_asked_for(repository: Path) -> None:
 def test_plain_http_is_said_to_the_tools_that_ask() -> None:
     (push,) = commands(Tool.PODMAN, plain_http=True).push("a", "127.0.0.1:5000/a")
     assert push == ("podman", "push", "--tls-verify=false", "a", "docker://127.0.0.1:5000/a")
+
+
+def test_pruning_removes_older_keys_and_nothing_else(repository: Path) -> None:
+    older = f"localhost/kvplane/control:{'0' * 16}"
+    store = images_after(plan(repository, "control"))
+    current = set(store)
+    others = {
+        f"localhost/kvplane/engine-cpu:{'0' * 16}": "1",
+        "localhost/kvplane/control:v1": "2",
+        f"other/control:{'0' * 16}": "3",
+    }
+    store |= {older: "0", **others}
+    assert stale_images(store, keep=current, prefix="localhost/kvplane") == (older,)
+
+
+def test_pruning_keeps_docker_images_of_others() -> None:
+    assert commands(Tool.DOCKER).remove(("a:1",)) == (("docker", "rmi", "a:1"),)
+    assert commands(Tool.BUILDAH).remove(("a:1",))[1][-2:] == ("rmi", "--prune")
