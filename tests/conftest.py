@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from e2e.cluster.api import wait_for
 from e2e.cluster.controlplane import ControlPlane
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -22,8 +23,21 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
     """etcd and kube-apiserver with the CRD established; no controllers, so what a test writes is all there is."""
     with ControlPlane(tmp_path_factory.mktemp("control-plane") / "files") as control_plane:
         control_plane.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "crds"))
-        control_plane.kubectl("wait", "--for=condition=Established", "crd/llmservices.kvplane.dev", "--timeout=60s")
+        # Not `kubectl wait`: it fails on a CRD that has no conditions yet.
+        wait_for(
+            "The CRD's place in the API and in its description",
+            lambda: (
+                _served(control_plane) and "apis/kvplane.dev/v1alpha1" in control_plane.api.get("/openapi/v3")["paths"]
+            ),
+            seconds=60,
+            where=str(control_plane.logs),
+        )
         yield control_plane
+
+
+def _served(control_plane: ControlPlane) -> bool:
+    resources = control_plane.api.get("/apis/kvplane.dev/v1alpha1")["resources"]
+    return any(resource["name"] == "llmservices" for resource in resources)
 
 
 @pytest.fixture(scope="session")
