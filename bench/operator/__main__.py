@@ -8,7 +8,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from bench import report
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="keep API servers' and controllers' files and logs in this new folder"
     )
+    parser.add_argument("--idle-seconds", type=float, help="length of each window of idleness (default: 120)")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the controllers are killed
 
@@ -246,6 +247,8 @@ def main() -> None:
         if arguments.quick
         else Size()
     )
+    if arguments.idle_seconds:
+        size = replace(size, idle_seconds=arguments.idle_seconds)
     started, machine, progress = report.now(), report.machine(), Progress()
     folder = arguments.keep or Path(tempfile.mkdtemp(prefix="kvplane-bench-"))
     contestants = {"kvplane": controllers.kvplane(), "peer": controllers.leader_worker_set()}
