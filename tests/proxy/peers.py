@@ -21,6 +21,12 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
+def serving() -> list[str]:
+    """The tasks of requests that the proxy still works on."""
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks() if not task.done()]  # type: ignore[union-attr]
+    return [name for name in names if name.startswith("ClientConnection.")]
+
+
 @dataclass
 class UpstreamSocket:
     """The upstream's end of one connection."""
@@ -237,7 +243,7 @@ class Stage:
 
     async def settled(self) -> None:
         """Waits until nothing is in flight, and asserts that nothing leaked."""
-        await until(lambda: not self.gate.inside)
+        await until(lambda: not self.gate.inside and not serving())
         assert self.proxy.held_bytes == 0
 
 
@@ -260,7 +266,9 @@ async def staged(
         for client in stage.clients:
             client.abort()
         proxy.stop_accepting()
-        await stage.settled()
-        proxy.abort()
-        await upstream.stop()
+        try:
+            await stage.settled()
+        finally:
+            proxy.abort()
+            await upstream.stop()
         await until(lambda: not proxy.connections)

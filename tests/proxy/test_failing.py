@@ -215,7 +215,8 @@ async def test_a_client_that_goes_while_it_waits_at_the_gate_never_reaches_the_u
         client.abort()
         await stage.settled()
         stage.gate.hold.set()
-        assert not stage.upstream.sockets
+        assert (await stage.ask(GET)).status == 200
+        assert [body for _, body in stage.upstream.requests] == [b""]
 
 
 async def test_a_client_that_goes_while_it_uploads_leaves_the_gate() -> None:
@@ -279,6 +280,29 @@ async def test_a_client_that_stops_reading_is_dropped() -> None:
         await until(lambda: bool(stage.gate.entered))
         await stage.settled()
         assert stage.proxy.stats.client_disconnects == 1
+
+
+async def test_a_client_that_goes_with_bytes_still_waiting_for_it_aborts_its_request() -> None:
+    gone = asyncio.Event()
+
+    async def script(socket: UpstreamSocket) -> None:
+        await socket.request()
+        await socket.send(CHUNKED)
+        try:
+            while True:
+                await socket.send(b"10000\r\n%b\r\n" % (b"x" * 65536))
+        finally:
+            gone.set()
+
+    async with staged(script) as stage:
+        client = await stage.client()
+        client.reader._limit = 1024  # type: ignore[attr-defined]
+        await client.send(GET)
+        await until(lambda: any(c._write_paused for c in stage.proxy.connections))
+        half_close(client)
+        async with asyncio.timeout(5):
+            await gone.wait()
+        await stage.settled()
 
 
 async def test_a_slow_upstream_gets_a_large_body_whole() -> None:

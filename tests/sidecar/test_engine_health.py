@@ -26,6 +26,14 @@ def test_the_first_good_answer_makes_it_ready_and_dates_the_startup() -> None:
     assert (health.startup_seconds, health.starts) == (42, 1)
 
 
+def test_a_restarted_sidecar_does_not_take_a_running_engine_for_a_fast_start() -> None:
+    health = EngineHealth(now=0)
+    health.answered(0.01)
+    health.refused()
+    health.answered(60)
+    assert health.startup_seconds is None
+
+
 def test_silence_is_tolerated_for_a_while() -> None:
     health = EngineHealth(now=0)
     health.answered(1)

@@ -90,6 +90,7 @@ def test_with_nothing_known_only_the_sidecars_own_state_is_exported(sidecar: Sid
 
 def test_with_everything_known_the_whole_table_is_exported(sidecar: Sidecar) -> None:
     sidecar.feed(RECORDED.read_text())
+    sidecar.engine.health.refused()
     sidecar.engine.health.answered(sidecar.clock.now)
     sidecar.engine.version = "0.32.0"
     sidecar.proxy.stats.responses[200, "engine"] += 1
@@ -160,6 +161,7 @@ def test_a_signal_that_vanishes_grows_old(sidecar: Sidecar) -> None:
 def test_the_engines_identity_and_startup(sidecar: Sidecar) -> None:
     assert sidecar.value("kvplane_startup_seconds") is None
     sidecar.clock.pass_seconds(61)
+    sidecar.engine.health.refused()
     sidecar.engine.health.answered(sidecar.clock.now)
     sidecar.engine.version = "0.32.0"
     assert sidecar.value("kvplane_startup_seconds") == 61

@@ -40,7 +40,7 @@ HOP_BY_HOP: Final = frozenset(
 
 _MAX_CHUNK_LINE: Final = 1024
 _MAX_TRAILER_BYTES: Final = 8192
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*)?")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]{0,1000})?\r\n")  # shorter than _MAX_CHUNK_LINE
 _TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -275,6 +275,9 @@ class ChunkedScanner:
         """
         position, size = start, len(data)
         while position < size and not self.complete:
+            if not self._left and not self._line and (end := self._whole_chunk(data, position)):
+                position = end
+                continue
             if self._left:
                 position = self._take_chunk(data, position)
                 continue
@@ -295,6 +298,18 @@ class ChunkedScanner:
                 self._take_trailer(line)
         return position
 
+    def _whole_chunk(self, data: bytes, position: int) -> int:
+        """Takes a chunk that lies in ``data`` whole, as a streamed token does; returns its end, 0 if there is none."""
+        if self._trailer_bytes >= 0 or (line := _CHUNK_LINE.match(data, position)) is None:
+            return 0
+        begin = line.end()
+        end = begin + int(line[1], 16) + 2
+        if end == begin + 2 or not data.startswith(b"\r\n", end - 2):
+            return 0
+        if self._content is not None:
+            self._content += data[begin : end - 2]
+        return end
+
     def _take_chunk(self, data: bytes, position: int) -> int:
         end = min(len(data), position + self._left)
         content_end = min(end, position + self._left - 2)
@@ -308,7 +323,7 @@ class ChunkedScanner:
         return end
 
     def _start_chunk(self, line: bytes) -> None:
-        match = _CHUNK_LINE.fullmatch(line[:-2]) if line.endswith(b"\r\n") else None
+        match = _CHUNK_LINE.fullmatch(line)
         if match is None:
             raise ProtocolError(400, "malformed_http", "The size line of a chunk of the body is malformed.")
         length = int(match[1], 16)

@@ -34,7 +34,7 @@ class EngineHealth:
         self._refused = False
         self._failing = True
         self.startup_seconds: float | None = None
-        """From the sidecar's start to the engine's first healthy answer."""
+        """From the sidecar's start to the engine's first healthy answer; None where a restarted sidecar found it up."""
 
         self.starts = 0
         """How often the engine came up: healthy after nothing had listened on its port, or for the first time."""
@@ -43,7 +43,7 @@ class EngineHealth:
         """``/health`` said 200."""
         if self._refused or self._last_ok is None:
             self.starts += 1
-        if self.startup_seconds is None:
+        if self._refused and self._last_ok is None:
             self.startup_seconds = now - self._since
         self._last_ok = now
         self._refused = self._failing = False

@@ -92,7 +92,9 @@ ENGINE_READY: Final = Metric(
     source="engine: `GET /health`",
 )
 STARTUP: Final = Metric(
-    "kvplane_startup_seconds", Kind.GAUGE, "From the sidecar's start to the engine's first passing health check."
+    "kvplane_startup_seconds",
+    Kind.GAUGE,
+    "From the sidecar's start to the engine's first passing health check; absent if it found the engine up.",
 )
 DRAINING: Final = Metric("kvplane_draining", Kind.GAUGE, "1 while the pod drains, else 0.")
 IN_FLIGHT: Final = Metric("kvplane_proxy_requests_in_flight", Kind.GAUGE, "Requests inside the proxy now.")
