@@ -29,7 +29,7 @@ unit: setup ## unit and integration tests (real API server, no nodes, no root)
 
 e2e: setup ## end-to-end tests on a real cluster (root)
 	@$(PYTHON) -m e2e.prepare
-	@$(PYTHON) -m pytest e2e/tests
+	@$(PYTHON) -m pytest e2e/tests -n 2 --dist loadgroup
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
@@ -46,7 +46,7 @@ lock: setup ## renew requirements/*.lock
 	@scripts/lock.sh
 
 images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
-	@$(PYTHON) -m images.build control engine-cpu $(if $(PUSH),--push $(PUSH))
+	@$(PYTHON) -m images.build control engine-cpu demo-model $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator

@@ -40,7 +40,12 @@ def llmservice(source: str) -> dict[str, Any]:
                 "dtype": "float32",  # bfloat16 ends in SIGILL on some CPUs
                 "blockSize": 32,
                 "maxSequences": 16,
-                "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}],
+                "env": [
+                    {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
+                    # Else each engine pins itself to the first core of the node, and they all share it.
+                    {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
+                    {"name": "OMP_NUM_THREADS", "value": "2"},
+                ],
                 "extraArgs": ["--enforce-eager"],
                 "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "6Gi"}},
             },

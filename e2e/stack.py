@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from e2e.cluster import binaries
+from e2e.cluster import binaries, provider
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from images.build import build_images
+from images.tools import Tool
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 RELEASE: Final = "kvplane"
@@ -55,7 +56,9 @@ def prepare_images(progress: Progress) -> Images:
     recipes = ("control", "engine-cpu", "demo-model")
     if pushed := os.environ.get(IMAGES_VARIABLE):
         return Images(*(f"{pushed.rstrip('/')}/{name}:dev" for name in recipes))
-    return Images(*build_images(recipes, progress=progress))
+    # The cluster of namespaces adopts layers from buildah's store; kind loads what Docker has.
+    tool = Tool.BUILDAH if provider.wanted() is provider.Kind.LOCAL else None
+    return Images(*build_images(recipes, tool=tool, progress=progress))
 
 
 RESTRICTED: Final = {

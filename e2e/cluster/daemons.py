@@ -92,7 +92,7 @@ def kube_apiserver(
             f"--service-cluster-ip-range={service_network}",
             "--allow-privileged=true",
             "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction,PodSecurity",
+            "--enable-admission-plugins=NodeRestriction,PodSecurity,OwnerReferencesPermissionEnforcement",
             f"--client-ca-file={config}/{pki.CA}.crt",
             f"--tls-cert-file={config}/{pki.API_SERVER}.crt",
             f"--tls-private-key-file={config}/{pki.API_SERVER}.key",

@@ -77,7 +77,12 @@ def llmservice(name: str, namespace: str, source: str, *, engine: Mapping[str, A
         "dtype": "float32",
         "blockSize": 32,
         "maxSequences": 16,
-        "env": [{"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"}],
+        "env": [
+            {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
+            # Else each engine pins itself to the first core of the node, and they all share it.
+            {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
+            {"name": "OMP_NUM_THREADS", "value": "2"},
+        ],
         "extraArgs": ["--enforce-eager"],
         "resources": {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "5Gi"}},
         **(engine or {}),

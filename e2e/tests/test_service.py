@@ -13,6 +13,8 @@ from e2e.tests.client import Load, address, complete, stream
 from e2e.tests.conftest import llmservice
 from kvplane_api import names
 
+pytestmark = pytest.mark.xdist_group("stack")
+
 
 def _pods(stack: Stack, namespace: str, service: str) -> list[dict[str, object]]:
     found: list[dict[str, object]] = stack.get(namespace, "pods", "-l", f"{names.LABEL_SERVICE}={service}")

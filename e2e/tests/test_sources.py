@@ -16,6 +16,8 @@ from e2e.stack import Images, Stack
 from e2e.tests.client import address, complete
 from e2e.tests.conftest import llmservice
 
+pytestmark = pytest.mark.xdist_group("stack")
+
 TOKEN = "hub-token-of-the-test"  # noqa: S105
 PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
 

@@ -18,7 +18,7 @@ from kvplane_api import names
 from kvplane_api.conditions import Type
 from kvplane_operator import metrics
 from kvplane_operator.cluster import ApiError, Cluster, ConflictError, RefusedError
-from kvplane_operator.plan.service import Plan, Write, make_plan
+from kvplane_operator.plan.service import Deletion, Plan, Write, make_plan
 from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import SERVICE, Store, owned_by
@@ -85,16 +85,21 @@ class Reconciler:
         memory.blocked = tuple(blocked)
         if not blocked:
             await asyncio.gather(
-                *(
-                    self._cluster.delete(namespace, d.ref, uid=d.uid, resource_version=d.resource_version)
-                    for d in plan.deletions
-                ),
+                *(self._delete(namespace, deletion) for deletion in plan.deletions),
                 *(
                     self._cluster.annotate_pod(namespace, pod, names.ANNOTATION_CONFIG_HASH, plan.config_hash)
                     for pod in plan.touched_pods
                 ),
             )
         return put_off
+
+    async def _delete(self, namespace: str, deletion: Deletion) -> None:
+        try:
+            await self._cluster.delete(
+                namespace, deletion.ref, uid=deletion.uid, resource_version=deletion.resource_version
+            )
+        except ConflictError:
+            return  # it changed since it was seen; the watch event of that change brings it back here
 
     def _calm(self, writes: tuple[Write, ...], memory: _Memory) -> tuple[list[Write], float | None]:
         """Put off healing that did not hold before: each time in a row twice as long."""

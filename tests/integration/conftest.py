@@ -113,7 +113,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with ControlPlane(tmp_path_factory.mktemp("control-plane"), controllers=True) as control_plane:
         cluster = Cluster(control_plane)
         cluster.kubectl("apply", "-f", str(REPOSITORY / "crds"))
-        cluster.kubectl("wait", "--for=condition=Established", "crd/llmservices.kvplane.dev", "--timeout=60s")
+        eventually(lambda: "llmservices" in cluster.kubectl("api-resources", "--api-group=kvplane.dev"), what="the CRD")
         yield cluster
 
 

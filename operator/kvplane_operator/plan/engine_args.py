@@ -40,6 +40,8 @@ def engine_args(spec: LLMServiceSpec, *, served_name: str) -> list[str]:
         "--enable-prefix-caching" if engine.prefix_caching == "Enabled" else "--no-enable-prefix-caching",
         "--shutdown-timeout",
         str(SHUTDOWN_SECONDS),
+        # The sidecar asks for health and metrics each second; a log line for each buries the engine's own.
+        "--disable-uvicorn-access-log",
     ]
     args += _optional(engine)
     args += engine.extra_args or ()

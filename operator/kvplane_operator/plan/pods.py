@@ -189,7 +189,6 @@ def _engine_env() -> list[dict[str, Any]]:
         # The root file system is read-only and the user has no home: everything the engine caches goes to an emptyDir.
         "HOME": _SCRATCH,
         "XDG_CACHE_HOME": f"{_SCRATCH}/.cache",
-        "VLLM_CACHE_ROOT": f"{_SCRATCH}/vllm",
         "HF_HOME": names.PATH_MODEL_CACHE,
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
