@@ -175,7 +175,7 @@ class Cluster:
             resource_version=answer["metadata"]["resourceVersion"],
             uids={
                 (item["metadata"]["namespace"], item["metadata"]["name"]): item["metadata"]["uid"]
-                for item in answer["items"]
+                for item in answer["items"] or ()  # null where there is none
             },
         )
 
