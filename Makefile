@@ -20,16 +20,18 @@ demo: setup ## nothing -> a cluster -> a served token; leaves the cluster up (MO
 demo-down: setup ## remove what the demo left up
 	@$(PYTHON) -m e2e.demo down
 
-test: setup lint verify unit e2e ## everything: lint, drift, unit, integration and end-to-end tests
-	@echo "make test: all passed"
+test: setup lint verify ## everything: lint, drift, unit, integration and end-to-end tests (root)
+	@$(PYTHON) -m e2e.prepare
+	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile
+	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
 	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm
-	@$(PYTHON) -m pytest tests -n 3 --dist loadgroup
+	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
 
-e2e: setup ## end-to-end tests on a real cluster (root)
+e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the real vLLM (root)
 	@$(PYTHON) -m e2e.prepare
-	@$(PYTHON) -m pytest e2e/tests -n 2 --dist loadgroup
+	@$(PYTHON) -m pytest e2e/tests
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .

@@ -27,8 +27,6 @@ from e2e.cluster.registry import Registry
 from e2e.cluster.spec import ClusterSpec
 from images.build import build_images
 
-pytestmark = pytest.mark.xdist_group("cluster")
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMESPACE = "/api/v1/namespaces/default"
 SERVER = "import http.server as h\nh.test(h.SimpleHTTPRequestHandler, h.ThreadingHTTPServer, port=8080)"

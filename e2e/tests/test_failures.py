@@ -3,12 +3,8 @@
 import time
 from typing import Any
 
-import pytest
-
 from e2e.stack import Images, Stack
 from e2e.tests.conftest import llmservice
-
-pytestmark = pytest.mark.xdist_group("stack")
 
 
 def test_engines_that_cannot_start(stack: Stack, images: Images, namespace: str) -> None:

@@ -2,14 +2,10 @@
 
 import time
 
-import pytest
-
 from e2e.stack import RELEASE, SYSTEM_NAMESPACE, Images, Stack
 from e2e.tests.client import address, complete
 from e2e.tests.conftest import VALUES, llmservice
 from kvplane_api import names
-
-pytestmark = pytest.mark.xdist_group("stack")
 
 
 def _pod_uids(stack: Stack, namespace: str) -> set[str]:

@@ -4,16 +4,18 @@ import json
 import socket
 import time
 import urllib.request
+from typing import Any
 
 import pytest
+import yaml
 
 from e2e.cluster.cluster import Cluster
-from e2e.stack import Images, Stack
+from e2e.stack import REPOSITORY, Images, Stack
 from e2e.tests.client import Load, address, complete, stream
 from e2e.tests.conftest import llmservice
 from kvplane_api import names
-
-pytestmark = pytest.mark.xdist_group("stack")
+from kvplane_api.service import LLMServiceSpec
+from kvplane_operator.plan.engine_args import engine_args
 
 
 def _pods(stack: Stack, namespace: str, service: str) -> list[dict[str, object]]:
@@ -69,6 +71,41 @@ def test_kubectl_tells_what_is_going_on(stack: Stack, chat: str) -> None:
     manual = stack.kubectl("explain", "llmservice.spec", "--recursive")
     assert "ringThresholdTokens" in manual
     assert "maxTokens: longest prompt + output" in stack.kubectl("explain", "llmservice.spec.context")
+
+
+def test_vllms_own_parser_takes_every_flag(stack: Stack, chat: str) -> None:
+    """What the operator renders from each sample, and from a spec with every engine field, in the engine's own image."""
+    script = (REPOSITORY / "e2e" / "check_engine_args.py").read_text()
+    lists = [engine_args(LLMServiceSpec.parse(spec), served_name="any") for spec in _specs()]
+    pod = _pods(stack, chat, "chat")[0]["metadata"]
+    assert isinstance(pod, dict)
+    where = ("-n", chat, "-i", pod["name"], "-c", names.CONTAINER_ENGINE)
+    answer = stack.kubectl("exec", *where, "--", "python3", "-c", script, stdin=json.dumps(lists))
+    assert len(answer.splitlines()) == len(lists)
+
+
+def _specs() -> list[dict[str, Any]]:
+    samples = [yaml.safe_load(path.read_text())["spec"] for path in sorted(REPOSITORY.glob("docs/samples/*.yaml"))]
+    assert samples
+    every_field = {
+        "model": {"source": "hf://acme/tiny@v1", "servedName": "tiny"},
+        "context": {"maxTokens": 2048},
+        "engine": {
+            "dtype": "bfloat16",
+            "kvCacheDtype": "fp8",
+            "tensorParallelSize": 2,
+            "blockSize": 32,
+            "gpuMemoryPercent": 80,
+            "maxBatchedTokens": 4096,
+            "maxSequences": 16,
+            "prefixCaching": "Disabled",
+            "speculative": {"method": "Ngram", "tokens": 3},
+            "kvOffload": {"cpuMemory": "1536Mi"},
+            "kvTransfer": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"},
+            "extraArgs": ["--enforce-eager"],
+        },
+    }
+    return [*samples, every_field]
 
 
 def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) -> None:

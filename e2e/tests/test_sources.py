@@ -16,8 +16,6 @@ from e2e.stack import Images, Stack
 from e2e.tests.client import address, complete
 from e2e.tests.conftest import llmservice
 
-pytestmark = pytest.mark.xdist_group("stack")
-
 TOKEN = "hub-token-of-the-test"  # noqa: S105
 PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
 
@@ -29,7 +27,7 @@ def model(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(found, UnpackedImage)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     shutil.copytree(found.layers[-1].tree, folder)
-    for path in (folder, *folder.rglob("*")):
+    for path in (folder.parent, folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
     return folder
 

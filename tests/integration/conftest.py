@@ -162,3 +162,26 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+CHILDREN = ("deployment chat", "service chat", "service chat-pods", "configmap chat")
+
+
+def children(cluster: Cluster, namespace: str) -> dict[str, Any]:
+    """The children of the service `chat`, None for each that is missing."""
+    return {child: cluster.get(namespace, child) for child in CHILDREN}
+
+
+def contents(cluster: Cluster, namespace: str) -> dict[str, str]:
+    """What must not change of the children of `chat`: identity and content, without the status others write."""
+    return {
+        child: json.dumps([o["metadata"].get("generation"), o.get("spec"), o.get("data"), o["metadata"]["uid"]])
+        for child, o in children(cluster, namespace).items()
+    }
+
+
+def create_chat(cluster: Cluster, namespace: str, **spec: Any) -> None:
+    """A service `chat`, with its children and its first status."""
+    cluster.apply(llmservice("chat", namespace, **spec))
+    eventually(lambda: all(children(cluster, namespace).values()), what="all children")
+    eventually(lambda: cluster.condition(namespace, "chat", "Available"), what="conditions")

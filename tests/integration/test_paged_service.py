@@ -1,37 +1,22 @@
 """One service on a real API server: its children, what heals, what is refused, what survives."""
 
 import json
-import signal
-import time
 from collections.abc import Callable
-from typing import Any
 
-from tests.integration.conftest import Cluster, Operator, eventually, llmservice
-
-CHILDREN = ("deployment chat", "service chat", "service chat-pods", "configmap chat")
-
-
-def _children(cluster: Cluster, namespace: str) -> dict[str, Any]:
-    return {child: cluster.get(namespace, child) for child in CHILDREN}
-
-
-def _versions(cluster: Cluster, namespace: str) -> dict[str, str]:
-    """resourceVersion of each child's content, the Deployment's own status writes left out."""
-    found = _children(cluster, namespace)
-    return {
-        child: json.dumps([o["metadata"].get("generation"), o.get("spec"), o.get("data"), o["metadata"]["uid"]])
-        for child, o in found.items()
-    }
-
-
-def _created(cluster: Cluster, namespace: str, **spec: Any) -> None:
-    cluster.apply(llmservice("chat", namespace, **spec))
-    eventually(lambda: all(_children(cluster, namespace).values()), what="all children")
-    eventually(lambda: cluster.condition(namespace, "chat", "Available"), what="conditions")
+from tests.integration.conftest import (
+    CHILDREN,
+    Cluster,
+    Operator,
+    children,
+    contents,
+    create_chat,
+    eventually,
+    llmservice,
+)
 
 
 def test_children_status_and_events(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
+    create_chat(cluster, namespace)
     service = eventually(lambda: cluster.get(namespace, "llmservice chat"))
     conditions = {c["type"]: (c["status"], c["reason"]) for c in service["status"]["conditions"]}
     assert list(conditions) == ["Accepted", "Available", "Progressing", "Degraded", "Ready"]
@@ -47,7 +32,7 @@ def test_children_status_and_events(cluster: Cluster, namespace: str, operator: 
 
 
 def test_replicas_follow_the_scale_subresource(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
+    create_chat(cluster, namespace)
     template = cluster.get(namespace, "deployment chat")["spec"]["template"]
     cluster.kubectl("scale", "llms", "chat", "-n", namespace, "--replicas=3")
     eventually(lambda: cluster.get(namespace, "deployment chat")["spec"]["replicas"] == 3)
@@ -59,8 +44,8 @@ def test_replicas_follow_the_scale_subresource(cluster: Cluster, namespace: str,
 
 
 def test_children_edited_by_hand_are_healed(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
-    before = _versions(cluster, namespace)
+    create_chat(cluster, namespace)
+    before = contents(cluster, namespace)
     cluster.kubectl("scale", "deployment", "chat", "-n", namespace, "--replicas=7")
     cluster.kubectl("set", "image", "deployment/chat", "engine=evil:1", "-n", namespace)
     patch = {"spec": {"selector": {"kvplane.dev/service": "other"}}}
@@ -71,7 +56,7 @@ def test_children_edited_by_hand_are_healed(cluster: Cluster, namespace: str, op
     cluster.kubectl("label", "service", "chat-pods", "-n", namespace, "kvplane.dev/service-")
 
     def healed() -> bool:
-        now = _children(cluster, namespace)
+        now = children(cluster, namespace)
         deployment = now["deployment chat"]["spec"]
         return bool(
             deployment["replicas"] == 1
@@ -82,18 +67,18 @@ def test_children_edited_by_hand_are_healed(cluster: Cluster, namespace: str, op
         )
 
     eventually(healed)
-    after = _versions(cluster, namespace)
+    after = contents(cluster, namespace)
     assert after["configmap chat"] == before["configmap chat"]
 
 
 def test_children_deleted_by_hand_come_back(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
-    before = {child: o["metadata"]["uid"] for child, o in _children(cluster, namespace).items()}
+    create_chat(cluster, namespace)
+    before = {child: o["metadata"]["uid"] for child, o in children(cluster, namespace).items()}
     for child in CHILDREN:
         cluster.kubectl("delete", "-n", namespace, *child.split(), "--wait=false")
 
     def renewed() -> bool:
-        now = _children(cluster, namespace)
+        now = children(cluster, namespace)
         return all(o and o["metadata"]["uid"] != before[child] for child, o in now.items())
 
     eventually(renewed)
@@ -119,19 +104,19 @@ def test_foreign_child_is_never_taken_over(cluster: Cluster, namespace: str, ope
     # Once it is out of the way, the service goes on (here: at once, since the label lets the watch see it go).
     cluster.kubectl("delete", "configmap", "chat", "-n", namespace)
     cluster.kubectl("annotate", "llms", "chat", "-n", namespace, "example.com/look=again")
-    eventually(lambda: all(_children(cluster, namespace).values()))
+    eventually(lambda: all(children(cluster, namespace).values()))
     eventually(lambda: cluster.condition(namespace, "chat", "Accepted")["status"] == "True")
 
 
 def test_rejected_overlay_leaves_what_runs(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
-    before = _versions(cluster, namespace)
+    create_chat(cluster, namespace)
+    before = contents(cluster, namespace)
     overlay = {"spec": {"containers": [{"name": "engine", "ports": [{"containerPort": 700000}]}]}}
     cluster.apply(llmservice("chat", namespace, podTemplate=overlay))
     condition = eventually(lambda: (c := cluster.condition(namespace, "chat", "Accepted"))["status"] == "False" and c)
     assert condition["reason"] == "ChildRejected"
     assert "700000" in condition["message"]
-    assert _versions(cluster, namespace) == before
+    assert contents(cluster, namespace) == before
     cluster.apply(llmservice("chat", namespace, podTemplate={"spec": {"nodeSelector": {"disk": "fast"}}}))
     eventually(lambda: cluster.condition(namespace, "chat", "Accepted")["status"] == "True")
     deployment = cluster.get(namespace, "deployment chat")
@@ -151,7 +136,7 @@ def test_path_source_needs_the_installations_consent(
 
 
 def test_configuration_reaches_pods_without_a_rollout(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
+    create_chat(cluster, namespace)
     pod = eventually(lambda: cluster.get(namespace, "pods -l kvplane.dev/service=chat"))[0]
     cluster.apply(llmservice("chat", namespace, admission={"maxBodyBytes": 4096}))
 
@@ -172,121 +157,26 @@ def test_service_deleted_while_starting_takes_its_children_along(
     cluster.apply(llmservice("chat", namespace))
     eventually(lambda: cluster.get(namespace, "deployment chat"))
     cluster.kubectl("delete", "llms", "chat", "-n", namespace, "--wait=false")
-    eventually(lambda: not any(_children(cluster, namespace).values()))
+    eventually(lambda: not any(children(cluster, namespace).values()))
     eventually(lambda: not cluster.get(namespace, "pods"))
 
 
 def test_service_made_again_under_the_same_name(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
+    create_chat(cluster, namespace)
     uid = cluster.get(namespace, "llmservice chat")["metadata"]["uid"]
     cluster.kubectl("delete", "llms", "chat", "-n", namespace)
     cluster.apply(llmservice("chat", namespace))
 
     def owned_anew() -> bool:
         new = cluster.get(namespace, "llmservice chat")["metadata"]["uid"]
-        found = _children(cluster, namespace)
+        found = children(cluster, namespace)
         return uid != new and all(o and o["metadata"]["ownerReferences"][0]["uid"] == new for o in found.values())
 
     eventually(owned_anew)
 
 
 def test_without_an_operator_deletion_still_works(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
+    create_chat(cluster, namespace)
     assert operator.stop() == 0
     cluster.kubectl("delete", "llms", "chat", "-n", namespace, "--timeout=30s")
-    eventually(lambda: not any(_children(cluster, namespace).values()))
-
-
-def test_restart_and_upgrade_leave_children_alone(
-    cluster: Cluster, namespace: str, operators: Callable[..., Operator]
-) -> None:
-    first = operators()
-    _created(cluster, namespace, replicas=2)
-    before = _versions(cluster, namespace)
-    first.stop()
-    second = operators(sidecar_image="kvplane/control:next", engine_image="vllm/vllm-openai:next")
-    eventually(lambda: "Leading" in second.log())
-    cluster.kubectl("annotate", "llms", "chat", "-n", namespace, "example.com/look=again")
-    cluster.kubectl("scale", "llms", "chat", "-n", namespace, "--replicas=3")
-    eventually(lambda: cluster.get(namespace, "deployment chat")["spec"]["replicas"] == 3)
-    now = _versions(cluster, namespace)
-    assert {k: v for k, v in now.items() if "deployment" not in k} == {
-        k: v for k, v in before.items() if "deployment" not in k
-    }
-    template = cluster.get(namespace, "deployment chat")["spec"]["template"]["spec"]
-    assert template["initContainers"][0]["image"] == "kvplane/control:dev"
-    # A change of the spec is what brings the new images.
-    cluster.apply(llmservice("chat", namespace, replicas=3, engine={"maxSequences": 8}))
-    eventually(
-        lambda: (
-            cluster.get(namespace, "deployment chat")["spec"]["template"]["spec"]["initContainers"][0]["image"]
-            == "kvplane/control:next"
-        )
-    )
-
-
-def test_killed_in_the_middle_of_a_hundred(
-    cluster: Cluster, namespace: str, operators: Callable[..., Operator]
-) -> None:
-    first = operators()
-    eventually(lambda: "Leading" in first.log())
-    cluster.apply(*(llmservice(f"s{i}", namespace, replicas=0) for i in range(100)))
-    eventually(lambda: len(cluster.get(namespace, "deployments")) >= 10)
-    first.kill()
-    operators()
-
-    def converged() -> bool:
-        deployments = cluster.get(namespace, "deployments -l kvplane.dev/service")
-        services = cluster.get(namespace, "services -l kvplane.dev/service")
-        configs = cluster.get(namespace, "configmaps -l kvplane.dev/service")
-        told = cluster.get(namespace, "llmservices")
-        return (len(deployments), len(services), len(configs)) == (100, 200, 100) and all(
-            "conditions" in s.get("status", {}) for s in told
-        )
-
-    eventually(converged, seconds=90)
-
-
-def test_api_server_down_for_thirty_seconds(cluster: Cluster, namespace: str, operator: Operator) -> None:
-    _created(cluster, namespace)
-    cluster.control_plane.stop_apiserver()
-    time.sleep(30)
-    cluster.control_plane.start_apiserver()
-    cluster.kubectl("scale", "llms", "chat", "-n", namespace, "--replicas=2")
-    eventually(lambda: cluster.get(namespace, "deployment chat")["spec"]["replicas"] == 2, seconds=60)
-    assert operator.stop() == 0, "the same process went on"
-
-
-def test_stopped_leader_writes_nothing_after_it_continues(
-    cluster: Cluster, namespace: str, operators: Callable[..., Operator]
-) -> None:
-    first = operators()
-    eventually(lambda: "Leading" in first.log())
-    _created(cluster, namespace)
-    second = operators()
-    first.signal(signal.SIGSTOP)
-    eventually(lambda: "Leading" in second.log(), seconds=30)
-    cluster.apply(llmservice("chat", namespace, replicas=2, engine={"maxSequences": 8}))
-    eventually(lambda: cluster.get(namespace, "deployment chat")["spec"]["replicas"] == 2)
-    eventually(lambda: cluster.get(namespace, "poddisruptionbudget chat"))
-    before = _versions(cluster, namespace)
-    first.signal(signal.SIGCONT)
-    time.sleep(5)
-    assert _versions(cluster, namespace) == before
-    assert cluster.get(namespace, "lease kvplane-operator")["spec"]["holderIdentity"] == second.identity
-    writers = {
-        field["manager"]
-        for child in _children(cluster, namespace).values()
-        for field in child["metadata"].get("managedFields", ())
-    }
-    assert "kvplane-operator" in writers or not writers
-
-
-def test_a_released_lease_is_taken_at_once(
-    cluster: Cluster, namespace: str, operators: Callable[..., Operator]
-) -> None:
-    first = operators()
-    eventually(lambda: "Leading" in first.log())
-    second = operators()
-    first.stop()
-    eventually(lambda: "Leading" in second.log(), seconds=8)
+    eventually(lambda: not any(children(cluster, namespace).values()))
