@@ -11,13 +11,13 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from e2e.cluster import provider
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from e2e.cluster.spec import ClusterSpec
-from e2e.stack import Stack, prepare_images
+from e2e.stack import Stack, cpu_service, prepare_images
 from images.build import ImageBuildError
 from kvplane_api import names
 
@@ -25,32 +25,6 @@ SPEC: Final = ClusterSpec(name="demo", nodes=2)
 NAMESPACE: Final = "kvplane-demo"
 SERVICE: Final = "chat"
 PROMPT: Final = "Why does a KV cache need a plan?"
-
-
-def llmservice(source: str) -> dict[str, Any]:
-    """The demo's service: one CPU engine with a small KV cache."""
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "metadata": {"name": SERVICE, "namespace": NAMESPACE},
-        "spec": {
-            "model": {"source": source},
-            "context": {"maxTokens": 2048},
-            "engine": {
-                "dtype": "float32",  # bfloat16 ends in SIGILL on some CPUs
-                "blockSize": 32,
-                "maxSequences": 16,
-                "env": [
-                    {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
-                    # Else each engine pins itself to the first core of the node, and they all share it.
-                    {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
-                    {"name": "OMP_NUM_THREADS", "value": "2"},
-                ],
-                "extraArgs": ["--enforce-eager"],
-                "resources": {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "6Gi"}},
-            },
-        },
-    }
 
 
 def up() -> None:
@@ -66,8 +40,9 @@ def up() -> None:
         stack.install(images)
     stack.make_namespace(NAMESPACE)
     model = os.environ.get("MODEL") or f"oci://{images.model}"
-    stack.apply(llmservice(model))
-    progress.say(f"\n$ kubectl apply -f -\n{json.dumps(llmservice(model)['spec'], indent=2)}\n")
+    service = cpu_service(SERVICE, NAMESPACE, model)
+    stack.apply(service)
+    progress.say(f"\n$ kubectl apply -f -\n{json.dumps(service, indent=2)}\n")
     stack.wait_ready(NAMESPACE, SERVICE)
     with stack.forward(NAMESPACE, f"service/{SERVICE}", names.PORT_SERVING) as url:
         progress.say(f"\n> {PROMPT}")

@@ -19,6 +19,7 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from images.build import build_images
 from images.tools import Tool
+from kvplane_api import names
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 RELEASE: Final = "kvplane"
@@ -65,6 +66,32 @@ RESTRICTED: Final = {
     "pod-security.kubernetes.io/enforce": "restricted",
     "pod-security.kubernetes.io/enforce-version": "latest",
 }
+
+
+def cpu_service(
+    name: str, namespace: str, source: str, *, engine: Mapping[str, Any] | None = None, **spec: Any
+) -> dict[str, Any]:
+    """An LLMService on a small CPU engine; ``engine`` and ``spec`` go over what it says."""
+    settings: dict[str, Any] = {
+        "dtype": "float32",  # bfloat16 ends in SIGILL on some CPUs
+        "blockSize": 32,
+        "maxSequences": 16,
+        "env": [
+            {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
+            # Else each engine pins itself to the first core of the node, and they all share it.
+            {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
+            {"name": "OMP_NUM_THREADS", "value": "2"},
+        ],
+        "extraArgs": ["--enforce-eager"],
+        "resources": {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "6Gi"}},
+        **(engine or {}),
+    }
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"model": {"source": source}, "context": {"maxTokens": 2048}, "engine": settings, **spec},
+    }
 
 
 class StackError(ClusterError):

@@ -8,15 +8,13 @@ can, and start those that they need at the same time.
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.progress import Progress
 from e2e.cluster.spec import ClusterSpec
-from e2e.stack import RESTRICTED, Images, Stack, prepare_images
-from kvplane_api import names
+from e2e.stack import RESTRICTED, Images, Stack, cpu_service, prepare_images
 
 PROGRESS = Progress()
 
@@ -66,30 +64,6 @@ def namespace(stack: Stack, make_namespace: Callable[..., str]) -> Iterator[str]
 def chat(stack: Stack, images: Images, make_namespace: Callable[..., str]) -> str:
     """The namespace of a Ready service `chat`, whose model comes as an image volume."""
     namespace = make_namespace()
-    stack.apply(llmservice("chat", namespace, f"oci://{images.model}"))
+    stack.apply(cpu_service("chat", namespace, f"oci://{images.model}"))
     stack.wait_ready(namespace, "chat")
     return namespace
-
-
-def llmservice(name: str, namespace: str, source: str, *, engine: Mapping[str, Any] | None = None, **spec: Any) -> Any:
-    """A service on a small CPU engine."""
-    settings: dict[str, Any] = {
-        "dtype": "float32",
-        "blockSize": 32,
-        "maxSequences": 16,
-        "env": [
-            {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
-            # Else each engine pins itself to the first core of the node, and they all share it.
-            {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
-            {"name": "OMP_NUM_THREADS", "value": "2"},
-        ],
-        "extraArgs": ["--enforce-eager"],
-        "resources": {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "5Gi"}},
-        **(engine or {}),
-    }
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.KIND,
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {"model": {"source": source}, "context": {"maxTokens": 2048}, "engine": settings, **spec},
-    }

@@ -3,28 +3,27 @@
 import time
 from typing import Any
 
-from e2e.stack import Images, Stack
-from e2e.tests.conftest import llmservice
+from e2e.stack import Images, Stack, cpu_service
 
 
 def test_engines_that_cannot_start(stack: Stack, images: Images, namespace: str) -> None:
     model = f"oci://{images.model}"
     stack.apply(
         # A path below the image that does not exist would be refused by the kubelet; a model without weights is vLLM's.
-        llmservice("bad-argument", namespace, model, engine={"extraArgs": ["--no-such-flag"]}),
-        llmservice("bad-model", namespace, f"oci://{images.control}"),
-        llmservice(
+        cpu_service("bad-argument", namespace, model, engine={"extraArgs": ["--no-such-flag"]}),
+        cpu_service("bad-model", namespace, f"oci://{images.control}"),
+        cpu_service(
             "too-small",
             namespace,
             model,
             engine={"resources": {"requests": {"cpu": "200m"}, "limits": {"memory": "200Mi"}}},
         ),
-        llmservice("no-image", namespace, model, engine={"image": "localhost/kvplane/none:1"}),
-        llmservice("no-secret", namespace, "hf://acme/tiny", model={
+        cpu_service("no-image", namespace, model, engine={"image": "localhost/kvplane/none:1"}),
+        cpu_service("no-secret", namespace, "hf://acme/tiny", model={
             "source": "hf://acme/tiny", "tokenSecretRef": {"name": "missing"}
         }),
-        llmservice("no-claim", namespace, "pvc://missing/tiny"),
-        llmservice("no-node", namespace, model, podTemplate={"spec": {"nodeSelector": {"no": "where"}}}),
+        cpu_service("no-claim", namespace, "pvc://missing/tiny"),
+        cpu_service("no-node", namespace, model, podTemplate={"spec": {"nodeSelector": {"no": "where"}}}),
     )  # fmt: skip
     expected = {
         "bad-argument": ("EngineCrashed", "no-such-flag"),
@@ -53,7 +52,7 @@ def test_engines_that_cannot_start(stack: Stack, images: Images, namespace: str)
 
 def test_pods_that_pod_security_refuses(stack: Stack, images: Images, namespace: str) -> None:
     stack.apply(
-        llmservice("privileged", namespace, f"oci://{images.model}", podTemplate={"spec": {"hostPID": True}}),
+        cpu_service("privileged", namespace, f"oci://{images.model}", podTemplate={"spec": {"hostPID": True}}),
     )
     end = time.monotonic() + 60
     available: dict[str, Any] = {}

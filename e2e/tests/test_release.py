@@ -2,9 +2,9 @@
 
 import time
 
-from e2e.stack import RELEASE, SYSTEM_NAMESPACE, Images, Stack
+from e2e.stack import RELEASE, SYSTEM_NAMESPACE, Images, Stack, cpu_service
 from e2e.tests.client import address, complete
-from e2e.tests.conftest import VALUES, llmservice
+from e2e.tests.conftest import VALUES
 from kvplane_api import names
 
 
@@ -32,7 +32,7 @@ def test_engine_pods_survive_the_operator(stack: Stack, images: Images, chat: st
 def test_uninstall_leaves_services_running_and_deletable(
     stack: Stack, images: Images, chat: str, namespace: str
 ) -> None:
-    stack.apply(llmservice("gone", namespace, f"oci://{images.model}", replicas=0))
+    stack.apply(cpu_service("gone", namespace, f"oci://{images.model}", replicas=0))
     _until(lambda: stack.get(namespace, "deployment", "gone") is not None)
     stack.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait")
     complete(address(stack, chat, "chat"), "chat")

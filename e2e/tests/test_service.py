@@ -10,9 +10,8 @@ import pytest
 import yaml
 
 from e2e.cluster.cluster import Cluster
-from e2e.stack import REPOSITORY, Images, Stack
+from e2e.stack import REPOSITORY, Images, Stack, cpu_service
 from e2e.tests.client import Load, address, complete, stream
-from e2e.tests.conftest import llmservice
 from kvplane_api import names
 from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan.engine_args import engine_args
@@ -129,7 +128,7 @@ def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) 
 def test_rollout_loses_nothing(stack: Stack, images: Images, chat: str) -> None:
     """A change of the spec under load: the new pod first, then the old one drains; not one request fails."""
     before = _pods(stack, chat, "chat")[0]["metadata"]
-    changed = llmservice("chat", chat, f"oci://{images.model}", engine={"maxSequences": 12})
+    changed = cpu_service("chat", chat, f"oci://{images.model}", engine={"maxSequences": 12})
     with Load(address(stack, chat, "chat"), "chat") as load:
         stack.apply(changed)
         end = time.monotonic() + 300

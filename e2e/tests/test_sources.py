@@ -12,9 +12,8 @@ from e2e.cluster import images as node_images
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.containerd import UnpackedImage
 from e2e.hub import Hub, Model, serve
-from e2e.stack import Images, Stack
+from e2e.stack import Images, Stack, cpu_service
 from e2e.tests.client import address, complete
-from e2e.tests.conftest import llmservice
 
 TOKEN = "hub-token-of-the-test"  # noqa: S105
 PRIVILEGED = {"pod-security.kubernetes.io/enforce": "privileged"}
@@ -84,15 +83,15 @@ def test_volume_directory_and_hub(
         "metadata": {"name": "hub", "namespace": restricted},
         "data": {"token": base64.b64encode(TOKEN.encode()).decode()},
     }
-    gated = llmservice("hub", restricted, "hf://acme/tiny@v1")
+    gated = cpu_service("hub", restricted, "hf://acme/tiny@v1")
     gated["spec"]["model"] |= {"tokenSecretRef": {"name": "hub"}, "cache": {"claimName": "cache"}}
     gated["spec"]["engine"]["env"] += [{"name": "HF_ENDPOINT", "value": hub_url}]
     stack.apply(
         secret,
         *_volume("models", model.parent, "ReadOnlyMany", restricted),
         *_volume("cache", cache, "ReadWriteMany", restricted),
-        llmservice("volume", restricted, "pvc://models/tiny"),
-        llmservice("directory", privileged, f"path://{model}"),
+        cpu_service("volume", restricted, "pvc://models/tiny"),
+        cpu_service("directory", privileged, f"path://{model}"),
         gated,
     )
     for namespace, name in ((restricted, "volume"), (privileged, "directory"), (restricted, "hub")):

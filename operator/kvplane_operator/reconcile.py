@@ -59,26 +59,26 @@ class Reconciler:
             return None
         with metrics.RECONCILE_SECONDS.time():
             plan = self._plan(snapshot)
+            put_off = None
             if plan.writes or plan.deletions or plan.touched_pods or memory.blocked:
-                delay = await self._execute(snapshot, plan, memory)
+                written, put_off = await self._execute(snapshot, plan, memory)
+                if written and not memory.blocked:
+                    # What there is to tell is told in a pass of its own, from the end of the queue: in a burst, the
+                    # children of all services come before the status of any.
+                    return 0.0
                 fresh = self._store.snapshot(uid, memory.blocked)
                 if fresh is None:
                     return None
-                then = self._plan(fresh)
-                if set(then.touched_pods) - set(plan.touched_pods):
-                    delay = 0.0  # the ConfigMap that these pods are to sync was written only now
-                snapshot, plan = fresh, then
-            else:
-                delay = None
+                snapshot, plan = fresh, self._plan(fresh)
             await self._tell(snapshot, plan)
-        waits = [self._settings.resync_seconds, plan.wake_after_seconds, delay]
+        waits = [self._settings.resync_seconds, plan.wake_after_seconds, put_off]
         return min(wait for wait in waits if wait is not None)
 
     def _plan(self, snapshot: Snapshot) -> Plan:
         return make_plan(snapshot, settings=self._settings, now=datetime.now(UTC))
 
-    async def _execute(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> float | None:
-        """Do the plan's writes; returns when to come back for what was put off."""
+    async def _execute(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> tuple[bool, float | None]:
+        """Do the plan's writes; returns whether there were any, and when to come back for what was put off."""
         namespace = snapshot.namespace
         writes, put_off = self._calm(plan.writes, memory)
         blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
@@ -91,7 +91,7 @@ class Reconciler:
                     for pod in plan.touched_pods
                 ),
             )
-        return put_off
+        return bool(writes), put_off
 
     async def _delete(self, namespace: str, deletion: Deletion) -> None:
         try:

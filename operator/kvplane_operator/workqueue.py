@@ -126,7 +126,7 @@ class WorkQueue:
                 wake_after = self._backoff.delay(failures)
             finally:
                 del self._working[key]
-            if key in self._again:
+            if key in self._again or wake_after == 0:
                 self._again.discard(key)
                 self.add(key)
             elif wake_after is not None:

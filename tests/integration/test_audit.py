@@ -1,0 +1,44 @@
+"""The audit against a real API server: what vanished while nobody watched is forgotten, and its service is queued."""
+
+from typing import Any
+
+import pytest
+
+from kvplane_operator.audit import audit_once
+from kvplane_operator.cluster import Cluster as ApiServer
+from kvplane_operator.cluster import connect
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import Store
+from tests.integration.conftest import Cluster, llmservice
+
+
+def _seen(namespace: str, kind: str, name: str, **more: Any) -> dict[str, Any]:
+    metadata = {"namespace": namespace, "name": name, "uid": f"{kind}-{name}", "resourceVersion": "2", "generation": 1}
+    return {"metadata": {**metadata, "labels": {"kvplane.dev/service": "chat"}}, "spec": {}, **more}
+
+
+async def test_vanished_child_is_forgotten_and_its_service_queued(
+    cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    cluster.apply(llmservice("chat", namespace))
+    service = cluster.get(namespace, "llmservice chat")
+    store, queued = Store(), list[str]()
+    store.put("LLMService", service)
+    store.put("Deployment", _seen(namespace, "Deployment", "chat"))
+    store.put("LLMService", _seen(namespace, "LLMService", "deleted-unseen"))
+    api = await connect()
+    try:
+        await audit_once(
+            cluster=ApiServer(api, timeout_seconds=10),
+            store=store,
+            settings=OperatorSettings(watch_namespaces=(namespace,)),  # most kinds have no objects here
+            enqueue=queued.append,
+        )
+    finally:
+        await api.close()
+    assert queued == [service["metadata"]["uid"]]
+    assert store.services() == 1
+    snapshot = store.snapshot(service["metadata"]["uid"])
+    assert snapshot is not None
+    assert not snapshot.children
