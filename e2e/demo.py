@@ -17,7 +17,7 @@ from e2e.cluster import provider
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from e2e.cluster.spec import ClusterSpec
-from e2e.stack import Stack, cpu_service, prepare_images
+from e2e.stack import Stack, cpu_service, prepare_images, prepare_machine
 from images.build import ImageBuildError
 from kvplane_api import names
 
@@ -31,8 +31,9 @@ def up() -> None:
     """Bring everything up and serve a token; leaves it up."""
     progress = Progress()
     progress.say("kvplane demo: cluster, images, chart, model, token. Nothing leaves this machine.")
-    images = prepare_images(progress)
     cluster = provider.resolve(SPEC, progress=progress)
+    prepare_machine(progress)
+    images = prepare_images(progress)
     cluster.load(images.all)
     cluster.up()
     stack = Stack.on(cluster.kubeconfig, progress)

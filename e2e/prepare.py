@@ -2,10 +2,9 @@
 
 import sys
 
-from e2e.cluster import binaries
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
-from e2e.stack import prepare_images
+from e2e.stack import prepare_images, prepare_machine
 from images.build import ImageBuildError
 
 
@@ -13,7 +12,7 @@ def main() -> int:
     """Everything that is not up to date; nothing in a second where all is."""
     progress = Progress()
     try:
-        binaries.build(progress=progress)
+        prepare_machine(progress)
         prepare_images(progress)
     except (ClusterError, ImageBuildError) as error:
         print(f"\n{error}", file=sys.stderr)

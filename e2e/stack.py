@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from e2e.cluster import binaries, provider
+from e2e.cluster import binaries, provider, requirements
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from images.build import build_images
@@ -50,6 +50,13 @@ class Images:
             "defaults.engineImage": self.engine,
             "defaults.accelerator": "",
         }
+
+
+def prepare_machine(progress: Progress) -> None:
+    """Install the packages and build the programs that a cluster on this machine needs; nothing for other clusters."""
+    if provider.wanted() is provider.Kind.LOCAL:
+        requirements.check(progress)
+        binaries.build(progress=progress)
 
 
 def prepare_images(progress: Progress) -> Images:

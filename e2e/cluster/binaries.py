@@ -169,6 +169,17 @@ def build(components: Iterable[Component] = COMPONENTS, *, progress: Progress | 
     return programs
 
 
+def download_source(component: Component, module: str) -> None:
+    """Have the source of a module of `component` in the module cache, for what is made from it without Go.
+
+    Raises:
+        RequirementError: there is no Go toolchain.
+        BuildError: it could not be downloaded.
+    """
+    go = toolchain.find(toolchain.required_version((component.module / "go.mod").read_text()), Progress(quiet=True))
+    _lines([go.go, "mod", "download", module], component, go, Step("download"))
+
+
 def _build(component: Component, folder: Path, go: toolchain.Toolchain, progress: Progress) -> None:
     if problem := requirements.disk(DISK_WARM if (cache.go() / "build").exists() else DISK_COLD):
         raise RequirementError(problem)

@@ -35,13 +35,13 @@ class BuiltImage:
 def image(module_cache: Path, *, name: str = PAUSE_IMAGE, labels: Mapping[str, str] | None = None) -> BuiltImage:
     """The image, under another name or with labels where a test wants several.
 
-    Kubernetes must have been built with this module cache.
-
     Raises:
         BuildError: there is no C compiler, or pause.c does not compile.
     """
     (kubernetes,) = binaries.select(["kubernetes"])
     source = module_cache / f"k8s.io/kubernetes@{kubernetes.version()}" / SOURCE
+    if not source.exists():
+        binaries.download_source(kubernetes, "k8s.io/kubernetes")
     layer = tar({"pause": compile_static(source)}, mode=0o755)
     config = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
