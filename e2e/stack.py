@@ -129,12 +129,13 @@ class Stack:
         return self._run(str(self.programs["helm"]), *args)
 
     def install(self, images: Images, values: Mapping[str, str] | None = None) -> None:
-        """Install or upgrade the release and wait until the operator is there."""
+        """Install or upgrade the release, under pod security `restricted`, and wait until the operator is there."""
+        self.make_namespace(SYSTEM_NAMESPACE)
         settings = {**images.values(), **(values or {})}
         flags = [flag for name, value in settings.items() for flag in ("--set", f"{name}={value}")]
         self.helm(
             "upgrade", "--install", RELEASE, str(REPOSITORY / "charts/kvplane"),
-            "--namespace", SYSTEM_NAMESPACE, "--create-namespace", "--wait", "--timeout", "5m", *flags,
+            "--namespace", SYSTEM_NAMESPACE, "--wait", "--timeout", "5m", *flags,
         )  # fmt: skip
 
     def make_namespace(self, name: str, labels: Mapping[str, str] = RESTRICTED) -> None:
