@@ -29,7 +29,10 @@ def base_key(repository: Path) -> str:
 
 
 def bootstrap_commands(folder: Path) -> tuple[tuple[str, ...], ...]:
-    """Commands that leave `base.tar` in `folder`, from debootstrap's own mirror; as root. What an interrupted run left is removed first."""
+    """Commands that leave `base.tar` in `folder`, from debootstrap's own mirror; as root.
+
+    What an interrupted run left is removed first.
+    """
     tree = str(folder / "tree")
     clear = ("rm", "-rf", "--one-file-system", tree)
     packages = ",".join(PACKAGES)
