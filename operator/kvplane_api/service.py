@@ -47,6 +47,7 @@ OWNED_ENGINE_FLAGS = (
     "--kv-offloading-backend",
     "--shutdown-timeout",
     "--disable-log-stats",
+    "--disable-uvicorn-access-log",
     "--headless",
     "--grpc",
     "--ssl-certfile",

@@ -29,7 +29,7 @@ def api_server(*, loopback_only: bool) -> dict[str, str]:
 def test_the_api_server_is_as_strict_as_in_production() -> None:
     given = api_server(loopback_only=False)
     assert given["authorization-mode"] == "Node,RBAC"
-    assert given["enable-admission-plugins"] == "NodeRestriction,PodSecurity"
+    assert given["enable-admission-plugins"] == "NodeRestriction,PodSecurity,OwnerReferencesPermissionEnforcement"
     assert "bind-address" not in given
     assert given["proxy-client-cert-file"] == "/c/front-proxy.crt"
     assert given["default-unreachable-toleration-seconds"] == "5"
