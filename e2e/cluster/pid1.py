@@ -72,7 +72,7 @@ def foreign(mount: mounts.Mount, keep: tuple[str, ...]) -> bool:
 
 
 def main(folder: Path) -> None:
-    die_with_parent()  # until the machine exists: a killed `up` leaves no half of one
+    die_with_parent(os.getppid())  # until the machine exists: a killed `up` leaves no half of one
     spec = MachineSpec.from_json((folder / "machine.json").read_text())
     os.setsid()
     (Path(spec.cgroup) / "cgroup.procs").write_text(str(os.getpid()))

@@ -108,16 +108,17 @@ class Supervisor:
                 print(f"{time.strftime('%T')} {daemon.name} ended with wait status {status}", flush=True)
 
     def _start(self, daemon: Daemon) -> None:
+        supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become(daemon)
+            self._become(daemon, supervisor)
         self._running[pid] = daemon
         (self._control / f"{daemon.name}.pid").write_text(str(pid))
 
-    def _become(self, daemon: Daemon) -> None:
+    def _become(self, daemon: Daemon, supervisor: int) -> None:
         """Run in the child: never returns."""
         try:
-            die_with_parent()
+            die_with_parent(supervisor)
             os.setsid()
             log = os.open(self._logs / f"{daemon.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             for target, source in ((0, os.open(os.devnull, os.O_RDONLY)), (1, log), (2, log)):
@@ -129,12 +130,12 @@ class Supervisor:
             os._exit(127)
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent ends, also by SIGKILL.
 
+    `parent` is its pid, noted before the fork: asked afterwards, a parent that ended meanwhile has been replaced already.
     Undone by fork, kept by exec. The parent must be single-threaded: it is the thread's end that counts.
     """
-    parent = os.getppid()
     if _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:

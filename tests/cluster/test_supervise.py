@@ -109,9 +109,9 @@ def test_nothing_is_left_when_the_guard_itself_is_killed(tmp_path: Path) -> None
     pid = guard.pid("a")
     guard.process.kill()
     guard.process.wait()
-    eventually("the daemon died with it", lambda: not alive(pid))
     assert guard.process.stdin
     guard.process.stdin.close()
+    eventually("the daemon died with it", lambda: not alive(pid))
 
 
 def test_a_program_that_is_not_there_is_logged(tmp_path: Path, guards: list[Guard]) -> None:
