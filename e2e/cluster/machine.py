@@ -66,7 +66,7 @@ class Machine:
         self.cgroups.create(self.name)
         with (self.folder / "init.log").open("ab") as log:
             status = subprocess.run(
-                [sys.executable, "-S", "-m", "e2e.cluster.pid1", str(self.folder)],
+                [sys.executable, "-S", "-m", "e2e.cluster.pid1", str(self.folder), str(os.getpid())],
                 cwd=REPOSITORY,
                 env={"PATH": os.defpath},
                 stdin=subprocess.DEVNULL,

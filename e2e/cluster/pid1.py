@@ -71,8 +71,8 @@ def foreign(mount: mounts.Mount, keep: tuple[str, ...]) -> bool:
     return mount.kind in ("overlay", "nsfs") and mount.at != "/"
 
 
-def main(folder: Path) -> None:
-    die_with_parent(os.getppid())  # until the machine exists: a killed `up` leaves no half of one
+def main(folder: Path, parent: int) -> None:
+    die_with_parent(parent)  # until the machine exists: a killed `up` leaves no half of one
     spec = MachineSpec.from_json((folder / "machine.json").read_text())
     os.setsid()
     (Path(spec.cgroup) / "cgroup.procs").write_text(str(os.getpid()))
@@ -134,4 +134,4 @@ def await_wire() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
