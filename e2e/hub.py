@@ -19,10 +19,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from e2e.serving import serve_threads
 
 CHUNK_BYTES = 1 << 20
 
@@ -292,16 +294,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 @contextmanager
 def serve(hub: Hub, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve `hub` from threads while the body runs; yields the endpoint (`http://HOST:PORT`)."""
-    server = ThreadingHTTPServer((host, port), _handler(hub))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://{host}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_threads(_handler(hub), host=host, port=port) as address:
+        yield f"http://{address}"
 
 
 def main() -> None:

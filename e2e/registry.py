@@ -17,10 +17,12 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BufferedIOBase
 from pathlib import Path
 from urllib.parse import parse_qs, quote, urlsplit
+
+from e2e.serving import serve_threads
 
 NAME = r"/v2/(?P<name>[a-z0-9]+(?:[._/-][a-z0-9]+)*)"
 DIGEST = r"sha256:[0-9a-f]{64}"
@@ -215,16 +217,8 @@ def _handler(store: Store) -> type[BaseHTTPRequestHandler]:
 @contextmanager
 def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """Serve `folder` from threads while the body runs; yields `HOST:PORT`, as image names begin with."""
-    server = ThreadingHTTPServer((host, port), _handler(Store(folder)))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"{host}:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serve_threads(_handler(Store(folder)), host=host, port=port) as address:
+        yield address
 
 
 def main() -> None:

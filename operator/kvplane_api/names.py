@@ -33,8 +33,6 @@ LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 # Annotations on children.
 ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
 """Hash of the child as the operator last wanted it; a different wanted hash means the plan changed."""
-ANNOTATION_TEMPLATE: Final = f"{GROUP}/template-of"
-"""On a Deployment: generation of the spec, and revision of the template rules, its pod template was rendered from."""
 ANNOTATION_CONFIG_HASH: Final = f"{GROUP}/config-hash"
 """On a pod: hash of the sidecar configuration; changed so that the kubelet syncs the ConfigMap volume at once."""
 
