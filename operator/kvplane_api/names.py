@@ -56,6 +56,11 @@ PATH_MODEL_CACHE: Final = "/var/cache/kvplane/models"
 PATH_SIDECAR_CONFIG: Final = "/etc/kvplane/sidecar"
 FILE_SIDECAR_CONFIG: Final = "sidecar.json"
 
+PATH_KV_EVENTS: Final = "/run/kvplane"
+"""An emptyDir that engine and sidecar share, for the sockets of the engine's KV events: never a port."""
+KV_EVENTS_ENDPOINT: Final = f"ipc://{PATH_KV_EVENTS}/kv-events.sock"
+KV_REPLAY_ENDPOINT: Final = f"ipc://{PATH_KV_EVENTS}/kv-replay.sock"
+
 # Environment of the sidecar.
 ENV_CONFIG_FILE: Final = "KVPLANE_CONFIG_FILE"
 ENV_POD_NAME: Final = "KVPLANE_POD_NAME"
