@@ -1,0 +1,630 @@
+"""Admission: events of requests and of the engine in, decisions out.
+
+A request is *offered* once. It is let in at once, or waits in the queue, or is refused; :meth:`Admission.decide` says
+later what became of those that wait. Every request that was let in is reported on (first token, progress) and ended
+exactly once; what it reserved is given back there. Gates, in the order in which they are asked:
+
+=========  =======================================================================================================
+context    never fits: its prompt is above H x C or the engine's context limit, or (Worst) its reservation above C
+tenant     the tenant's token bucket
+sequences  the engine's ``max_num_seqs``; and those that can run at the promised time per token (:mod:`pace`)
+prefill    gate B (:mod:`prefill`)
+kv         gate C: KV known to be in use + the prompt <= H x C; gate A: the expected peak (:mod:`peak`) <= kappa x C
+=========  =======================================================================================================
+
+With nothing in flight only context, tenant and gate C are asked: an idle engine always works. While the capacity is not
+known (before the first scrape, or an engine that does not export it) gates A and C cannot be computed; the others hold,
+and at most 256 sequences run. That never halts and guesses no capacity; an engine silent for that long is a condition of
+its own (SignalsFresh).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from kvplane_api.wire import AdmissionState, SidecarConfig
+from kvplane_runtime.admission import retry
+from kvplane_runtime.admission.buckets import TokenBuckets
+from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
+from kvplane_runtime.admission.engine import EngineView
+from kvplane_runtime.admission.inflight import SHARE_ONE, InFlight, Running, Shape, held, profile
+from kvplane_runtime.admission.lengths import Curve, OutputLengths
+from kvplane_runtime.admission.pace import Pace
+from kvplane_runtime.admission.peak import ONE, Profile
+from kvplane_runtime.admission.prefill import Prefill
+from kvplane_runtime.admission.queue import FORCED_SHARE, Queue, Waiting
+from kvplane_runtime.admission.trim import FLOOR, Trim
+
+Z: Final = 1.0
+"""Standard deviations between the expected KV and the predicted peak."""
+CHECK_SECONDS: Final = 0.25
+"""Time between two looks at the queue when nothing happens."""
+_SEQUENCES_UNKNOWN: Final = 256
+"""Sequences let in while neither the engine's capacity nor its max_num_seqs is known."""
+_QUEUED_BYTES: Final = 64 * 1024 * 1024
+_CLASS_STEP: Final = 0.1
+"""By how much of kappa each class's ceiling is below that of the class above."""
+_TRIES: Final = 32
+"""Lines of the queue whose first request is looked at in one go."""
+PACE: Final = 1.0
+"""Share of the promised time per token that may be promised away."""
+_HELD_BY: Final = {
+    Reason.KV: "the engine's KV cache is taken",
+    Reason.PREFILL: "prompts that came before are still being computed",
+    Reason.SEQUENCES: "as many requests run as the engine can serve at the promised speed",
+    Reason.QUEUE_FULL: "the queue is full",
+    Reason.DEADLINE: "others come first",
+}
+_LEAST_WAIT_SHARE: Final = 0.5
+"""A prompt whose own prefill takes up its time may still wait for half of it: it would never be served otherwise."""
+
+
+class Admission:
+    """One engine's admission. ``uniform`` gives numbers from [0, 1), to spread Retry-After."""
+
+    def __init__(self, *, config: SidecarConfig, uniform: Callable[[], float]) -> None:
+        self._config = config
+        self._uniform = uniform
+        self._queue = Queue()
+        self._lengths = OutputLengths()
+        self._buckets = TokenBuckets()
+        self._trim = Trim()
+        self._pace = Pace()
+        self._prefill = Prefill(batched_tokens=config.engine.max_batched_tokens)
+        self._backlog = retry.Backlog()
+        self._engine = EngineView()
+        self._flight = InFlight(self._shape())
+        self._processed = 0
+        """Tokens that the engine computed since the last scrape."""
+        self._kv_binds = False
+        """Whether KV has kept a request waiting since the last scrape."""
+        self._changed_at: float | None = None
+        """When something happened that may let a waiting request in, and nobody has looked yet."""
+        self._next_check = 0.0
+        self._shed = 0.0
+        self._refused = 0
+        self._admitted = 0
+        self.decisions: Counter[tuple[str, str]] = Counter()
+        """By decision (``admitted``, ``refused``; with policy Observe ``would-refuse``) and reason (``""`` if admitted)."""
+
+    def configure(self, config: SidecarConfig) -> None:
+        """Takes on a new configuration; what is in flight and what waits stay."""
+        if config.engine.max_batched_tokens != self._config.engine.max_batched_tokens:
+            outstanding = self._prefill.outstanding
+            self._prefill = Prefill(batched_tokens=config.engine.max_batched_tokens)
+            self._prefill.outstanding = outstanding
+        self._config = config
+        self._flight.reshape(self._shape())
+        self._next_check = 0.0
+
+    # What requests do.
+
+    def offer(self, demand: Demand, *, now: float) -> Entry:
+        """Decides on a new request at once, or queues it: then its entry is undecided, and ``decide`` rules on it."""
+        entry = Entry(demand, arrived_at=now)
+        self._until(now)
+        policy = self._config.admission.policy
+        if policy == "Off":
+            self._admit(entry, now=now)
+            return entry
+        refusal = self._never(demand) or self._overdrawn(demand, now=now)
+        waiting = None
+        if refusal is None and (reason := self._arrival_hold(entry, now=now)) is not None:
+            waiting = self._wait(entry, held_by=reason, now=now)
+            refusal = self._no_room(waiting, now=now)
+        if policy == "Observe":
+            if refusal is not None:
+                entry.would_refuse = refusal.reason
+                self.decisions["would-refuse", refusal.reason] += 1
+            self._admit(entry, now=now)
+        elif refusal is not None:
+            self._refuse(entry, refusal, now=now)
+        elif waiting is not None:
+            self._queue.put(waiting, now=now)
+        else:
+            self._admit(entry, now=now)
+        return entry
+
+    def decide(self, *, now: float) -> list[Entry]:
+        """Rules on what waits; the entries that were admitted or refused, in the order in which the engine shall get them."""
+        self._until(now)
+        self._changed_at = None
+        if self._config.admission.policy != "Enforce":
+            return [self._let_in(waiting, now=now) for waiting in list(self._queue)]
+        decided = [self._too_late(waiting, now=now) for waiting in self._queue.expired(now=now)]
+        if now >= self._next_check:
+            self._next_check = now + CHECK_SECONDS
+            decided += self._recheck(now=now)
+        while (waiting := self._next(now=now)) is not None:
+            decided.append(self._let_in(waiting, now=now))
+        return decided
+
+    def next_decision_at(self) -> float | None:
+        """When ``decide`` must run at the latest; None while nothing waits."""
+        if not len(self._queue):
+            return None
+        due = self._next_check
+        expiry = self._queue.next_expiry()
+        if expiry is not None:
+            due = min(due, expiry)
+        return due if self._changed_at is None else min(due, self._changed_at)
+
+    def first_token(self, entry: Entry, *, now: float) -> None:
+        """The engine sent the first token of a request."""
+        running = self._flight.get(entry)
+        if running is None or entry.first_token_at is not None:
+            return
+        assert entry.admitted_at is not None  # noqa: S101  it is in flight
+        prompt = entry.demand.prompt_tokens
+        self._pace.sequences(self._flight.decoding, now=now)
+        entry.first_token_at = running.last_at = running.window_at = now
+        self._flight.first_token(running)
+        self._prefill.outstanding -= prompt
+        self._prefill.learn(outstanding=running.prefill_outstanding, seconds=now - entry.admitted_at)
+        self._pace.prefilled(prompt)
+        self._processed += prompt
+        self._changed(now)
+
+    def progress(self, entry: Entry, generated_tokens: int, *, now: float) -> None:
+        """A request has that many output tokens by now, over all its outputs."""
+        running = self._flight.get(entry)
+        if running is None or generated_tokens <= entry.generated:
+            return
+        self.first_token(entry, now=now)
+        if not running.window_generated:
+            running.window_generated = generated_tokens
+        self._processed += generated_tokens - entry.generated
+        running.last_at = now
+        self._flight.progress(running, generated_tokens)
+
+    def requeue(self, entry: Entry, *, now: float) -> None:
+        """The engine answered 503 itself: the first time back to the front of the queue, then refused.
+
+        Meant for policy Enforce; with the others the caller passes the engine's answer on and ends the entry.
+        """
+        running = self._flight.get(entry)
+        if running is None:
+            return
+        self._release(running, now=now)
+        self._charge(
+            entry.demand,
+            prompt_tokens=-entry.demand.prompt_tokens,
+            output_tokens=-running.expected_output,
+            now=now,
+        )
+        entry.admitted_at = None
+        if running.returned:
+            self._refuse(
+                entry, self._refusal(Reason.QUEUE_FULL, "The engine refused it twice", entry.demand, now=now), now=now
+            )
+        else:
+            self._queue.put(self._wait(entry, held_by=Reason.QUEUE_FULL, returned=True, now=now), now=now)
+
+    def end(
+        self,
+        entry: Entry,
+        *,
+        now: float,
+        completed: bool,
+        prompt_tokens: int | None = None,
+        output_tokens: int | None = None,
+    ) -> None:
+        """A request is over, or its client has left the queue. Idempotent.
+
+        ``completed``: the engine finished it; ``prompt_tokens`` and ``output_tokens`` as the engine counted them.
+        """
+        if self._queue.take(entry) is not None:
+            return
+        running = self._flight.get(entry)
+        if running is None:
+            return
+        if output_tokens is not None:
+            self.progress(entry, output_tokens, now=now)
+        self._release(running, now=now)
+        demand = entry.demand
+        used = entry.generated
+        self._charge(
+            demand,
+            prompt_tokens=(demand.prompt_tokens if prompt_tokens is None else prompt_tokens) - demand.prompt_tokens,
+            output_tokens=used - running.expected_output,
+            now=now,
+        )
+        if completed and used > 0:
+            self._lengths.learn(
+                priority=demand.priority,
+                prompt_tokens=demand.prompt_tokens,
+                output_tokens=-(-used // demand.outputs),
+                capped=running.limit is not None and used >= running.limit * demand.outputs,
+            )
+        self._changed(now)
+
+    # What the engine says.
+
+    def observe(self, feedback: Feedback, *, now: float) -> None:
+        """Takes in a scrape."""
+        flight, view = self._flight, self._engine
+        youngest = flight.youngest
+        preempted = view.observe(
+            feedback,
+            held=flight.held,
+            held_present=flight.held_present,
+            prompt_blocks=flight.prompt_blocks_present,
+            youngest_tokens=0 if youngest is None else youngest.entry.demand.prompt_tokens + youngest.entry.generated,
+            now=now,
+        )
+        flight.reshape(self._shape())
+        if preempted is not None and view.blocks is not None and not self._shape().worst:
+            percent = self._config.admission.kv_peak_percent
+            self._trim.learn(
+                processed=self._processed,
+                preempted=preempted,
+                capacity=view.blocks * flight.shape.block_size,
+                peak_ratio=self._peak_blocks() / view.blocks,
+                pays=self._kv_binds and self._slowness() <= 1.0,
+                fixed=None if percent is None else percent / 100,
+            )
+        self._processed = 0
+        self._kv_binds = False
+        self._changed(now)
+
+    def stale(self, *, now: float) -> None:
+        """The engine has not been scraped for more than two seconds."""
+        self._engine.lost()
+        self._changed(now)
+
+    def engine_restarted(self, *, now: float) -> None:
+        """The engine is a new process: what was in flight is lost, and its entries count no more."""
+        for running in list(self._flight):
+            self._release(running, now=now)
+        self._engine.restarted(now=now)
+        self._changed(now)
+
+    def state(self, *, now: float) -> AdmissionState:
+        """What is held and decided now, for the operator's autoscaler."""
+        policy = self._config.admission.policy
+        if policy == "Off":
+            return AdmissionState(
+                policy=policy,
+                running=0,
+                queued=0,
+                queued_prompt_tokens=0,
+                queued_reservation_tokens=0,
+                reserved_tokens=0,
+                kappa=0,
+                admitted_total=0,
+                refused_total=0,
+                shed_reservation_tokens_total=0,
+            )
+        peak = self._peak_blocks()
+        blocks = self._engine.blocks
+        return AdmissionState(
+            policy=policy,
+            running=len(self._flight),
+            queued=len(self._queue),
+            queued_prompt_tokens=self._queue.prompt_tokens,
+            queued_reservation_tokens=round(sum(self._reservation(waiting.entry.demand) for waiting in self._queue)),
+            reserved_tokens=round(peak * self._flight.shape.block_size),
+            kv_peak_ratio=None if not blocks else max(0.0, peak + self._engine.external) / blocks,
+            kappa=self._kappa(now=now),
+            admitted_total=self._admitted,
+            refused_total=self._refused,
+            shed_reservation_tokens_total=round(self._shed),
+        )
+
+    # The gates.
+
+    def _never(self, demand: Demand) -> Refused | None:
+        """Refusal of a request that cannot be served however long it waits."""
+        view, prompt = self._engine, demand.prompt_tokens
+        if view.context_tokens is not None and prompt >= view.context_tokens:
+            return self._too_long(
+                f"The prompt has {prompt} tokens and the engine's context holds {view.context_tokens}, at least one of them "
+                f"output; shorten the prompt to at most {view.context_tokens - 1} tokens."
+            )
+        if view.blocks is None or view.block_size is None:
+            return None
+        most = self._hard_cap(view.blocks)
+        shape = self._flight.shape
+        if held(demand, generated=0, shape=shape) > most:
+            return self._too_long(
+                f"The prompt has {prompt} tokens for {demand.outputs} output(s) and the engine's KV cache takes prompts of at "
+                f"most {most * view.block_size} tokens ({self._config.admission.kv_hard_cap_percent} % of {view.blocks} blocks "
+                f"of {view.block_size}); shorten the prompt, or ask for fewer outputs."
+            )
+        if shape.worst and self._profile(demand).mean[0] > view.blocks * ONE:
+            return self._too_long(
+                f"The request may need {self._profile(demand).mean[0] // ONE * view.block_size} KV tokens for {demand.outputs} "
+                f"output(s) and the engine holds {view.blocks * view.block_size}; lower max_tokens or n, or shorten the prompt."
+            )
+        return None
+
+    def _overdrawn(self, demand: Demand, *, now: float) -> Refused | None:
+        """Refusal of a tenant whose token bucket is empty."""
+        rate = self._config.admission.fairness.tokens_per_second
+        wait = self._buckets.wait(demand.tenant, rate=rate, now=now) if rate else 0.0
+        if wait <= 0:
+            return None
+        after = retry.seconds(wait, uniform=self._uniform())
+        return Refused(
+            Reason.TENANT,
+            after,
+            f"This tenant has used more than its {rate} tokens per second of the last minute; retry in {after} s.",
+        )
+
+    def _blocked(self, demand: Demand, *, own: Profile, forced: bool, now: float) -> Reason | None:
+        """The gate that keeps a request back now, None if it may go; ``forced``: whatever its class."""
+        flight, view = self._flight, self._engine
+        if len(flight):
+            most = self._config.engine.max_sequences
+            if most is None and view.blocks is None:
+                most = _SEQUENCES_UNKNOWN
+            if (most is not None and flight.sequences + demand.outputs > most) or not self._keeps_pace(demand):
+                return Reason.SEQUENCES
+            if not self._prefill.allows(demand.prompt_tokens):
+                return Reason.PREFILL
+        if view.blocks is None:
+            return None
+        in_use = flight.held + view.external + held(demand, generated=0, shape=flight.shape)
+        if in_use > self._hard_cap(view.blocks):
+            return Reason.KV
+        ceiling = self._kappa(now=now) * (1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority))
+        if len(flight) and flight.peak.blocks(own, z=Z) + view.external > ceiling * view.blocks:
+            return Reason.KV
+        return None
+
+    def _keeps_pace(self, demand: Demand) -> bool:
+        """Whether all that run keep the promised time per token with this request beside them."""
+        seconds = self._pace.expected(
+            sequences=self._flight.sequences + demand.outputs,
+            prefill_share=(self._flight.prefill_share + self._prefill_share(demand)) / SHARE_ONE,
+        )
+        return seconds is None or seconds <= self._promised * PACE
+
+    # Queue.
+
+    def _arrival_hold(self, entry: Entry, *, now: float) -> Reason | None:
+        """What keeps a new request from going at once; DEADLINE if it is only not its turn."""
+        if not self._queue.leads(entry, now=now):
+            return Reason.DEADLINE
+        reason = self._blocked(entry.demand, own=self._profile(entry.demand), forced=False, now=now)
+        self._kv_binds |= reason is Reason.KV
+        return reason
+
+    def _wait(self, entry: Entry, *, held_by: Reason, returned: bool = False, now: float) -> Waiting:
+        longest = self._longest_wait
+        patience = max(_LEAST_WAIT_SHARE * longest, longest - self._prefill.seconds(entry.demand.prompt_tokens))
+        return Waiting(
+            entry,
+            expires_at=entry.arrived_at + patience,
+            forced_at=entry.arrived_at + FORCED_SHARE * patience,
+            held_by=held_by,
+            returned=returned,
+            not_before=now + CHECK_SECONDS if returned else now,
+        )
+
+    def _no_room(self, waiting: Waiting, *, now: float) -> Refused | None:
+        """Refusal of a new request that the queue cannot take."""
+        bounds, demand, queue = self._config.admission.queue, waiting.entry.demand, self._queue
+        if bounds.max_requests == 0:
+            return self._refusal(waiting.held_by, "There is no room now and no queue", demand, now=now)
+        if len(queue) >= bounds.max_requests:
+            return self._refusal(Reason.QUEUE_FULL, f"{len(queue)} requests wait already", demand, now=now)
+        if len(queue) and queue.prompt_bytes + demand.prompt_bytes > _QUEUED_BYTES:
+            return self._refusal(
+                Reason.QUEUE_FULL, f"Requests of {queue.prompt_bytes} bytes wait already", demand, now=now
+            )
+        ahead = queue.ahead(waiting.entry)
+        if self._backlog.seconds(ahead) > waiting.expires_at - now:
+            return self._refusal(
+                Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
+            )
+        return None
+
+    def _next(self, *, now: float) -> Waiting | None:
+        """The request that goes to the engine now; None if every gate is closed for all that may go."""
+        for waiting in self._queue.urgent(now=now):
+            demand = waiting.entry.demand
+            reason = self._blocked(demand, own=self._profile(demand), forced=True, now=now)
+            if reason is None:
+                return waiting
+            waiting.held_by = reason
+            self._kv_binds |= reason is Reason.KV
+            return None  # what comes free is kept for it
+        for waiting in self._queue.heads(now=now)[:_TRIES]:
+            demand = waiting.entry.demand
+            reason = self._blocked(demand, own=self._profile(demand), forced=False, now=now)
+            if reason is None:
+                return waiting
+            waiting.held_by = reason
+            self._kv_binds |= reason is Reason.KV
+        return None
+
+    def _recheck(self, *, now: float) -> list[Entry]:
+        """Refuses those that wait in vain: they never fit what is now known of the engine, or too much is before them."""
+        decided: list[Entry] = []
+        ahead = 0
+        for waiting in sorted(self._queue, key=self._queue.order):
+            demand = waiting.entry.demand
+            refusal = self._never(demand)
+            if refusal is None and self._backlog.seconds(ahead) > waiting.expires_at - now:
+                refusal = self._refusal(
+                    Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
+                )
+            if refusal is None:
+                ahead += demand.prompt_tokens
+            else:
+                self._queue.take(waiting.entry)
+                self._refuse(waiting.entry, refusal, now=now)
+                decided.append(waiting.entry)
+        return decided
+
+    def _too_late(self, waiting: Waiting, *, now: float) -> Entry:
+        entry = waiting.entry
+        self._queue.take(entry)
+        waited = now - entry.arrived_at
+        refusal = self._refusal(waiting.held_by, f"There was no room within {waited:.1f} s", entry.demand, now=now)
+        self._refuse(entry, refusal, now=now)
+        return entry
+
+    def _let_in(self, waiting: Waiting, *, now: float) -> Entry:
+        self._queue.take(waiting.entry)
+        self._admit(waiting.entry, returned=waiting.returned, now=now)
+        return waiting.entry
+
+    # Bookkeeping.
+
+    def _admit(self, entry: Entry, *, returned: bool = False, now: float) -> None:
+        demand = entry.demand
+        curve, limit = self._curve(demand), self._limit(demand)
+        output = demand.outputs * curve.expected(limit)
+        self._pace.sequences(self._flight.decoding, now=now)
+        entry.admitted_at = now
+        self._prefill.outstanding += demand.prompt_tokens
+        self._flight.add(
+            Running(
+                entry,
+                curve=curve,
+                limit=limit,
+                expected_output=output,
+                prefill_outstanding=self._prefill.outstanding,
+                prefill_share=self._prefill_share(demand),
+                returned=returned,
+            )
+        )
+        self._charge(demand, prompt_tokens=demand.prompt_tokens, output_tokens=output, now=now)
+        self._backlog.admitted(demand.prompt_tokens)
+        self._admitted += 1
+        self.decisions["admitted", ""] += 1
+
+    def _refuse(self, entry: Entry, refusal: Refused, *, now: float) -> None:
+        entry.refusal = refusal
+        if refusal.reason is not Reason.CONTEXT:
+            self._shed += self._reservation(entry.demand)
+            self._backlog.refused(entry.demand.prompt_tokens)
+        self._refused += 1
+        self.decisions["refused", refusal.reason] += 1
+
+    def _release(self, running: Running, *, now: float) -> None:
+        """Gives back all that a request reserved."""
+        self._pace.sequences(self._flight.decoding, now=now)
+        self._flight.remove(running.entry)
+        if running.entry.first_token_at is None:
+            self._prefill.outstanding -= running.entry.demand.prompt_tokens
+
+    def _charge(self, demand: Demand, *, prompt_tokens: float, output_tokens: float, now: float) -> None:
+        """Books what a tenant got; negative to give back."""
+        self._queue.charge(demand.tenant, prompt_tokens=prompt_tokens, output_tokens=output_tokens, now=now)
+        rate = self._config.admission.fairness.tokens_per_second
+        if rate:
+            self._buckets.pay(demand.tenant, prompt_tokens + output_tokens, rate=rate, now=now)
+
+    def _changed(self, now: float) -> None:
+        if self._changed_at is None:
+            self._changed_at = now
+
+    def _until(self, now: float) -> None:
+        """Time has passed: learns from the tokens of the last half second, when it is over."""
+        self._backlog.until(now, waited=len(self._queue) > 0)
+        if not self._pace.due(now=now):
+            return
+        self._pace.sequences(self._flight.decoding, now=now)
+        times = []
+        for running in self._flight:
+            entry = running.entry
+            tokens = (entry.generated - running.window_generated) / entry.demand.outputs
+            if entry.first_token_at is not None and tokens > 0:
+                times.append((running.last_at - running.window_at) / tokens)
+                running.window_at, running.window_generated = running.last_at, entry.generated
+        self._pace.close(times, seconds_per_prompt_token=self._prefill.seconds_per_token, now=now)
+        if times:
+            self._prefill.adapt(slowness=self._slowness())
+
+    # What follows from configuration and experience.
+
+    def _shape(self) -> Shape:
+        engine = self._config.engine
+        return Shape(
+            block_size=self._engine.block_size or 1,
+            shared=engine.prefix_caching,
+            worst=self._config.admission.reservation == "Worst",
+            lookahead=engine.speculative_tokens,
+        )
+
+    @property
+    def _promised(self) -> float:
+        return self._config.slo.tpot_milliseconds / 1000
+
+    @property
+    def _longest_wait(self) -> float:
+        seconds = self._config.admission.queue.max_wait_seconds
+        return self._config.slo.ttft_milliseconds / 1000 if seconds is None else float(seconds)
+
+    def _slowness(self) -> float:
+        """Newest time per token as a share of the promised one; 0 while unknown."""
+        return (self._pace.seconds_per_token or 0.0) / self._promised
+
+    def _hard_cap(self, blocks: int) -> int:
+        return blocks * self._config.admission.kv_hard_cap_percent // 100
+
+    def _kappa(self, *, now: float) -> float:
+        admission = self._config.admission
+        kappa = self._trim.kappa
+        if admission.reservation == "Worst":
+            kappa = admission.kv_hard_cap_percent / 100
+        if self._engine.stale:
+            kappa = min(kappa, FLOOR)
+        return kappa * self._engine.ramp(now=now)
+
+    def _peak_blocks(self) -> float:
+        return self._flight.peak.blocks(z=Z)
+
+    def _curve(self, demand: Demand) -> Curve:
+        return self._lengths.curve(priority=demand.priority, prompt_tokens=demand.prompt_tokens)
+
+    def _limit(self, demand: Demand) -> int | None:
+        """Most tokens of one output: the client's bound, and what the context leaves."""
+        view, bounds = self._engine, [demand.max_output_tokens]
+        if view.context_tokens is not None:
+            bounds.append(max(1, view.context_tokens - demand.prompt_tokens))
+        if view.blocks is not None and view.block_size is not None:
+            bounds.append(max(1, view.blocks * view.block_size - demand.prompt_tokens))
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    def _profile(self, demand: Demand) -> Profile:
+        return profile(
+            demand, curve=self._curve(demand), generated=0, limit=self._limit(demand), shape=self._flight.shape
+        )
+
+    def _prefill_share(self, demand: Demand) -> int:
+        """Share of its time that a place in the engine spends in prefills if such a request takes it again and again."""
+        prefill = self._prefill.seconds_per_token * demand.prompt_tokens
+        decode = self._curve(demand).expected(self._limit(demand)) * self._promised
+        return round(SHARE_ONE * prefill / (prefill + decode))
+
+    def _reservation(self, demand: Demand) -> float:
+        """KV tokens that a request would reserve."""
+        limit = self._limit(demand)
+        worst = self._flight.shape.worst and limit is not None
+        each = limit if worst and limit is not None else self._curve(demand).expected(limit)
+        return demand.prompt_tokens + demand.outputs * each
+
+    # Answers.
+
+    @staticmethod
+    def _too_long(message: str) -> Refused:
+        return Refused(Reason.CONTEXT, None, message)
+
+    def _refusal(self, reason: Reason, why: str, demand: Demand, *, now: float) -> Refused:
+        after = retry.seconds(self._expected_wait(demand, now=now), uniform=self._uniform())
+        return Refused(reason, after, f"{why} ({_HELD_BY[reason]}); retry in {after} s.")
+
+    def _expected_wait(self, demand: Demand, *, now: float) -> float:
+        """Seconds until the need of such a request is free and those before it are gone."""
+        backlog = self._backlog.seconds(self._queue.prompt_tokens, returning=True)
+        if self._engine.blocks is None:
+            return backlog
+        steps = self._flight.peak.steps_until(
+            self._profile(demand), limit=self._kappa(now=now) * self._engine.blocks - self._engine.external, z=Z
+        )
+        free = retry.MOST_SECONDS if steps is None else steps * (self._pace.seconds_per_token or self._promised)
+        return max(backlog, free)

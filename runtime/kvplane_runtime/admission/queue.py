@@ -1,0 +1,193 @@
+"""Who is next: the order of the requests that wait, fair between tenants, and none waits beyond its time.
+
+1. Requests that the engine sent back.
+2. Requests that have waited 0.8 of their time, the one that runs out first before the others: nobody is passed over for
+   ever. The classes' lower ceilings no longer hold for them.
+3. By class; between the tenants of a class, the one least served; within a tenant, the shortest prompt, aged: each second
+   of waiting counts as 1,500 tokens (shortest remaining processing time first minimises waiting; aging bounds the price
+   that long prompts pay for it).
+
+Served is what a tenant got in tokens, an output token as two of the prompt, forgotten with a half-life of 60 s: deficit
+round robin's account kept as a virtual counter (arXiv 2401.00588). A tenant that comes back starts level with the least
+served one that waits: neither idling nor new names earn credit.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from kvplane_runtime.admission.demand import Entry, Reason
+
+FORCED_SHARE: Final = 0.8
+"""Share of its time after which a request goes before those that would be better for the engine."""
+_TOKENS_PER_SECOND: Final = 1500.0
+_OUTPUT_WEIGHT: Final = 2.0
+_HALF_LIFE_SECONDS: Final = 60.0
+_ACCOUNTS: Final = 1024
+"""Tenants whose service is remembered; the one unserved for longest is forgotten first."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A request in the queue."""
+
+    entry: Entry
+    expires_at: float
+    """When it is refused at the latest."""
+    forced_at: float
+    held_by: Reason
+    """The gate that last kept it here; DEADLINE while it was not its turn yet."""
+    returned: bool
+    """The engine sent it back once."""
+    not_before: float
+    """When it may go to the engine again."""
+    number: int = field(default=0, init=False)
+
+
+class Queue:
+    """The requests that wait. Its bounds are the caller's: it holds what it is given."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Entry, Waiting] = {}
+        self._lines: dict[tuple[int, str], list[tuple[float, int, Waiting]]] = {}
+        self._by_force: list[tuple[float, int, Waiting]] = []
+        self._by_expiry: list[tuple[float, int, Waiting]] = []
+        self._returned: list[tuple[float, int, Waiting]] = []
+        self._served: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        """By tenant: decayed tokens, and the time they are decayed to."""
+        self._numbers = count()
+        self.prompt_tokens = 0
+        self.prompt_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self._waiting
+
+    def __iter__(self) -> Iterator[Waiting]:
+        return iter(self._waiting.values())
+
+    @property
+    def tenants(self) -> int:
+        """Tenants remembered."""
+        return len(self._served)
+
+    def put(self, waiting: Waiting, *, now: float) -> None:
+        """Adds a request."""
+        demand = waiting.entry.demand
+        waiting.number = next(self._numbers)
+        self._lift(demand.tenant, now=now)
+        self._waiting[waiting.entry] = waiting
+        if waiting.returned:
+            insort(self._returned, _key(waiting.entry.arrived_at, waiting))
+        else:
+            line = self._lines.setdefault((demand.priority, demand.tenant), [])
+            insort(line, _key(_rank(waiting.entry), waiting))
+            insort(self._by_force, _key(waiting.forced_at, waiting))
+        insort(self._by_expiry, _key(waiting.expires_at, waiting))
+        self.prompt_tokens += demand.prompt_tokens
+        self.prompt_bytes += demand.prompt_bytes
+
+    def take(self, entry: Entry) -> Waiting | None:
+        """Removes a request; None if it does not wait."""
+        waiting = self._waiting.pop(entry, None)
+        if waiting is None:
+            return None
+        demand = entry.demand
+        if waiting.returned:
+            _drop(self._returned, entry.arrived_at, waiting)
+        else:
+            line = self._lines[demand.priority, demand.tenant]
+            _drop(line, _rank(waiting.entry), waiting)
+            if not line:
+                del self._lines[demand.priority, demand.tenant]
+            _drop(self._by_force, waiting.forced_at, waiting)
+        _drop(self._by_expiry, waiting.expires_at, waiting)
+        self.prompt_tokens -= demand.prompt_tokens
+        self.prompt_bytes -= demand.prompt_bytes
+        return waiting
+
+    def charge(self, tenant: str, *, prompt_tokens: float, output_tokens: float, now: float) -> None:
+        """Adds to what a tenant was served; negative to give back."""
+        tokens = self._account(tenant, now=now) + prompt_tokens + _OUTPUT_WEIGHT * output_tokens
+        self._served[tenant] = max(0.0, tokens), now
+        self._served.move_to_end(tenant)
+        if len(self._served) > _ACCOUNTS:
+            self._served.popitem(last=False)
+
+    def expired(self, *, now: float) -> list[Waiting]:
+        """Those whose time is over."""
+        return [waiting for _, _, waiting in self._by_expiry[: _upto(self._by_expiry, now)]]
+
+    def urgent(self, *, now: float) -> list[Waiting]:
+        """Those that go before the common order: sent back by the engine, then forced ones."""
+        back = [waiting for _, _, waiting in self._returned if waiting.not_before <= now]
+        return back + sorted(
+            (waiting for _, _, waiting in self._by_force[: _upto(self._by_force, now)]),
+            key=lambda waiting: (waiting.expires_at, waiting.number),
+        )
+
+    def heads(self, *, now: float) -> list[Waiting]:
+        """The first of each line, in the common order."""
+        keys = sorted(self._lines, key=lambda key: (key[0], self._account(key[1], now=now), self._lines[key][0][:2]))
+        return [self._lines[key][0][2] for key in keys]
+
+    def leads(self, entry: Entry, *, now: float) -> bool:
+        """Whether a new request would be the first of its line, with none before all lines."""
+        if self._returned or _upto(self._by_force, now):
+            return False
+        line = self._lines.get((entry.demand.priority, entry.demand.tenant))
+        return line is None or _rank(entry) < line[0][0]
+
+    def ahead(self, entry: Entry) -> int:
+        """Prompt tokens that wait before a new request, as if all were one tenant's."""
+        own = _order(entry)
+        return sum(waiting.entry.demand.prompt_tokens for waiting in self if _order(waiting.entry) <= own)
+
+    @staticmethod
+    def order(waiting: Waiting) -> tuple[int, float]:
+        """Sorting key of the common order, as if all were one tenant's."""
+        return _order(waiting.entry)
+
+    def next_expiry(self) -> float | None:
+        """When the first request runs out of time."""
+        return self._by_expiry[0][0] if self._by_expiry else None
+
+    def _account(self, tenant: str, *, now: float) -> float:
+        tokens, at = self._served.get(tenant, (0.0, now))
+        return tokens * math.pow(0.5, (now - at) / _HALF_LIFE_SECONDS)
+
+    def _lift(self, tenant: str, *, now: float) -> None:
+        """A tenant of whom nobody waits starts level with the least served of those who do."""
+        others = {name for _, name in self._lines}
+        if tenant in others or not others:
+            return
+        level = min(self._account(name, now=now) for name in others)
+        if self._account(tenant, now=now) < level:
+            self._served[tenant] = level, now
+
+
+def _rank(entry: Entry) -> float:
+    # p - 1500 x (now - arrival), without the term that all have in common.
+    return entry.demand.prompt_tokens + _TOKENS_PER_SECOND * entry.arrived_at
+
+
+def _order(entry: Entry) -> tuple[int, float]:
+    return entry.demand.priority, _rank(entry)
+
+
+def _key(rank: float, waiting: Waiting) -> tuple[float, int, Waiting]:
+    return rank, waiting.number, waiting
+
+
+def _drop(line: list[tuple[float, int, Waiting]], rank: float, waiting: Waiting) -> None:
+    del line[bisect_left(line, (rank, waiting.number), key=lambda item: item[:2])]
+
+
+def _upto(line: list[tuple[float, int, Waiting]], now: float) -> int:
+    return bisect_left(line, (now, float("inf")), key=lambda item: item[:2])
