@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from kvplane_runtime.proxy.gate import Refusal
-from kvplane_runtime.proxy.http1 import Request, RequestHead
+from kvplane_runtime.proxy.gate import Again, Meter, Refusal, Relay
+from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.server import Proxy
 from kvplane_runtime.proxy.upstream import UpstreamPool
@@ -189,9 +189,17 @@ class OpenGate:
     last_on_connection: bool = False
     hold: asyncio.Event | None = None
     """If set, requests wait for it once their body is there."""
+    edit: Callable[[Request], Request] = lambda request: request
+    verdicts: list[Again | Refusal] = field(default_factory=list)
+    """What becomes of the next answers; then they are relayed."""
+    meter: Callable[[ResponseHead], Meter | None] = lambda head: None
     inside: int = 0
     entered: int = 0
     admitted: list[Request] = field(default_factory=list)
+    answered: list[int] = field(default_factory=list)
+    """Status of each answer."""
+    completed: list[bool] = field(default_factory=list)
+    """Outcome of each request."""
 
     def enter(self, head: RequestHead) -> "Pass | Refusal":
         del head
@@ -211,16 +219,21 @@ class Pass:
     def last_on_connection(self) -> bool:
         return self.gate.last_on_connection
 
-    async def admit(self, request: Request) -> Refusal | None:
+    async def admit(self, request: Request) -> Request | Refusal:
         self.gate.admitted.append(request)
         if self.gate.hold:
             await self.gate.hold.wait()
-        return self.gate.refusal_after_body
+        return self.gate.refusal_after_body or self.gate.edit(request)
 
-    def leave(self) -> None:
+    def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
+        self.gate.answered.append(head.status)
+        return self.gate.verdicts.pop(0) if self.gate.verdicts else Relay(self.gate.meter(head))
+
+    def leave(self, *, completed: bool) -> None:
         assert not self.left, "a ticket was left twice"
         self.left = True
         self.gate.inside -= 1
+        self.gate.completed.append(completed)
 
 
 @dataclass

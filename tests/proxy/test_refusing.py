@@ -18,7 +18,10 @@ def code(response: Response) -> str:
     """The error's code; asserts the shape that OpenAI clients parse."""
     error = json.loads(response.body)["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["type"] == ("server_error" if response.status >= 500 else "invalid_request_error")
+    kinds = {429: "rate_limit_error", 503: "server_error"}
+    assert error["type"] == kinds.get(
+        response.status, "invalid_request_error" if response.status < 500 else "server_error"
+    )
     assert response.header(b"content-type") == b"application/json"
     assert response.header(b"x-request-id")
     return str(error["code"])

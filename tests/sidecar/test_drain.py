@@ -58,7 +58,7 @@ def test_requests_inside_are_counted(gate: DrainGate) -> None:
     assert (gate.in_flight, gate.empty.is_set()) == (2, False)
     for visit in visits:
         assert not visit.last_on_connection
-        visit.leave()
+        visit.leave(completed=True)
     assert (gate.in_flight, gate.empty.is_set()) == (0, True)
 
 
@@ -67,9 +67,10 @@ async def test_an_engine_that_is_not_ready_is_a_503_with_retry_after(gate: Drain
     engine.is_ready = False
     refusal = refused(gate)
     assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (503, "engine_not_ready", 5)
-    assert await visit.admit(Request(HEAD, b"id", b"")) == refusal
+    request = Request(HEAD, b"id", b"")
+    assert await visit.admit(request) == refusal
     engine.is_ready = True
-    assert await visit.admit(Request(HEAD, b"id", b"")) is None
+    assert await visit.admit(request) is request
 
 
 def test_a_drain_serves_for_a_while_then_refuses(gate: DrainGate, clock: Clock) -> None:
@@ -88,12 +89,12 @@ def test_a_drain_serves_for_a_while_then_refuses(gate: DrainGate, clock: Clock) 
 def test_a_drain_is_over_when_the_last_request_left_but_not_before_the_grace(gate: DrainGate, clock: Clock) -> None:
     visit = entered(gate)
     gate.begin()
-    visit.leave()
+    visit.leave(completed=True)
     assert not gate.drained(drain_seconds=600)
     late = entered(gate)
     clock.pass_seconds(DRAIN_GRACE_SECONDS)
     assert not gate.drained(drain_seconds=600)
-    late.leave()
+    late.leave(completed=True)
     assert gate.drained(drain_seconds=600)
 
 

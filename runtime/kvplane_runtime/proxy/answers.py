@@ -9,9 +9,14 @@ from kvplane_runtime.proxy.http1 import ProtocolError
 
 def error_body(refusal: Refusal) -> bytes:
     """JSON body ``{"error": {"message", "type", "param", "code"}}``."""
-    kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
-    error = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}
+    error = {"message": refusal.message, "type": _kind(refusal.status), "param": refusal.param, "code": refusal.code}
     return json.dumps({"error": error}).encode()
+
+
+def _kind(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "server_error" if status >= 500 else "invalid_request_error"
 
 
 def error_response(refusal: Refusal, *, request_id: bytes, close: bool, head_only: bool) -> bytes:
@@ -24,6 +29,8 @@ def error_response(refusal: Refusal, *, request_id: bytes, close: bool, head_onl
     ]
     if refusal.retry_after_seconds is not None:
         lines.append(b"retry-after: %d\r\n" % refusal.retry_after_seconds)
+    if refusal.reason is not None:
+        lines.append(b"x-kvplane-reason: %b\r\n" % refusal.reason.encode())
     if close:
         lines.append(b"connection: close\r\n")
     lines.append(b"\r\n")

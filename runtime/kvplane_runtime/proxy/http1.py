@@ -80,7 +80,7 @@ class RequestHead:
 
     def value(self, name: bytes) -> bytes | None:
         """First value of a field; ``name`` in lower case."""
-        return next((value for field, value in self.headers if field.lower() == name), None)
+        return _first(self.headers, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,10 @@ class ResponseHead:
     content_length: int
     """Bytes of the body when ``framing`` is COUNTED, else 0."""
     keep_alive: bool
+
+    def value(self, name: bytes) -> bytes | None:
+        """First value of a field; ``name`` in lower case."""
+        return _first(self.headers, name)
 
 
 class HeadReader:
@@ -299,6 +303,19 @@ class ChunkedScanner:
                 self._take_trailer(line)
         return position
 
+    def single_chunk(self, data: bytes) -> bytes:
+        """The payload of ``data`` where that is exactly one chunk as senders write it; else b"", and ``feed`` is to read it.
+
+        This is how a streamed token comes; taking it changes nothing of the scanner's state.
+        """
+        if self._left or self._line or self._trailer_bytes >= 0:
+            return b""
+        begin = data.find(b"\r\n") + 2
+        size = len(data) - begin - 2
+        if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
+            return data[begin:-2]
+        return b""
+
     def _whole_chunk(self, data: bytes, position: int) -> int:
         """Takes a chunk that lies in ``data`` whole, as a streamed token does; returns its end, 0 if there is none."""
         if self._trailer_bytes >= 0 or (line := _CHUNK_LINE.match(data, position)) is None:
@@ -382,6 +399,10 @@ def _end_to_end(headers: Headers, *, also_drop: Iterable[bytes], keep: Iterable[
     named = _tokens(value for name, value in headers if name.lower() == b"connection")
     dropped = HOP_BY_HOP.union(named.difference(keep), also_drop)
     return [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in dropped]
+
+
+def _first(headers: Headers, name: bytes) -> bytes | None:
+    return next((value for field, value in headers if field.lower() == name), None)
 
 
 def _by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:

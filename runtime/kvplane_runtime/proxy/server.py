@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from kvplane_runtime.proxy import answers
-from kvplane_runtime.proxy.gate import Gate, Refusal, Ticket
+from kvplane_runtime.proxy.gate import Again, Gate, Meter, Refusal, Relay, Ticket
 from kvplane_runtime.proxy.http1 import (
     ChunkedScanner,
     Framing,
@@ -134,6 +134,14 @@ class ClientConnection(asyncio.Protocol):
         self._write_paused = False
         self._responding = False
         """Whether the head of the upstream's response was passed on."""
+        self._meter: Meter | None = None
+        """Reads the body of the response that is passed on."""
+        self._chunking = False
+        """Whether that body is put into chunks here, its own framing being removed before the meter."""
+        self._dropped: Again | Refusal | None = None
+        """What the ticket said of an answer that is not passed on."""
+        self._completed = False
+        """Whether the response was passed on whole."""
         self._ends_at_close = False
         """Whether the client can tell the end of that response only by the end of the connection."""
         self._last = False
@@ -280,12 +288,14 @@ class ClientConnection(asyncio.Protocol):
         self._task.add_done_callback(self._served)
 
     async def _serve(self, request: Request, ticket: Ticket) -> None:
-        refusal = await ticket.admit(request)
-        if refusal is None:
-            refusal = await self._forward(request)
+        while True:
+            admitted = await ticket.admit(request)
+            outcome = admitted if isinstance(admitted, Refusal) else await self._forward(admitted)
+            if not isinstance(outcome, Again):
+                break
         self._task = None
-        if refusal is not None:
-            self._refuse(refusal, body_read=True)
+        if outcome is not None:
+            self._refuse(outcome, body_read=True)
         else:
             self._end_request()
 
@@ -297,8 +307,9 @@ class ClientConnection(asyncio.Protocol):
             )
             self.abort()
 
-    async def _forward(self, request: Request) -> Refusal | None:
-        """Sends the request and relays the response; returns the refusal to answer with if there is none to relay."""
+    async def _forward(self, request: Request) -> Refusal | Again | None:
+        """Sends the request and relays the response; returns what to do if there is none to relay."""
+        self._dropped = None
         pool = self._proxy.upstream
         idle = pool.take_idle()
         try:
@@ -313,7 +324,7 @@ class ClientConnection(asyncio.Protocol):
                 await self._exchange(await pool.connect(), request)
         except UpstreamError as error:
             return self._failed(error)
-        return None
+        return self._dropped
 
     async def _exchange(self, connection: UpstreamConnection, request: Request) -> None:
         self._upstream = connection
@@ -345,8 +356,17 @@ class ClientConnection(asyncio.Protocol):
     # Called by the upstream connection.
     def response_head(self, head: ResponseHead) -> bool:
         assert self._head is not None and self._ticket is not None  # noqa: S101  (there is a request to answer)
-        decode = head.framing is Framing.CHUNKED and self._head.version == "1.0"
-        self._ends_at_close = decode or head.framing is Framing.UNTIL_CLOSE
+        verdict = self._ticket.answered(head)
+        if not isinstance(verdict, Relay):
+            assert self._upstream is not None  # noqa: S101  (it calls this)
+            self._dropped = verdict
+            self._upstream.discard()
+            return False
+        chunked = head.framing is Framing.CHUNKED and self._head.version == "1.1"
+        unframed = head.framing is Framing.CHUNKED and not chunked
+        self._meter = verdict.meter
+        self._chunking = chunked and self._meter is not None
+        self._ends_at_close = unframed or head.framing is Framing.UNTIL_CLOSE
         self._responding = True
         self._release_body()
         self._proxy.stats.responses[head.status, "engine"] += 1
@@ -355,14 +375,29 @@ class ClientConnection(asyncio.Protocol):
             response_bytes(
                 head,
                 request_id=self._request_id,
-                chunked=head.framing is Framing.CHUNKED and not decode,
+                chunked=chunked,
                 connection=self._connection_field(self._head),
             )
         )
-        return decode
+        return unframed or self._chunking
 
     def response_data(self, data: bytes) -> None:
+        if self._meter is not None:
+            data = self._meter.feed(data)
+            if not data:
+                return
+            if self._chunking:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
         self._transport.write(data)
+
+    def response_end(self) -> None:
+        if self._meter is not None:
+            rest = self._meter.finish()
+            if self._chunking:
+                rest = b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest) if rest else b"0\r\n\r\n"
+            if rest:
+                self._transport.write(rest)
+        self._completed = True
 
     # Ending it.
     def _closes_after(self, head: RequestHead) -> bool:
@@ -395,7 +430,9 @@ class ClientConnection(asyncio.Protocol):
         self._body_scanner = None
         self._head = None
         self._request_id = b""
+        self._meter = None
         self._responding = False
+        self._completed = False
         self._timing_head = False
         if self._last or self._transport.is_closing():
             self._linger()
@@ -425,7 +462,7 @@ class ClientConnection(asyncio.Protocol):
         self._body.clear()
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
-            ticket.leave()
+            ticket.leave(completed=self._completed)
 
     def _release_body(self) -> None:
         self._proxy.held_bytes -= self._held

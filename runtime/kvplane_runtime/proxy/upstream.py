@@ -48,10 +48,13 @@ class Receiver(Protocol):
     """Where a response goes."""
 
     def response_head(self, head: ResponseHead) -> bool:
-        """Takes the final head; returns whether a chunked body is to be decoded for it."""
+        """Takes the final head; returns whether a chunked body is to be decoded for it. May ``discard`` the answer."""
 
     def response_data(self, data: bytes) -> None:
         """Takes the next bytes of the body, in the framing of the head (or decoded)."""
+
+    def response_end(self) -> None:
+        """The body is complete."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -123,6 +126,12 @@ class UpstreamConnection(asyncio.Protocol):
         self._relay = None
         self._transport.abort()
 
+    def discard(self) -> None:
+        """The answer is not wanted: the exchange ends here, and the connection with it."""
+        self._relay = None
+        self._keep = False
+        self._done.set_result(None)
+
     def pause_relay(self) -> None:
         """The receiver's buffer is full: read no more until ``resume_relay``."""
         if not self._paused and not self.closing:
@@ -176,8 +185,10 @@ class UpstreamConnection(asyncio.Protocol):
                 return
 
     def _start_body(self, head: ResponseHead, data: bytes) -> None:
-        decode = self._receiver.response_head(head)
         self._keep = head.keep_alive
+        decode = self._receiver.response_head(head)
+        if self._relay is None:  # discarded
+            return
         match head.framing:
             case Framing.NONE:
                 self._left = 0
@@ -214,6 +225,9 @@ class UpstreamConnection(asyncio.Protocol):
             self._finish(keep=True)
 
     def _relay_decoded(self, data: bytes) -> None:
+        if content := self._scanner.single_chunk(data):
+            self._receiver.response_data(content)
+            return
         end = self._scanner.feed(data)
         if self._content:
             self._receiver.response_data(bytes(self._content))
@@ -227,6 +241,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _finish(self, *, keep: bool) -> None:
         self._keep = self._keep and keep
         self._relay = None
+        self._receiver.response_end()
         if not self._done.done():
             self._done.set_result(None)
 

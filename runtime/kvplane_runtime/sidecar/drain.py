@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvplane_api.names import DRAIN_GRACE_SECONDS
-from kvplane_runtime.proxy.gate import Refusal
-from kvplane_runtime.proxy.http1 import Request, RequestHead
+from kvplane_runtime.proxy.gate import Refusal, Relay
+from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 
 _DRAINING = Refusal(503, "draining", "This replica is shutting down; retry, and another one will answer.", 1)
 _NOT_READY = Refusal(503, "engine_not_ready", "The engine is loading its model or restarting; retry soon.", 5)
@@ -105,11 +105,16 @@ class Visit:
         """During a drain the client is to come back on a new connection, which leads to another replica."""
         return self.gate.draining
 
-    async def admit(self, request: Request) -> Refusal | None:
+    async def admit(self, request: Request) -> Request | Refusal:
         """The engine may have died while the body was read."""
-        del request
-        return self.gate.check_engine()
+        return self.gate.check_engine() or request
 
-    def leave(self) -> None:
+    def answered(self, head: ResponseHead) -> Relay:
+        """Whatever the engine answers goes to the client."""
+        del head
+        return Relay()
+
+    def leave(self, *, completed: bool) -> None:
         """One request fewer."""
+        del completed
         self.gate.leave()
