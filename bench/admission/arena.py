@@ -1,0 +1,185 @@
+"""The engines, and one run of one contestant on its engine: traffic, counters before and after, the log in between."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from bench.admission import counters, workload
+from bench.admission.contestants import Contestant, Engines
+from bench.admission.gate import Gate
+from bench.admission.goals import Goals, summary
+from bench.admission.load import LoadGenerator, Run
+from bench.admission.plan import WARM_UP_SEED, RunKey
+from bench.admission.policies.unlimited import Unlimited
+from bench.admission.policy import Engine, Policy, Scrape
+from bench.admission.records import RunRecord
+from bench.admission.sidecar import SidecarProcess, config
+from bench.admission.workload import Arrival
+from bench.engine.real import RealEngine
+from e2e.cluster.progress import Progress
+
+FACTS: Final = Engine(blocks=97, block_size=32, max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=2048)
+"""Of every engine here; 96 blocks hold KV."""
+IDLE_SECONDS: Final = 30.0
+"""Longest wait for an engine to end what was aborted."""
+WARM_UP_CONCURRENCY: Final = 4
+
+
+@dataclass
+class _Running:
+    """An engine that is up."""
+
+    engine: RealEngine
+    log: Path
+    sidecar: SidecarProcess | None = None
+    mix: str | None = None
+    """What the sidecar was started for."""
+    closing: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    """Ends the sidecar."""
+
+
+class Arena:
+    """Engines by kind, started when they are first wanted and ended together."""
+
+    def __init__(self, *, session: aiohttp.ClientSession, folder: Path, progress: Progress, warm_up: int) -> None:
+        self._session = session
+        self._folder = folder
+        self._progress = progress
+        self._warm_up = warm_up
+        self._engines: dict[Engines, _Running] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self.cap: int | None = None
+        """Value of ``--max-num-queued-reqs`` of the capped engine; to be set before that is first wanted."""
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator["Arena"]:
+        async with self._stack:
+            yield self
+
+    async def unloaded(self, arrivals: Sequence[Arrival], *, salt: str) -> Run:
+        """One request at a time on an idle engine."""
+        running = await self._engine(Engines.PLAIN)
+        load = LoadGenerator(self._session, running.engine.url, model=running.engine.model)
+        return await load.closed_loop(arrivals, concurrency=1, salt=salt)
+
+    async def probe(self, arrivals: Sequence[Arrival], goals: Goals, *, salt: str) -> Run:
+        """Without admission."""
+        running = await self._engine(Engines.PLAIN)
+        run = await self._load(running, Unlimited()).open_loop(arrivals, goals, salt=salt)
+        await self._idle(running)
+        return run
+
+    async def run(
+        self, key: RunKey, contestant: Contestant, arrivals: Sequence[Arrival], goals: Goals, *, rate: float
+    ) -> RunRecord:
+        """One run, measured. Raises ValueError where a request failed for no reason that a policy has."""
+        running = await self._engine(contestant.engine)
+        if contestant.engine is Engines.SIDECAR:
+            await self._with_sidecar(running, key.mix, goals)
+        load = self._load(running, contestant.policy(goals) if contestant.policy else None)
+        before, position = await self._idle(running), running.log.stat().st_size
+        run = await load.open_loop(arrivals, goals, salt=str(key))
+        after = await self._idle(running)
+        with running.log.open("rb") as log:
+            log.seek(position)
+            work = counters.work(before, after, log.read())
+        try:
+            figures = summary(run.outcomes, goals)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error} {'; '.join(run.errors)}") from error
+        return RunRecord(
+            key=key,
+            rate=rate,
+            summary=figures,
+            preemptions=work.preemptions,
+            computed_tokens=work.computed_tokens,
+            recomputed_tokens=work.recomputed_tokens,
+            late_seconds=run.late_seconds,
+            met="".join("01"[goals.met(outcome)] for outcome in run.outcomes),
+        )
+
+    def _load(self, running: _Running, policy: Policy | None) -> LoadGenerator:
+        url = running.sidecar.url if running.sidecar else running.engine.url
+
+        async def read() -> Scrape | None:
+            try:
+                return (await self._read(running)).scrape
+            except (aiohttp.ClientError, TimeoutError):
+                return None
+
+        gate = Gate(policy, engine=FACTS, read=read) if policy else None
+        return LoadGenerator(self._session, url, model=running.engine.model, gate=gate)
+
+    async def _engine(self, kind: Engines) -> _Running:
+        if kind not in self._engines:
+            cap = () if kind is not Engines.CAPPED else ("--max-num-queued-reqs", str(self.cap))
+            log = self._folder / f"engine-{kind.value}.log"
+            engine = RealEngine(
+                blocks=FACTS.blocks,
+                block_size=FACTS.block_size,
+                max_num_seqs=FACTS.max_num_seqs,
+                max_model_len=FACTS.max_model_len,
+                extra_args=(
+                    *("--max-num-batched-tokens", str(FACTS.max_num_batched_tokens)),
+                    *counters.ENGINE_ARGS,
+                    *cap,
+                ),
+                log=log,
+                progress=self._progress,
+            )
+            await self._stack.enter_async_context(engine)
+            running = self._engines[kind] = _Running(engine, log)
+            await self._stack.enter_async_context(running.closing)
+            await self._first_steps(running)
+        return self._engines[kind]
+
+    async def _first_steps(self, running: _Running) -> None:
+        """The first requests of an engine's life are slow, whoever sends them."""
+        load = LoadGenerator(self._session, running.engine.url, model=running.engine.model)
+        await load.closed_loop(
+            workload.one_by_one("mixed", count=12, seed=0), concurrency=WARM_UP_CONCURRENCY, salt=f"first {id(running)}"
+        )
+
+    async def _with_sidecar(self, running: _Running, mix: str, goals: Goals) -> None:
+        """A sidecar for this mix, which has seen some of its requests; it stays until another mix comes."""
+        if running.mix == mix:
+            return
+        await running.closing.aclose()
+        running.sidecar = await running.closing.enter_async_context(
+            SidecarProcess(
+                config(
+                    goals,
+                    model=running.engine.model,
+                    max_batched_tokens=FACTS.max_num_batched_tokens,
+                    max_sequences=FACTS.max_num_seqs,
+                ),
+                engine_port=int(running.engine.url.rpartition(":")[2]),
+                log=self._folder / "sidecar.log",
+            )
+        )
+        running.mix = mix
+        with self._progress.step(f"{mix}: {self._warm_up} requests for the sidecar to learn from"):
+            load = LoadGenerator(self._session, running.sidecar.url, model=running.engine.model)
+            arrivals = workload.one_by_one(mix, count=self._warm_up, seed=WARM_UP_SEED)
+            await load.closed_loop(arrivals, concurrency=WARM_UP_CONCURRENCY, salt=f"warm up {mix}")
+
+    async def _idle(self, running: _Running) -> counters.Counters:
+        """Waits until the engine has nothing to do; its counters then."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + IDLE_SECONDS
+        while True:
+            read = await self._read(running)
+            if read.scrape.running == read.scrape.waiting == 0:
+                await asyncio.sleep(0.2)  # for the last lines of its log
+                return await self._read(running)
+            if loop.time() > end:
+                raise RuntimeError(f"The engine still has requests {IDLE_SECONDS:.0f} s after the last was aborted.")
+            await asyncio.sleep(0.1)
+
+    async def _read(self, running: _Running) -> counters.Counters:
+        return await counters.read(self._session, running.engine.url, now=asyncio.get_running_loop().time())

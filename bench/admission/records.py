@@ -1,0 +1,107 @@
+"""What has been measured so far: one JSON line for each run, so that a restart goes on where the last one ended.
+
+A folder belongs to one size and one source of the benchmark; another one begins a new folder. The goals stand in a file
+of their own, written before the first policy runs.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.admission import goals
+from bench.admission.goals import Goals, Summary
+from bench.admission.plan import RunKey, Stage
+from bench.admission.search import Probe
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, and the figures of the engine's work in it."""
+
+    key: RunKey
+    rate: float
+    """Mean requests a second offered."""
+    summary: Summary
+    preemptions: int
+    computed_tokens: int
+    recomputed_tokens: int
+    late_seconds: float
+    met: str
+    """``1`` for each request that met its goals, in order of arrival: what pairing by request would need."""
+
+
+class Records:
+    """The files of one folder; appended to, never changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.probes: dict[str, list[Probe]] = {}
+        """Of the bisection, by mix, in order."""
+        self.runs: dict[RunKey, RunRecord] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        for line in self._lines():
+            if "probe" in line:
+                self.probes.setdefault(line["mix"], []).append(Probe(**line["probe"]))
+            else:
+                record = _run(line["run"])
+                self.runs[record.key] = record
+
+    @property
+    def goals(self) -> dict[str, Goals] | None:
+        """None before they are known."""
+        path = self._folder / "goals.json"
+        return goals.read(path) if path.exists() else None
+
+    def write_goals(self, goals_: Mapping[str, Goals]) -> None:
+        goals.write(goals_, self._folder / "goals.json")
+
+    def add_probe(self, mix: str, probe: Probe) -> None:
+        self.probes.setdefault(mix, []).append(probe)
+        self._append({"mix": mix, "probe": asdict(probe)})
+
+    def add_run(self, record: RunRecord) -> None:
+        self.runs[record.key] = record
+        self._append({"run": asdict(record)})
+
+    def forget(self, contestant: str) -> None:
+        """Takes one contestant's runs out of the records and out of the file."""
+        self.runs = {key: record for key, record in self.runs.items() if key.contestant != contestant}
+        path = self._folder / "runs.jsonl"
+        lines = [line for line in self._lines() if "probe" in line or _run(line["run"]).key in self.runs]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    def plain(self) -> dict[str, object]:
+        """Everything, as JSON can hold it."""
+        return {
+            "goals": {mix: asdict(each) for mix, each in (self.goals or {}).items()},
+            "probes": {mix: [asdict(probe) for probe in probes] for mix, probes in self.probes.items()},
+            "runs": [asdict(record) for record in self.runs.values()],
+        }
+
+    def goodputs(self) -> dict[RunKey, float]:
+        return {key: record.summary.goodput for key, record in self.runs.items()}
+
+    def _append(self, line: Mapping[str, object]) -> None:
+        with (self._folder / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Lines that are whole: the last one is not where a run was killed while it wrote, and it is dropped."""
+        path = self._folder / "runs.jsonl"
+        if not path.exists():
+            return
+        text = path.read_text()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole)
+        for line in whole.splitlines():
+            yield json.loads(line)
+
+
+def _run(document: dict[str, Any]) -> RunRecord:
+    key = document["key"]
+    return RunRecord(
+        **document | {"key": RunKey(**key | {"stage": Stage(key["stage"])}), "summary": Summary(**document["summary"])},
+    )
