@@ -6,7 +6,7 @@ SHELL := /bin/bash
 CACHE := $(or $(KVPLANE_CACHE),$(HOME)/.cache/kvplane)
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images clean clean-cache bench-operator
+.PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images clean clean-cache bench-operator bench-admission
 
 help: ## list the commands
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
@@ -52,6 +52,9 @@ images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
+
+bench-admission: setup ## admission beside the peers' on the real vLLM and on recorded traffic, 3 hours (QUICK=1: 12 minutes; goes on where it ended)
+	@$(PYTHON) -m bench.admission $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
 clean: ## remove clusters, build output and .venv; keep the cache
 	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; fi
