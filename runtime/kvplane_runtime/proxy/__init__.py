@@ -9,6 +9,8 @@ request must be repeatable on a fresh connection, and a slow upload must not hol
 Guarantees: every accepted request leaves through its gate exactly once; every refusal is an OpenAI-style JSON error; a
 client that goes away aborts its upstream exchange at once; buffers are bounded in both directions.
 
-Reading order: :mod:`http1` (heads and chunked framing, pure), :mod:`answers` (errors), :mod:`gate` (the seam where a
-request is let in or refused), :mod:`upstream` (connections to one engine), :mod:`server` (clients).
+Reading order: :mod:`http1` (heads and chunked framing, pure), :mod:`gate` (the seam where requests are let in, refused,
+sent again and measured), :mod:`answers` (errors), :mod:`upstream` (connections to one engine), :mod:`server` (clients).
+Beside it, for whoever builds a gate: :mod:`openai` (what a request asks for), :mod:`reader` (the same for bodies of any
+size), :mod:`sse` (tokens and usage of an answer).
 """

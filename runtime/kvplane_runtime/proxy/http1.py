@@ -89,7 +89,8 @@ class Request:
 
     head: RequestHead
     request_id: bytes
-    body: bytes
+    body: bytes | bytearray
+    """Not changed by anyone; a large one is handed on as it was gathered, since a copy of it would stop the event loop."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ MAX_PROMPTS: Final = 2048
 """Most prompts in one request, OpenAI's bound of a batch."""
 DEFAULT_COMPLETION_TOKENS: Final = 16
 """``max_tokens`` of /v1/completions where the field is absent, by OpenAI's reference and in vLLM."""
+MAX_EDITED_BYTES: Final = 4 * 1024 * 1024
+"""Largest body that is edited: the edit is a copy, which stops the event loop for some 0.3 ms a MiB."""
 
 
 class Endpoint(enum.Enum):
@@ -101,8 +103,11 @@ def endpoint(head: RequestHead) -> Endpoint | None:
     return _PATHS.get(unquote_to_bytes(path) if b"%" in path else path)
 
 
-def parse(endpoint: Endpoint, body: bytes) -> Generation | Refusal:
-    """What ``body`` asks for at ``endpoint``, or the 400 that says what is wrong with it. Pure; time linear in the size."""
+def parse(endpoint: Endpoint, body: bytes | bytearray) -> Generation | Refusal:
+    """What ``body`` asks for at ``endpoint``, or the 400 that says what is wrong with it.
+
+    It takes 5 to 50 ns a byte without a pause: :mod:`reader` keeps large bodies off the event loop.
+    """
     try:
         fields = _decode(body)
         return _generation(endpoint, fields, len(body))
@@ -112,29 +117,31 @@ def parse(endpoint: Endpoint, body: bytes) -> Generation | Refusal:
         return Refusal(400, "malformed_json", "The request body is nested too deeply; send it flatter.")
 
 
-def with_usage(body: bytes, generation: Generation) -> bytes | None:
+def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
     """``body``, which ``parse`` took, with ``stream_options.include_usage`` added; None where it goes as it came.
 
-    Beside the added member every byte stays. A ``"stream_options": null`` gives its place, where it is the only one.
+    Beside the added member every byte stays. A ``"stream_options": null`` gives its place, where it is the only one. A body
+    over ``MAX_EDITED_BYTES`` goes as it came.
     """
+    if len(body) > MAX_EDITED_BYTES:
+        return None
     understood = generation.endpoint in (Endpoint.COMPLETION, Endpoint.CHAT)
     if not understood or not generation.stream or generation.include_usage is not None:
         return None
     nulls = [match.span() for match in _NULL_OPTIONS.finditer(body)]
-    if not nulls:
-        begin = body.index(b"{") + 1
-        return b"%b%b,%b" % (body[:begin], _OPTIONS, body[begin:])
     if len(nulls) > 1:
         return None
-    ((begin, end),) = nulls
-    return b"%b%b%b" % (body[:begin], _OPTIONS, body[end:])
+    first = body.index(b"{") + 1
+    begin, end = nulls[0] if nulls else (first, first)
+    whole = memoryview(body)
+    return b"".join((whole[:begin], _OPTIONS, b"" if nulls else b",", whole[end:]))
 
 
 _OPTIONS: Final = b'"stream_options":{"include_usage":true}'
 _NULL_OPTIONS: Final = re.compile(rb'"stream_options"\s*:\s*null')
 
 
-def _decode(body: bytes) -> dict[str, object]:
+def _decode(body: bytes | bytearray) -> dict[str, object]:
     try:
         value = _DECODER.decode(body.decode())
     except UnicodeDecodeError as error:

@@ -43,6 +43,7 @@ from kvplane_runtime.proxy.upstream import (
 log = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_COPIED_BYTES: Final = 64 * 1024
 _REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """Idempotent methods (RFC 9110, 9.2.2): sending one twice does no more than sending it once."""
 
@@ -282,8 +283,8 @@ class ClientConnection(asyncio.Protocol):
         assert self._head is not None and self._ticket is not None  # noqa: S101  (only an entered request is served)
         self._disarm()
         self._state = _State.SERVING
-        request = Request(head=self._head, request_id=self._request_id, body=bytes(self._body))
-        self._body.clear()
+        body, self._body = self._body, bytearray()
+        request = Request(self._head, self._request_id, bytes(body) if len(body) < _COPIED_BYTES else body)
         self._task = self._loop.create_task(self._serve(request, self._ticket))
         self._task.add_done_callback(self._served)
 

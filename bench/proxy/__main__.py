@@ -1,0 +1,101 @@
+"""``python -m bench.proxy``: for each number of streams, rounds of direct, ours and Go's, one right after the other."""
+
+import argparse
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bench import report
+from bench.proxy import contestants, figures
+from bench.proxy.contestants import Contestant, run_load
+from bench.proxy.figures import Level, Load, Round
+from e2e.cluster.progress import Progress
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured."""
+
+    streams: tuple[int, ...] = (1, 10, 100, 300, 500, 1000)
+    judged: int = 500
+    rounds: int = 3
+    chunks: int = 80
+    """Of each stream."""
+    interval_us: int = 50_000
+    """20 chunks a second."""
+    seconds: int = 10
+    """Each window, after the streams have started one by one."""
+    requests: int = 12_000
+    connections: int = 16
+
+
+QUICK = Size(streams=(1, 500), rounds=1, chunks=40, seconds=5, requests=2_000)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a minute, to see that it works; its figures are none")
+    size = QUICK if parser.parse_args().quick else Size()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are killed
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    started, machine, progress = report.now(), report.machine(), Progress()
+    folder = Path(tempfile.mkdtemp(prefix="kvplane-bench-proxy-"))
+    program = contestants.build(progress)
+    engine = contestants.engine(program, folder)
+    trio = (engine, contestants.kvplane(engine, folder), contestants.reverse_proxy(program, engine, folder))
+    try:
+        for contestant in trio:
+            contestant.start()
+        levels = [_streams(program, trio, size, streams, progress) for streams in size.streams]
+        requests = _requests(program, trio, size, progress)
+    finally:
+        for contestant in trio:
+            contestant.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    written = report.Report(
+        bench="proxy",
+        machine=machine,
+        started=started,
+        settings=asdict(size) | {"streams": " ".join(map(str, size.streams))},
+        header=figures.HEADER,
+        rows=figures.rows(levels) + figures.request_rows(requests),
+        last_line=figures.summary(levels, requests, judged=size.judged),
+        samples={"levels": [asdict(level) for level in levels], "requests": asdict(requests)},
+    )
+    progress.say(f"written: {written.write()}")
+    print(written.text())
+
+
+def _streams(program: Path, trio: tuple[Contestant, ...], size: Size, streams: int, progress: Progress) -> Level:
+    rounds: list[Round] = []
+    for number in range(1, size.rounds + 1):
+        with progress.step(f"{streams} streams, round {number} of {size.rounds}"):
+            loads = [
+                run_load(program, one, "streams", streams, size.chunks, size.interval_us, size.seconds) for one in trio
+            ]
+            rounds.append(_round(loads))
+    return Level(streams, rounds)
+
+
+def _requests(program: Path, trio: tuple[Contestant, ...], size: Size, progress: Progress) -> Level:
+    rounds: list[Round] = []
+    for number in range(1, size.rounds + 1):
+        with progress.step(f"{size.requests} requests, round {number} of {size.rounds}"):
+            rounds.append(_round([run_load(program, one, "requests", size.connections, size.requests) for one in trio]))
+    return Level(size.connections, rounds)
+
+
+def _round(loads: list[Load]) -> Round:
+    direct, ours, peer = loads
+    return Round(direct=direct, ours=ours, peer=peer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+module kvplane.dev/bench-proxy
+
+go 1.26.0

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+)
+
+// buffers spares the peer an allocation for each response.
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if buffer, ok := b.pool.Get().(*[]byte); ok {
+		return *buffer
+	}
+	return make([]byte, 32*1024)
+}
+
+func (b *buffers) Put(buffer []byte) { b.pool.Put(&buffer) }
+
+// serveReverseProxy is the standard library's proxy, told to keep connections and to pass each chunk at once.
+func serveReverseProxy(address, engine string) {
+	target, err := url.Parse(engine)
+	if err != nil {
+		fail(err.Error())
+	}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		FlushInterval: -1,
+		Transport:     &http.Transport{MaxIdleConns: 2048, MaxIdleConnsPerHost: 2048, DisableCompression: true},
+		BufferPool:    &buffers{},
+	}
+	fail(http.ListenAndServe(address, proxy).Error())
+}
