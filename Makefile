@@ -26,7 +26,7 @@ test: setup lint verify ## everything: lint, drift, unit, integration and end-to
 	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
-	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm
+	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm prometheus
 	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
 
 e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the real vLLM (root)

@@ -2,6 +2,7 @@
 
 import sys
 
+from e2e.cluster import binaries
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
 from e2e.stack import prepare_images, prepare_machine
@@ -13,6 +14,7 @@ def main() -> int:
     progress = Progress()
     try:
         prepare_machine(progress)
+        binaries.build([binaries.PROMETHEUS], progress=progress)
         prepare_images(progress)
     except (ClusterError, ImageBuildError) as error:
         print(f"\n{error}", file=sys.stderr)

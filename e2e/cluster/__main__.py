@@ -35,8 +35,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     build = commands.add_parser("build", help="build the programs that are not in the cache")
-    names = [component.name for component in binaries.COMPONENTS]
-    build.add_argument("components", nargs="*", metavar="COMPONENT", help=f"{', '.join(names)} (default: all)")
+    names = ", ".join(component.name for component in binaries.KNOWN)
+    default = "all that a cluster is made of"
+    build.add_argument("components", nargs="*", metavar="COMPONENT", help=f"{names} (default: {default})")
 
     up = commands.add_parser("up", help="have the cluster up and every node Ready")
     up.add_argument("--nodes", type=int, default=defaults.nodes, help="how many (default: %(default)s)")

