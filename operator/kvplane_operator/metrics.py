@@ -1,8 +1,20 @@
-"""The operator's own metrics, beside nothing else: registered once, incremented where things happen."""
+"""The operator's metrics, beside nothing else: registered once, incremented where things happen.
 
-from typing import Final
+kvplane_operator_* are about the operator itself. kvplane_service_* say what the services and their pods look like to it,
+read from its store at each scrape; they carry the namespace and the pod that they are about, so a Prometheus has to honour
+their labels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from kvplane_api import names
+from kvplane_operator.plan.snapshot import Kind
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -49,11 +61,81 @@ DRIFT_HEALED: Final = Counter(
     ("kind",),
     registry=REGISTRY,
 )
+for _kind in Kind:
+    DRIFT_HEALED.labels(_kind.value)  # known from the start, so that the first one is an increase
+STATE_POLLS: Final = Counter(
+    "kvplane_operator_state_polls",
+    "Reads of a pod's state from its sidecar, by result: answered, failed.",
+    ("result",),
+    registry=REGISTRY,
+)
 LOOP_LAG: Final = Gauge(
     "kvplane_operator_event_loop_lag_seconds",
     "How late the last one-second tick of the event loop was.",
     registry=REGISTRY,
 )
+
+Manifests = Callable[[], Iterable[Mapping[str, Any]]]
+
+
+class ServiceCollector(Collector):
+    """The services' conditions and replicas, and the restarts of their containers, as the operator sees them now.
+
+    A standby sees none and exports none. During a change of leader two operators may export the same series.
+    """
+
+    def __init__(self, *, services: Manifests, pods: Manifests) -> None:
+        self._services = services
+        self._pods = pods
+
+    def describe(self) -> Iterable[Family]:
+        """The families, empty."""
+        return _service_families()
+
+    def collect(self) -> Iterable[Family]:
+        """The families, filled."""
+        conditions, replicas, restarts = families = _service_families()
+        for service in self._services():
+            where = (service["metadata"]["namespace"], service["metadata"]["name"])
+            status = service.get("status") or {}
+            for condition in status.get("conditions") or ():
+                if condition["status"] in _TRUTH:
+                    labels = (*where, condition["type"], condition["reason"])
+                    conditions.add_metric(labels, _TRUTH[condition["status"]])
+            for state, count in (("desired", "desiredReplicas"), ("ready", "readyReplicas")):
+                if count in status:
+                    replicas.add_metric((*where, state), status[count])
+        for pod in self._pods():
+            metadata, status = pod["metadata"], pod["status"]
+            where = (metadata["namespace"], metadata["labels"][names.LABEL_SERVICE])
+            for kind in ("initContainerStatuses", "containerStatuses"):  # a native sidecar is an init container
+                for container in status.get(kind) or ():
+                    restarts.add_metric((*where, metadata["name"], container["name"]), container["restartCount"])
+        return families
+
+
+def _service_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily]:
+    return (
+        GaugeMetricFamily(
+            "kvplane_service_condition",
+            "Conditions of each LLMService: 1 for True, 0 for False; absent while it is Unknown.",
+            labels=("namespace", "service", "condition", "reason"),
+        ),
+        GaugeMetricFamily(
+            "kvplane_service_replicas",
+            "Replicas of each LLMService by state: desired, and ready of these.",
+            labels=("namespace", "service", "state"),
+        ),
+        CounterMetricFamily(
+            "kvplane_service_container_restarts",
+            "Restarts of the containers of each pod of an LLMService.",
+            labels=("namespace", "service", "pod", "container"),
+        ),
+    )
+
+
+_TRUTH: Final = {"True": 1.0, "False": 0.0}
+
 
 METRICS: Final = (
     RECONCILE_SECONDS,
@@ -65,6 +147,8 @@ METRICS: Final = (
     SERVICES,
     LEADING,
     DRIFT_HEALED,
+    STATE_POLLS,
     LOOP_LAG,
+    ServiceCollector(services=tuple, pods=tuple),
 )
 """All of them, in the order of the reference."""
