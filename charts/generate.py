@@ -1,7 +1,8 @@
 """Writes what the chart and its reference derive from: ``python -m charts.generate``.
 
 The schema of the values is the one place where a value, its meaning and its default are written down; values.yaml and
-docs/chart.md are made from it. The CRD comes from kvplane_api, as crds/ does. A test fails on a difference.
+docs/chart.md are made from it. The CRD comes from kvplane_api, as crds/ does, the dashboards from charts.dashboards. A test
+fails on a difference.
 """
 
 import json
@@ -10,11 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from charts import dashboards
 from kvplane_api import crd
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
 CHART: Final = REPOSITORY / "charts" / "kvplane"
 SCHEMA: Final = CHART / "values.schema.json"
+DASHBOARDS: Final = CHART / "dashboards"
+RULES: Final = CHART / "rules" / "kvplane.yaml"
 
 _WIDTH: Final = 110
 _HELM_OWN: Final = "global"
@@ -59,6 +63,7 @@ def outputs() -> dict[Path, str]:
         CHART / "templates" / "crd.yaml": crd_template(),
         CHART / "values.yaml": values_yaml(schema),
         REPOSITORY / "docs" / "chart.md": reference(schema),
+        **dashboards.outputs(DASHBOARDS),
     }
 
 

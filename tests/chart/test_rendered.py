@@ -9,15 +9,17 @@ import pytest
 import yaml
 from kubernetes_validate.utils import all_versions, major_minor
 
-from charts.generate import CHART, REPOSITORY, outputs
+from charts.generate import CHART, DASHBOARDS, REPOSITORY, RULES, outputs
+from e2e.prometheus import SCRAPE_CONFIG
 from kvplane_api import names
+from kvplane_operator.plan.pods import selector
 from kvplane_operator.settings import OperatorSettings
-from tests.chart.helm import Helm, Rendered, environment, rights
+from tests.chart.helm import Helm, Manifest, Rendered, environment, rights
 
 CI = sorted(CHART.glob("ci/*-values.yaml"))
 
 PROMETHEUS_OPERATOR = "--api-versions=monitoring.coreos.com/v1"
-NOT_KUBERNETES_OWN = {"PodMonitor"}
+NOT_KUBERNETES_OWN = {"PodMonitor", "PrometheusRule"}
 
 VERSIONS = (
     "1.29",
@@ -108,8 +110,8 @@ def test_everything_selects_the_operators_pods(helm: Helm) -> None:
     rendered = helm.render(PROMETHEUS_OPERATOR, values={"metrics.podMonitor.enabled": True})
     labels = rendered.pod["metadata"]["labels"].items()
     assert rendered.one("Service")["spec"]["selector"].items() <= labels
-    for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor"):
-        assert rendered.one(kind)["spec"]["selector"]["matchLabels"].items() <= labels
+    for kind, name in (("Deployment", ""), ("PodDisruptionBudget", ""), ("PodMonitor", "kvplane-operator")):
+        assert rendered.one(kind, name=name)["spec"]["selector"]["matchLabels"].items() <= labels
     spread = rendered.pod["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"]
     assert spread.items() <= labels
     assert not rendered.one("Service")["spec"]["selector"].items() <= rendered.one("Pod")["metadata"]["labels"].items()
@@ -140,12 +142,59 @@ def test_two_releases_share_nothing_but_the_crd(helm: Helm) -> None:
     assert first & second == {("CustomResourceDefinition", "", "llmservices.kvplane.dev")}
 
 
-def test_a_pod_monitor_needs_its_crd(helm: Helm) -> None:
-    wanted = {"metrics.podMonitor.enabled": True}
-    assert helm.render(values=wanted).of("PodMonitor") == []
-    assert len(helm.render(PROMETHEUS_OPERATOR, values=wanted).of("PodMonitor")) == 1
+@pytest.mark.parametrize(("value", "kind"), [("podMonitor", "PodMonitor"), ("rules", "PrometheusRule")])
+def test_monitoring_needs_its_crds(helm: Helm, value: str, kind: str) -> None:
+    wanted = {f"metrics.{value}.enabled": True}
+    assert helm.render(values=wanted).of(kind) == []
+    assert len(helm.render(PROMETHEUS_OPERATOR, values=wanted).of(kind)) > 0
     notes = helm.must("install", "kvplane", str(CHART), "--dry-run=client", values=wanted)
-    assert "this cluster has no PodMonitor" in notes
+    assert "this cluster has no PodMonitor and no PrometheusRule" in notes
+
+
+def engine_monitor(helm: Helm, **values: object) -> Manifest:
+    rendered = helm.render(PROMETHEUS_OPERATOR, values={"metrics.podMonitor.enabled": True, **values})
+    return rendered.one("PodMonitor", name="kvplane-engines")
+
+
+def test_the_engines_monitor_finds_the_sidecars(helm: Helm) -> None:
+    spec = engine_monitor(helm)["spec"]
+    (expression,) = spec["selector"]["matchExpressions"]
+    assert expression["operator"] == "Exists"
+    assert expression["key"] in selector("chat")
+    assert spec["podMetricsEndpoints"][0]["port"] == "admin"
+
+
+@pytest.mark.parametrize(("watched", "where"), [([], {"any": True}), (["a", "b"], {"matchNames": ["a", "b"]})])
+def test_engines_are_monitored_where_services_are_served(
+    helm: Helm, watched: list[str], where: dict[str, object]
+) -> None:
+    assert engine_monitor(helm, watchNamespaces=watched)["spec"]["namespaceSelector"] == where
+
+
+def test_pod_monitors_say_what_a_plain_prometheus_is_told(helm: Helm) -> None:
+    """docs/prometheus-scrape.yaml: the same ports, and the same labels beside those that every PodMonitor gives."""
+    rendered = helm.render(PROMETHEUS_OPERATOR, values={"metrics.podMonitor.enabled": True})
+    jobs = {job["job_name"]: job for job in yaml.safe_load(SCRAPE_CONFIG.read_text())["scrape_configs"]}
+    for name in ("kvplane-engines", "kvplane-operator"):
+        (endpoint,) = rendered.one("PodMonitor", name=name)["spec"]["podMetricsEndpoints"]
+        relabelings, job = jobs[name]["relabel_configs"], jobs[name]
+        assert [r["regex"] for r in relabelings if r.get("action") == "keep"] == [endpoint["port"]]
+        assert job.get("honor_labels", False) == endpoint.get("honorLabels", False)
+        given = {r["target_label"]: r["source_labels"] for r in relabelings if "target_label" in r}
+        del given["namespace"], given["pod"]
+        assert given == {r["targetLabel"]: r["sourceLabels"] for r in endpoint.get("relabelings", ())}
+
+
+def test_the_chart_carries_the_projects_alerts(helm: Helm) -> None:
+    rule = helm.render(PROMETHEUS_OPERATOR, values={"metrics.rules.enabled": True}).one("PrometheusRule")
+    assert rule["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def test_the_chart_carries_the_projects_dashboards(helm: Helm) -> None:
+    configmaps = helm.render(values={"dashboards.enabled": True}).of("ConfigMap")
+    carried = {name: text for configmap in configmaps for name, text in configmap["data"].items()}
+    assert carried == {path.name: path.read_text().rstrip("\n") for path in DASHBOARDS.glob("*.json")}
+    assert {configmap["metadata"]["labels"]["grafana_dashboard"] for configmap in configmaps} == {"1"}
 
 
 def test_as_a_dependency(helm: Helm, tmp_path: Path) -> None:

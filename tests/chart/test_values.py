@@ -43,8 +43,33 @@ def both_pods(field: str) -> Callable[[Rendered], Any]:
     return read
 
 
-def monitor(rendered: Rendered) -> Any:
-    return rendered.one("PodMonitor")
+def monitors(*path: str | int) -> Callable[[Rendered], Any]:
+    """What stands at that path in both PodMonitors."""
+
+    def read(rendered: Rendered) -> Any:
+        found = [_at(monitor, path) for monitor in rendered.of("PodMonitor")]
+        assert len(found) == 2
+        assert found[0] == found[1]
+        return found[0]
+
+    return read
+
+
+def _at(manifest: Any, path: tuple[str | int, ...]) -> Any:
+    for step in path:
+        manifest = manifest[step]
+    return manifest
+
+
+def dashboards(*path: str) -> Callable[[Rendered], Any]:
+    """What stands at that path in each ConfigMap of a dashboard."""
+    return lambda rendered: {str(_at(configmap, path)) for configmap in rendered.of("ConfigMap")}
+
+
+def runbooks(rendered: Rendered) -> set[str]:
+    """Where the alerts point, without their names."""
+    rules = rendered.one("PrometheusRule")["spec"]["groups"][0]["rules"]
+    return {rule["annotations"]["runbook_url"].removesuffix(f"/{rule['alert']}") for rule in rules}
 
 
 def role_namespaces(rendered: Rendered) -> dict[str, set[str]]:
@@ -91,9 +116,20 @@ EFFECTS: tuple[tuple[str, object, Callable[[Rendered], Any], object], ...] = (
     ("rolloutOnUpgrade", True, setting("rollout_on_upgrade"), True),
     ("security.allowPathSources", True, setting("allow_path_sources"), True),
     ("logLevel", "DEBUG", setting("log_level"), "DEBUG"),
-    ("metrics.podMonitor.enabled", True, lambda r: monitor(r)["spec"]["podMetricsEndpoints"][0]["port"], "metrics"),
-    ("metrics.podMonitor.labels", {"release": "p"}, lambda r: monitor(r)["metadata"]["labels"]["release"], "p"),
-    ("metrics.podMonitor.interval", "15s", lambda r: monitor(r)["spec"]["podMetricsEndpoints"][0]["interval"], "15s"),
+    ("metrics.podMonitor.enabled", True, lambda r: len(r.of("PodMonitor")), 2),
+    ("metrics.podMonitor.labels", {"release": "p"}, monitors("metadata", "labels", "release"), "p"),
+    ("metrics.podMonitor.interval", "15s", monitors("spec", "podMetricsEndpoints", 0, "interval"), "15s"),
+    ("metrics.rules.enabled", True, lambda r: len(r.of("PrometheusRule")), 1),
+    (
+        "metrics.rules.labels",
+        {"release": "p"},
+        lambda r: r.one("PrometheusRule")["metadata"]["labels"]["release"],
+        "p",
+    ),
+    ("metrics.rules.runbookUrl", "https://wiki.example.com/kv", runbooks, {"https://wiki.example.com/kv"}),
+    ("dashboards.enabled", True, lambda r: len(r.of("ConfigMap")), 4),
+    ("dashboards.labels", {"grafana": "yes"}, dashboards("metadata", "labels", "grafana"), {"yes"}),
+    ("dashboards.annotations", {"folder": "LLM"}, dashboards("metadata", "annotations", "folder"), {"LLM"}),
     ("serviceAccount.create", False, lambda r: r.of("ServiceAccount"), []),
     ("serviceAccount.name", "me", account, {"me"}),
     (
@@ -127,6 +163,10 @@ NEEDS: dict[str, dict[str, object]] = {
     "serviceAccount.create": {"serviceAccount.name": "theirs"},
     "metrics.podMonitor.labels": {"metrics.podMonitor.enabled": True},
     "metrics.podMonitor.interval": {"metrics.podMonitor.enabled": True},
+    "metrics.rules.labels": {"metrics.rules.enabled": True},
+    "metrics.rules.runbookUrl": {"metrics.rules.enabled": True},
+    "dashboards.labels": {"dashboards.enabled": True},
+    "dashboards.annotations": {"dashboards.enabled": True},
 }
 """Values that act only together with others."""
 
@@ -160,6 +200,10 @@ def test_every_value_is_tested() -> None:
         ({"defaults.accelerator": "gpu"}, "at '/defaults/accelerator': 'gpu' does not match pattern"),
         ({"imagePullSecrets": ["mine"]}, "at '/imagePullSecrets/0': got string, want object"),
         ({"metrics.podMonitor.interval": "often"}, "at '/metrics/podMonitor/interval': 'often' does not match pattern"),
+        (
+            {"metrics.rules.runbookUrl": "docs/runbooks/"},
+            "at '/metrics/rules/runbookUrl': 'docs/runbooks/' does not match pattern",
+        ),
         ({"resources.claims": []}, "at '/resources': additional properties 'claims' not allowed"),
         ({"serviceAccount.create": False}, "serviceAccount.name must name an existing ServiceAccount, because"),
     ],
