@@ -20,6 +20,7 @@ class Type(StrEnum):
     AVAILABLE = "Available"
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
+    SIGNALS_FRESH = "SignalsFresh"
     READY = "Ready"
 
 
@@ -57,7 +58,16 @@ class Reason(StrEnum):
     AS_ASKED = "AsAsked"
     REPLICAS_MISSING = "ReplicasMissing"
     CRASH_LOOPING = "CrashLooping"
+    ADMISSION_IMPAIRED = "AdmissionImpaired"
     NOT_SERVING = "NotServing"
+
+    SIGNALS_READ = "SignalsRead"
+    SIGNALS_PENDING = "SignalsPending"
+    NO_SERVING_PODS = "NoServingPods"
+    SIGNAL_MISSING = "SignalMissing"
+    SIGNALS_STALE = "SignalsStale"
+    SIDECAR_UNREACHABLE = "SidecarUnreachable"
+    POD_MISMATCH = "PodMismatch"
 
     SERVING = "Serving"
 
@@ -233,7 +243,61 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         f"The service serves, while a replica crashes again and again. {_LOG}.",
         "As for EngineCrashed, SidecarCrashed or OOMKilled.",
     ),
+    Meaning(
+        Type.DEGRADED,
+        "True",
+        Reason.ADMISSION_IMPAIRED,
+        "The service serves, while admission decides without some of the engine's signals: by its own accounting alone, and "
+        "more carefully.",
+        "See SignalsFresh.",
+    ),
     Meaning(Type.DEGRADED, "False", Reason.NOT_SERVING, "Nothing serves.", "See Available."),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "True",
+        Reason.SIGNALS_READ,
+        "The sidecars of the pods that serve answer, and have all signals of their engines.",
+        _NOTHING,
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "False",
+        Reason.SIGNAL_MISSING,
+        "The engine's metrics lack a signal that admission and scaling need. The message names it, and the names that were "
+        "looked for: an engine of another version may have renamed it.",
+        "Use an engine version that the sidecar knows, or upgrade kvplane. Metrics must not be switched off in the engine.",
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "False",
+        Reason.SIGNALS_STALE,
+        "The sidecar answers, but cannot read its engine's metrics, or could not for a while.",
+        "Look at the engine's log and CPU: its HTTP server hangs, or is starved.",
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "False",
+        Reason.SIDECAR_UNREACHABLE,
+        "The operator cannot read a pod's state; the message says why. The pod itself may be well, and admission in it.",
+        "Let the operator's pods reach TCP port 8001 of the engine pods: a NetworkPolicy may keep them from it.",
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "False",
+        Reason.POD_MISMATCH,
+        "Another pod answers at a pod's address, so its figures would be counted for the wrong one.",
+        "Look for two pods with one IP, or a proxy in between that sends requests elsewhere.",
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH,
+        "Unknown",
+        Reason.SIGNALS_PENDING,
+        "The pods serve, and were not read yet.",
+        "Wait: seconds.",
+    ),
+    Meaning(
+        Type.SIGNALS_FRESH, "Unknown", Reason.NO_SERVING_PODS, "No pod serves, so there is nothing to read.", _NOTHING
+    ),
     Meaning(Type.READY, "True", Reason.SERVING, "The service is accepted, available and as asked.", _NOTHING),
 )
 """Ready is the roll-up: False with the reason and message of the first condition that keeps it from being True."""

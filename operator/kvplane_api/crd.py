@@ -25,6 +25,13 @@ PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
     {"name": "Endpoint", "type": "string", "jsonPath": ".status.endpoint", "description": "Base URL in the cluster"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Model", "type": "string", "jsonPath": ".spec.model.source", "priority": 1},
+    {
+        "name": "KV-Used%",
+        "type": "integer",
+        "jsonPath": ".status.capacity.kvUsedPercent",
+        "description": "Share of KV memory that running requests hold",
+        "priority": 1,
+    },
     {"name": "Reason", "type": "string", "jsonPath": _ready("reason"), "priority": 1},
 )
 

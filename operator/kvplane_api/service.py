@@ -45,6 +45,7 @@ OWNED_ENGINE_FLAGS = (
     "--kv-transfer-config",
     "--kv-offloading-size",
     "--kv-offloading-backend",
+    "--kv-events-config",
     "--shutdown-timeout",
     "--disable-log-stats",
     "--disable-uvicorn-access-log",
@@ -388,12 +389,127 @@ class Engine(_Model):
     """kvTransfer: a KV connector's configuration, passed to the engine as JSON. Unset: none."""
 
 
-class Admission(_Model):
-    """What the sidecar lets through."""
+class Slo(_Model):
+    """What users are promised. Admission decides by it; changes reach running pods without a restart."""
 
+    ttft_milliseconds: Annotated[int, Field(ge=1, le=3_600_000)] = 2000
+    """ttftMilliseconds: longest time to the first token, waiting in the queue included. Default: 2000."""
+    tpot_milliseconds: Annotated[int, Field(ge=1, le=600_000)] = 50
+    """tpotMilliseconds: longest mean time between two output tokens of a request. Default: 50."""
+    attainment_percent: Annotated[int, Field(ge=1, le=100)] = 99
+    """attainmentPercent of the requests that must meet both. Default: 99."""
+
+
+class AdmissionQueue(_Model):
+    """The queue in front of the engine."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "!(has(self.maxRequests) && self.maxRequests == 0 && has(self.maxWaitSeconds))",
+                "admission.queue.maxWaitSeconds bounds a wait that maxRequests: 0 does not allow; remove one of them.",
+            )
+        )
+    )
+
+    max_requests: Annotated[int, Field(ge=0, le=100_000)] = 256
+    """maxRequests that may wait in front of one replica; further ones are answered 429. 0 refuses what cannot start at
+    once. Default: 256."""
+    max_wait_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """maxWaitSeconds: longest wait; a request that would wait longer is refused when it comes. Unset:
+    slo.ttftMilliseconds."""
+
+
+class Fairness(_Model):
+    """How tenants share a replica."""
+
+    header: (
+        Annotated[
+            str,
+            Field(
+                max_length=64,
+                json_schema_extra=_rules(
+                    _cel(
+                        "self.matches('^[-a-z0-9!#$%&*+.^_`|~]+$')",
+                        "admission.fairness.header must be the name of an HTTP header in lower case, for example x-tenant.",
+                    )
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    """header of a request whose value is its tenant, in lower case. Tenants get equal shares of a replica that cannot
+    serve all. Unset: all requests are one tenant's."""
+    tokens_per_second: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """tokensPerSecond that each tenant may use at each replica on average, prompts and outputs together, with a
+    minute's worth at once. Unset: no such bound."""
+
+
+class Admission(_Model):
+    """What the sidecar lets through to the engine. Changes reach running pods without a restart."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "!has(self.reservation) || self.reservation != 'Worst' || !has(self.kvPeakPercent) || "
+                "self.kvPeakPercent <= 100",
+                "admission.kvPeakPercent above 100 admits more than fits, and reservation: Worst promises that nothing is "
+                "computed twice; lower kvPeakPercent to at most 100, or set reservation: Expected.",
+            )
+        )
+    )
+
+    policy: Literal["Enforce", "Observe", "Off"] = "Enforce"
+    """policy: Enforce lets requests wait, or refuses them with 429 and Retry-After, when the engine's KV memory or
+    compute has no room. Observe decides and counts, and lets everything pass. Off does not decide. Default: Enforce."""
+    reservation: Literal["Expected", "Worst"] = "Expected"
+    """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
+    its prompt and all that it may generate (max_tokens), so that the engine never has to preempt; fewer run at the same
+    time. Default: Expected."""
+    kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
+    """kvHardCapPercent of a replica's KV memory that prompts and outputs may take, a cap below the theoretical maximum
+    that is never learned. A prompt above it is answered 400. Default: 95."""
+    kv_peak_percent: Annotated[int, Field(ge=85, le=200)] | None = None
+    """kvPeakPercent: upper bound of the predicted KV peak of the requests let through, as a percentage of a replica's KV
+    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost."""
+    queue: AdmissionQueue = AdmissionQueue()
+    """queue: how many requests wait for room, and how long."""
+    fairness: Fairness = Fairness()
+    """fairness: how tenants share a replica."""
+    priorities: (
+        Annotated[
+            list[
+                Annotated[
+                    str,
+                    Field(
+                        max_length=63,
+                        json_schema_extra=_rules(
+                            _cel(
+                                "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
+                                "admission.priorities must be names of lower-case letters, digits and '-', for example "
+                                "interactive.",
+                            )
+                        ),
+                    ),
+                ]
+            ],
+            Field(
+                min_length=1,
+                max_length=8,
+                json_schema_extra=_rules(
+                    _cel(
+                        "self.all(name, self.exists_one(other, other == name))",
+                        "admission.priorities must name each class once, the highest first.",
+                    )
+                ),
+            ),
+        ]
+        | None
+    ) = None
+    """priorities: names of request classes, the highest first. A request names its class in the header
+    x-kvplane-priority; without one, or with one that is not listed, it is in the first. Unset: one class."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1024**3)] = 16 * 1024**2
-    """maxBodyBytes: largest request body; a larger one is answered 413. Default: 16777216 (16 MiB). Changes reach running
-    pods without a restart."""
+    """maxBodyBytes: largest request body; a larger one is answered 413. Default: 16777216 (16 MiB)."""
 
 
 class Rollout(_Model):
@@ -568,8 +684,10 @@ class LLMServiceSpec(_Model):
     """replicas of the engine; what kubectl scale and a HorizontalPodAutoscaler write. Default: 1."""
     engine: Engine = Engine()
     """engine: how the engine runs."""
+    slo: Slo = Slo()
+    """slo: what users are promised."""
     admission: Admission = Admission()
-    """admission: what the sidecar lets through."""
+    """admission: what the sidecar lets through to the engine."""
     rollout: Rollout = Rollout()
     """rollout: how a change of the pods is rolled out."""
     disruption: Disruption = Disruption()
@@ -591,7 +709,7 @@ class ConditionStatus(_Model):
     """One condition, as ``metav1.Condition``."""
 
     type: Annotated[str, Field(max_length=316)]
-    """type of the condition: Accepted, Available, Progressing, Degraded or Ready."""
+    """type of the condition: Accepted, Available, Progressing, Degraded, SignalsFresh or Ready."""
     status: Literal["True", "False", "Unknown"]
     """status of the condition."""
     reason: Annotated[str, Field(max_length=1024)]
@@ -615,6 +733,26 @@ class PoolStatus(_Model):
     """replicas: pods that exist."""
     ready: Annotated[int, Field(ge=0)]
     """ready: pods that serve."""
+    kv_tokens_per_replica: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """kvTokensPerReplica: tokens whose KV one replica holds, the smallest where they differ. Absent: not known."""
+    max_context_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """maxContextTokens: longest prompt + output that a replica serves, the smaller of the engine's limit and, with
+    admission.policy Enforce, kvHardCapPercent of its KV memory. Absent: not known."""
+
+
+class CapacityStatus(_Model):
+    """KV memory of the replicas that serve, as they say themselves. What is not known of every one of them is absent."""
+
+    kv_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """kvTokens: tokens whose KV all replicas hold together."""
+    kv_used_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    """kvUsedPercent of kvTokens that running requests hold, in steps of 5."""
+    headroom_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
+    """headroomTokens below admission.kvHardCapPercent that are neither held by requests nor expected to be, in steps of
+    5 % of kvTokens, rounded down."""
+    startup_seconds_p90: Annotated[int, Field(ge=0)] | None = None
+    """startupSecondsP90: time from the start of a pod's sidecar to its engine's first healthy answer, the 90th
+    percentile over the pods that serve."""
 
 
 class LLMServiceStatus(_Model):
@@ -645,6 +783,8 @@ class LLMServiceStatus(_Model):
         | None
     ) = None
     """pools of the service."""
+    capacity: CapacityStatus | None = None
+    """capacity: KV memory of the replicas that serve; changes are written at most once a minute. Absent: not known."""
     conditions: (
         Annotated[
             list[ConditionStatus],

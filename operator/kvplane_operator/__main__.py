@@ -21,6 +21,7 @@ from kvplane_operator.handlers import build_registry, configure
 from kvplane_operator.leader import Leadership
 from kvplane_operator.reconcile import Reconciler
 from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.signals import SignalPoller, connect_to_sidecars
 from kvplane_operator.store import Store
 from kvplane_operator.workqueue import WorkQueue
 
@@ -43,6 +44,14 @@ async def run(settings: OperatorSettings) -> int:
     metrics.SERVICES.set_function(store.services)
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings)
     queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
+    sidecars = connect_to_sidecars()
+    poller = SignalPoller(
+        store=store,
+        fetch=sidecars.fetch,
+        leading=leadership.held,
+        enqueue=queue.add,
+        period_seconds=settings.signals_seconds,
+    )
     runners = await health.serve(settings, oldest_work_seconds=queue.oldest_work_seconds)
     lag = loop.create_task(health.measure_loop_lag())
     tasks: list[asyncio.Task[Any]] = []
@@ -55,6 +64,7 @@ async def run(settings: OperatorSettings) -> int:
         tasks += [
             loop.create_task(queue.run(), name="queue"),
             loop.create_task(audit(cluster=cluster, store=store, settings=settings, enqueue=queue.add), name="audit"),
+            loop.create_task(poller.run(), name="signals"),
             loop.create_task(_watch(settings, store, queue, stop), name="watch"),
             loop.create_task(stop.wait(), name="stop"),
         ]
@@ -74,6 +84,7 @@ async def run(settings: OperatorSettings) -> int:
         lag.cancel()
         for runner in runners:
             await runner.cleanup()
+        await sidecars.close()
         await api.close()
 
 

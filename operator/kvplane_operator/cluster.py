@@ -146,7 +146,7 @@ class Cluster:
     async def patch_status(
         self, namespace: str, name: str, status: Mapping[str, Any], *, uid: str, resource_version: str
     ) -> Manifest:
-        """Replace the given parts of a service's status, if the service still is the version that was seen."""
+        """Merge a patch into a service's status, if the service still is the version that was seen."""
         self._fence()
         body = {"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": dict(status)}
         return await self._send("PATCH", names.KIND, namespace, name, body=body, kind=_MERGE, part="/status")

@@ -20,6 +20,7 @@ from kvplane_operator import metrics
 from kvplane_operator.cluster import ApiError, Cluster, ConflictError, RefusedError
 from kvplane_operator.plan.service import Deletion, Plan, Write, make_plan
 from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Obstacle, Ref, Snapshot
+from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import SERVICE, Store, owned_by
 
@@ -37,6 +38,7 @@ class _Memory:
     blocked: tuple[Blocked, ...] = ()
     heals: dict[Ref, tuple[int, float]] = field(default_factory=dict)
     """How often in a row a child was healed, and when last: two writers that disagree must not spin."""
+    capacity_written: datetime | None = None
 
 
 class Reconciler:
@@ -51,7 +53,7 @@ class Reconciler:
     async def reconcile(self, uid: str) -> float | None:
         """One pass; returns the seconds after which the service wants another one without a cause."""
         memory = self._memory.setdefault(uid, _Memory())
-        snapshot = self._store.snapshot(uid, memory.blocked)
+        snapshot = self._look(uid, memory)
         if snapshot is None:
             self._memory.pop(uid, None)
             return None
@@ -66,13 +68,16 @@ class Reconciler:
                     # What there is to tell is told in a pass of its own, from the end of the queue: in a burst, the
                     # children of all services come before the status of any.
                     return 0.0
-                fresh = self._store.snapshot(uid, memory.blocked)
+                fresh = self._look(uid, memory)
                 if fresh is None:
                     return None
                 snapshot, plan = fresh, self._plan(fresh)
-            await self._tell(snapshot, plan)
+            await self._tell(snapshot, plan, memory)
         waits = [self._settings.resync_seconds, plan.wake_after_seconds, put_off]
         return min(wait for wait in waits if wait is not None)
+
+    def _look(self, uid: str, memory: _Memory) -> Snapshot | None:
+        return self._store.snapshot(uid, memory.blocked, capacity_written=memory.capacity_written)
 
     def _plan(self, snapshot: Snapshot) -> Plan:
         return make_plan(snapshot, settings=self._settings, now=datetime.now(UTC))
@@ -171,15 +176,16 @@ class Reconciler:
         ours = replace(write, exists=True, uid=held["metadata"]["uid"])
         return await self._write(snapshot, ours, dry_run=dry_run)
 
-    async def _tell(self, snapshot: Snapshot, plan: Plan) -> None:
-        """Write the status if it differs, and an event for each condition whose reason changed."""
-        if all(snapshot.status.get(key) == value for key, value in plan.status.items()):
+    async def _tell(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> None:
+        """Write what differs of the status, and an event for each condition whose reason changed."""
+        patch = status_patch(snapshot.status, plan.status)
+        if not patch:
             return
         try:
             written = await self._cluster.patch_status(
                 snapshot.namespace,
                 snapshot.name,
-                plan.status,
+                patch,
                 uid=snapshot.uid,
                 resource_version=snapshot.resource_version,
             )
@@ -190,6 +196,8 @@ class Reconciler:
                 return
             raise
         self._store.put(SERVICE, written)
+        if "capacity" in patch:
+            memory.capacity_written = datetime.now(UTC)
         for event in _events(snapshot, plan):
             try:
                 await self._cluster.create_event(snapshot.namespace, event)
@@ -209,7 +217,7 @@ def _not_ours(snapshot: Snapshot, ref: Ref, manifest: Manifest) -> Blocked:
     return Blocked(ref, Obstacle.CONFLICT, message, snapshot.generation)
 
 
-_TOLD = (Type.ACCEPTED, Type.AVAILABLE, Type.PROGRESSING, Type.DEGRADED)
+_TOLD = (Type.ACCEPTED, Type.AVAILABLE, Type.PROGRESSING, Type.DEGRADED, Type.SIGNALS_FRESH)
 
 
 def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
@@ -226,8 +234,8 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
     return events
 
 
-_USUAL_AT_FIRST = {"Accepted": "True", "Available": "False", "Degraded": "False"}
-_BAD = {"Accepted": "False", "Degraded": "True"}
+_USUAL_AT_FIRST = {"Accepted": "True", "Available": "False", "Degraded": "False", "SignalsFresh": "Unknown"}
+_BAD = {"Accepted": "False", "Degraded": "True", "SignalsFresh": "False"}
 _BAD_REASONS = frozenset(
     {
         "OOMKilled",

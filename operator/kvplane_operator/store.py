@@ -2,14 +2,16 @@
 
 Two sources feed it, the watches and the answers to the operator's own writes; the newer resourceVersion wins. So a plan
 made right after a write already sees it, and the watch event that echoes the write is recognised as nothing new. The
-store never asks the API server for anything.
+store never asks the API server for anything. What the pods' sidecars said last is kept beside them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, Final
 
 from kvplane_api import names
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Ref, Snapshot
+from kvplane_operator.plan.findings import ready
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Reading, Ref, Snapshot
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
@@ -27,6 +29,8 @@ class Store:
         self._objects: dict[Key, Manifest] = {}
         self._by_service: dict[tuple[str, str], set[Key]] = {}
         self._services: dict[str, Key] = {}
+        self._pods: dict[str, Key] = {}
+        self._readings: dict[str, Reading] = {}
 
     def put(self, kind: str, manifest: Mapping[str, Any]) -> bool:
         """Take in one object; False if a newer (or this very) version is known already."""
@@ -41,6 +45,12 @@ class Store:
             if held is not None:  # made again under its name before its removal was seen
                 self._services.pop(held["metadata"]["uid"], None)
             self._services[metadata["uid"]] = key
+        elif kind == POD:
+            if held is not None and held["metadata"]["uid"] != metadata["uid"]:
+                self._forget_pod(held["metadata"]["uid"])
+            self._pods[metadata["uid"]] = key
+            if not ready(slim):  # what was read of it before says nothing of its next start
+                self._readings.pop(metadata["uid"], None)
         if owner := service_of(kind, metadata):
             self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
         return True
@@ -84,7 +94,25 @@ class Store:
         """How many services there are."""
         return len(self._services)
 
-    def snapshot(self, uid: str, blocked: tuple[Blocked, ...] = ()) -> Snapshot | None:
+    def pods(self) -> Iterator[Manifest]:
+        """All pods of services."""
+        return (self._objects[key] for key in self._pods.values())
+
+    def reading(self, pod_uid: str) -> Reading | None:
+        """What that pod's sidecar said last."""
+        return self._readings.get(pod_uid)
+
+    def note(self, pod_uid: str, reading: Reading) -> bool:
+        """Keep what a pod's sidecar said for as long as the pod serves; False if it does not, or is gone."""
+        key = self._pods.get(pod_uid)
+        if key is None or not ready(self._objects[key]):
+            return False
+        self._readings[pod_uid] = reading
+        return True
+
+    def snapshot(
+        self, uid: str, blocked: tuple[Blocked, ...] = (), *, capacity_written: datetime | None = None
+    ) -> Snapshot | None:
         """The picture of one service; None if it is gone."""
         key = self._services.get(uid)
         service = self._objects.get(key) if key else None
@@ -111,19 +139,31 @@ class Store:
             deleting="deletionTimestamp" in metadata,
             children=children,
             pods=tuple(pods),
+            readings={
+                pod["metadata"]["name"]: self._readings[pod["metadata"]["uid"]]
+                for pod in pods
+                if pod["metadata"]["uid"] in self._readings
+            },
             blocked=blocked,
+            capacity_written=capacity_written,
         )
 
     def _forget(self, key: Key) -> None:
         held = self._objects.pop(key)
         if key[0] == SERVICE:
             self._services.pop(held["metadata"]["uid"], None)
+        elif key[0] == POD:
+            self._forget_pod(held["metadata"]["uid"])
         if owner := service_of(key[0], held["metadata"]):
             keys = self._by_service.get((key[1], owner))
             if keys is not None:
                 keys.discard(key)
                 if not keys:
                     del self._by_service[key[1], owner]
+
+    def _forget_pod(self, uid: str) -> None:
+        self._pods.pop(uid, None)
+        self._readings.pop(uid, None)
 
 
 def service_of(kind: str, metadata: Mapping[str, Any]) -> str | None:

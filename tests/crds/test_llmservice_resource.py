@@ -28,6 +28,7 @@ def service(control_plane: ControlPlane, make_namespace: Callable[..., str]) -> 
         "desiredReplicas": 2,
         "endpoint": "http://chat.test.svc:8000/v1",
         "selector": "kvplane.dev/service=chat",
+        "capacity": {"kvTokens": 1600, "kvUsedPercent": 40, "headroomTokens": 880, "startupSecondsP90": 42},
         "conditions": [
             {
                 "type": "Ready",
@@ -84,10 +85,10 @@ def test_columns_say_something(control_plane: ControlPlane, service: str) -> Non
     assert row.split()[:6] == ["chat", "Paged", "False", "1", "2", "http://chat.test.svc:8000/v1"]
 
 
-def test_wide_columns_name_the_model_and_the_reason(control_plane: ControlPlane, service: str) -> None:
+def test_wide_columns_name_the_model_its_memory_and_the_reason(control_plane: ControlPlane, service: str) -> None:
     head, row = control_plane.kubectl("get", "llms", "-n", service, "-o", "wide").splitlines()
-    assert head.split() == [*COLUMNS, "MODEL", "REASON"]
-    assert row.split()[-2:] == ["hf://acme/tiny", "ReplicasMissing"]
+    assert head.split() == [*COLUMNS, "MODEL", "KV-USED%", "REASON"]
+    assert row.split()[-3:] == ["hf://acme/tiny", "40", "ReplicasMissing"]
 
 
 def test_scale_is_the_subresource(control_plane: ControlPlane, service: str) -> None:
@@ -123,7 +124,7 @@ def test_explain_is_a_manual(control_plane: ControlPlane) -> None:
     schema = crd.custom_resource_definition()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     shown = control_plane.kubectl("explain", "llmservice.spec", "--recursive")
     fields = list(_described(schema["properties"]["spec"], "spec"))
-    assert len(fields) > 50
+    assert len(fields) > 60
     for path, description in fields:
         assert path.rsplit(".", 1)[-1] in shown, path
         assert description, path

@@ -71,7 +71,17 @@ EVERYTHING: Service = {
             "kvOffload": {"cpuMemory": "20Gi"},
             "kvTransfer": {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
         },
-        "admission": {"maxBodyBytes": 1048576},
+        "slo": {"ttftMilliseconds": 1500, "tpotMilliseconds": 40, "attainmentPercent": 95},
+        "admission": {
+            "policy": "Observe",
+            "reservation": "Worst",
+            "kvHardCapPercent": 90,
+            "kvPeakPercent": 100,
+            "queue": {"maxRequests": 64, "maxWaitSeconds": 10},
+            "fairness": {"header": "x-tenant", "tokensPerSecond": 5000},
+            "priorities": ["interactive", "batch-1"],
+            "maxBodyBytes": 1048576,
+        },
         "rollout": {"maxSurge": 0, "maxUnavailable": 1},
         "disruption": {"pdb": "Off", "drainSeconds": 60},
         "podTemplate": {
@@ -256,6 +266,74 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("no token ahead", {"engine__speculative": {"method": "Ngram", "tokens": 0}}, ("speculative.tokens", "equal to 1")),
     ("offload of nothing", {"engine__kvOffload": {"cpuMemory": "0"}}, ("kvOffload.cpuMemory", "above 0")),
     ("transfer as text", {"engine__kvTransfer": "{}"}, ("spec.engine.kvTransfer", "must be of type object")),
+    # slo and admission
+    ("no time to the first token", {"slo__ttftMilliseconds": 0}, ("ttftMilliseconds", "greater than or equal to 1")),
+    ("first token after hours", {"slo__ttftMilliseconds": HUGE}, ("ttftMilliseconds", "less than or equal to 3600000")),
+    (
+        "a fraction of a millisecond",
+        {"slo__tpotMilliseconds": 0.5},
+        ("slo.tpotMilliseconds", "must be of type integer"),
+    ),
+    ("no time per token", {"slo__tpotMilliseconds": 0}, ("slo.tpotMilliseconds", "greater than or equal to 1")),
+    ("time per token without end", {"slo__tpotMilliseconds": HUGE}, ("tpotMilliseconds", "than or equal to 600000")),
+    ("nobody has to be served well", {"slo__attainmentPercent": 0}, ("attainmentPercent", "than or equal to 1")),
+    ("more than all", {"slo__attainmentPercent": 101}, ("slo.attainmentPercent", "less than or equal to 100")),
+    ("policy unknown", {"admission__policy": "Strict"}, ("admission.policy", '"Enforce", "Observe", "Off"')),
+    ("policy as YAML reads off", {"admission__policy": False}, ("spec.admission.policy", "must be of type string")),
+    ("reservation unknown", {"admission__reservation": "Best"}, ("admission.reservation", '"Expected", "Worst"')),
+    ("hard cap too low", {"admission__kvHardCapPercent": 49}, ("kvHardCapPercent", "greater than or equal to 50")),
+    ("hard cap at the maximum", {"admission__kvHardCapPercent": 100}, ("kvHardCapPercent", "less than or equal to 99")),
+    (
+        "peak below the floor of what is learned",
+        {"admission__kvPeakPercent": 84},
+        ("spec.admission.kvPeakPercent", "greater than or equal to 85"),
+    ),
+    ("peak beyond reason", {"admission__kvPeakPercent": 201}, ("kvPeakPercent", "less than or equal to 200")),
+    (
+        "worst case beyond what fits",
+        {"admission": {"reservation": "Worst", "kvPeakPercent": 101}},
+        ("admission.kvPeakPercent above 100 admits more than fits", "set reservation: Expected"),
+    ),
+    (
+        "queue below zero",
+        {"admission__queue": {"maxRequests": -1}},
+        ("queue.maxRequests", "greater than or equal to 0"),
+    ),
+    ("queue without end", {"admission__queue": {"maxRequests": HUGE}}, ("maxRequests", "than or equal to 100000")),
+    ("wait of nothing", {"admission__queue": {"maxWaitSeconds": 0}}, ("maxWaitSeconds", "greater than or equal to 1")),
+    ("wait for days", {"admission__queue": {"maxWaitSeconds": HUGE}}, ("maxWaitSeconds", "than or equal to 86400")),
+    (
+        "wait without a queue",
+        {"admission__queue": {"maxRequests": 0, "maxWaitSeconds": 5}},
+        ("spec.admission.queue", "a wait that maxRequests: 0 does not allow; remove one of them"),
+    ),
+    *(
+        (
+            f"tenant in {header!r}",
+            {"admission__fairness": {"header": header}},
+            ("spec.admission.fairness.header", "name of an HTTP header in lower case, for example x-tenant"),
+        )
+        for header in ("", "X-Tenant", "x tenant", "x-tenant:", "x-tänant", "x(tenant)")
+    ),
+    ("tenant in a long header", {"admission__fairness": {"header": "x" * 65}}, ("fairness.header", "more than 64")),
+    ("no token", {"admission__fairness": {"tokensPerSecond": 0}}, ("tokensPerSecond", "greater than or equal to 1")),
+    (
+        "tokens without end",
+        {"admission__fairness": {"tokensPerSecond": 2 * HUGE}},
+        ("tokensPerSecond", "than or equal to"),
+    ),
+    ("no priority", {"admission__priorities": []}, ("spec.admission.priorities", "at least 1 items")),
+    ("nine priorities", {"admission__priorities": list("abcdefghi")}, ("admission.priorities", "at most 8 items")),
+    ("priority twice", {"admission__priorities": ["a", "b", "a"]}, ("name each class once, the highest first",)),
+    ("long priority", {"admission__priorities": ["a" * 64]}, ("spec.admission.priorities[0]", "more than 63")),
+    *(
+        (
+            f"priority {name!r}",
+            {"admission__priorities": ["interactive", name]},
+            ("spec.admission.priorities[1]", "names of lower-case letters, digits and '-', for example interactive"),
+        )
+        for name in ("", "High", "batch jobs", "-batch", "batch-")
+    ),
     # the rest
     ("body too small", {"admission__maxBodyBytes": 1}, ("maxBodyBytes", "greater than or equal to 1024")),
     ("body too large", {"admission__maxBodyBytes": 2**31}, ("maxBodyBytes", "less than or equal to 1073741824")),
@@ -348,6 +426,12 @@ ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("another accelerator", {"engine__resources": {"limits": {"amd.com/gpu": 1, "nvidia.com/gpu": 0}}}),
     ("ngram", {"engine__speculative": {"method": "Ngram"}}),
     ("eagle", {"engine__speculative": {"method": "Eagle3", "model": "acme/eagle"}}),
+    ("nothing waits", {"admission__queue": {"maxRequests": 0}}),
+    ("worst case up to all that fits", {"admission": {"reservation": "Worst", "kvPeakPercent": 100}}),
+    ("more than fits, as is expected", {"admission": {"reservation": "Expected", "kvPeakPercent": 110}}),
+    ("a bound for all without tenants", {"admission__fairness": {"tokensPerSecond": 1_000_000_000}}),
+    ("an API key as the tenant", {"admission__fairness": {"header": "authorization"}}),
+    ("eight priorities", {"admission__priorities": list("abcdefgh")}),
     ("no surge but one below", {"rollout": {"maxSurge": 0, "maxUnavailable": 1}}),
     ("free flag that begins an owned one", {"engine__extraArgs": ["--tokenizer", "a/b"]}),
 )

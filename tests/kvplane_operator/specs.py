@@ -48,6 +48,17 @@ _engine = st.fixed_dictionaries(
         "kvTransfer": st.dictionaries(st.sampled_from(["kv_connector", "kv_role"]), _values),
     },
 )
+_admission = st.fixed_dictionaries(
+    {},
+    optional={
+        "policy": st.sampled_from(["Enforce", "Observe", "Off"]),
+        "kvPeakPercent": st.integers(85, 100),
+        "queue": st.fixed_dictionaries({}, optional={"maxRequests": st.integers(1, 500)}),
+        "fairness": st.fixed_dictionaries({}, optional={"header": st.just("x-tenant")}),
+        "priorities": st.lists(st.sampled_from(["interactive", "batch"]), min_size=1, unique=True),
+        "maxBodyBytes": st.integers(1024, 2**30),
+    },
+)
 _pod_template = st.fixed_dictionaries(
     {},
     optional={
@@ -75,7 +86,8 @@ specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "mode": st.sampled_from(["Auto", "Paged"]),
         "replicas": st.integers(0, 5),
         "engine": _engine,
-        "admission": st.fixed_dictionaries({"maxBodyBytes": st.integers(1024, 2**30)}),
+        "slo": st.fixed_dictionaries({}, optional={"ttftMilliseconds": st.integers(1, 10_000)}),
+        "admission": _admission,
         "rollout": st.fixed_dictionaries({"maxSurge": st.integers(1, 3), "maxUnavailable": st.integers(0, 3)}),
         "disruption": st.fixed_dictionaries(
             {}, optional={"pdb": st.sampled_from(["Auto", "Off"]), "drainSeconds": st.integers(0, 600)}

@@ -69,6 +69,29 @@ def test_prefix_caching_is_said_either_way() -> None:
     assert "--no-enable-prefix-caching" in args(prefixCaching="Disabled")
 
 
+def test_kv_events_stay_inside_the_pod() -> None:
+    """Checked by vLLM's own parser on the real engine; here, that nothing of it is a port."""
+    assert json.loads(value(args(), "--kv-events-config") or "") == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "ipc:///run/kvplane/kv-events.sock",
+        "replay_endpoint": "ipc:///run/kvplane/kv-replay.sock",
+    }
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prefixCaching": "Disabled"},  # nothing is cached, so nothing is told
+        {"extraArgs": ["--data-parallel-size=2"]},  # the second rank would refuse the endpoint
+        {"extraArgs": ["--data_parallel_size", "2"]},
+        {"extraArgs": ["--enforce-eager", "-dp", "2"]},
+    ],
+)
+def test_no_kv_events_where_the_engine_has_none(fields: dict[str, Any]) -> None:
+    assert "--kv-events-config" not in args(**fields)
+
+
 def test_the_users_arguments_come_last_and_as_they_are() -> None:
     assert args(extraArgs=["--enforce-eager", "--x={a b}"])[-2:] == ["--enforce-eager", "--x={a b}"]
 

@@ -11,9 +11,12 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from kvplane_api.service import LLMServiceSpec, LLMServiceStatus, PoolStatus
+from kvplane_api import names
+from kvplane_api.service import CapacityStatus, LLMServiceSpec, LLMServiceStatus, PoolStatus
+from kvplane_api.wire import SidecarConfig
 from kvplane_operator.plan.record import DATA_KEY
-from tests.kvplane_operator.world import CONFIG_MAP, World, settled
+from kvplane_operator.plan.snapshot import Reading
+from tests.kvplane_operator.world import CONFIG_MAP, HF, World, pod, settled, state
 
 FACTS = {"layers": 32, "kvHeads": 8, "headDim": 128, "parameters": 8_000_000_000, "acceleratorMemory": "24Gi"}
 LONG = {"maxTokens": 90_000}
@@ -60,6 +63,18 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "engine.speculative.model": ({"engine": {"speculative": {"method": "Draft"}}}, "a/b", "a/c"),
     "engine.kvOffload.cpuMemory": ({}, "1Gi", "2Gi"),
     "engine.kvTransfer": ({}, {"kv_connector": "A"}, {"kv_connector": "B"}),
+    "slo.ttftMilliseconds": ({}, 2000, 3000),
+    "slo.tpotMilliseconds": ({}, 50, 40),
+    "slo.attainmentPercent": ({}, 99, 95),
+    "admission.policy": ({}, "Enforce", "Observe"),
+    "admission.reservation": ({}, "Expected", "Worst"),
+    "admission.kvHardCapPercent": ({}, 95, 90),
+    "admission.kvPeakPercent": ({}, 100, 110),
+    "admission.queue.maxRequests": ({}, 256, 0),
+    "admission.queue.maxWaitSeconds": ({}, 1, 2),
+    "admission.fairness.header": ({}, "x-tenant", "x-team"),
+    "admission.fairness.tokensPerSecond": ({}, 100, 200),
+    "admission.priorities": ({}, ["interactive", "batch"], ["batch", "interactive"]),
     "admission.maxBodyBytes": ({}, 1024, 2048),
     "rollout.maxSurge": ({}, 1, 2),
     "rollout.maxUnavailable": ({}, 0, 1),
@@ -125,8 +140,52 @@ def test_changing_the_field_has_an_effect(path: str) -> None:
     assert effect(spec_with(around, path, one)) != effect(spec_with(around, path, other))
 
 
+def test_the_sidecars_configuration_is_fed_from_the_spec_in_every_field() -> None:
+    """What the sidecar may be told, the operator tells: with everything set, nothing is left at its default."""
+    spec = {
+        **HF,
+        "disruption": {"drainSeconds": 1},
+        "slo": {"ttftMilliseconds": 1, "tpotMilliseconds": 1, "attainmentPercent": 1},
+        "admission": {
+            "policy": "Observe",
+            "reservation": "Worst",
+            "kvHardCapPercent": 50,
+            "kvPeakPercent": 85,
+            "queue": {"maxRequests": 1, "maxWaitSeconds": 1},
+            "fairness": {"header": "x-tenant", "tokensPerSecond": 1},
+            "priorities": ["interactive"],
+            "maxBodyBytes": 1024,
+        },
+        "engine": {
+            "maxBatchedTokens": 1,
+            "maxSequences": 1,
+            "speculative": {"method": "Ngram", "tokens": 1},
+        },
+    }
+    told = json.loads(settled(spec).children[CONFIG_MAP]["data"][names.FILE_SIDECAR_CONFIG])
+    usual = SidecarConfig(served_name="?").model_dump(by_alias=True, mode="json")
+    same = {path for path, value in _flat(told) if value == dict(_flat(usual)).get(path)}
+    assert same == {"schemaVersion", "engine.prefixCaching"}  # on, as is usual, so that kvEvents can be
+
+
+def _flat(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _flat(value, here)
+        else:
+            yield here, value
+
+
 def test_the_operator_writes_every_status_field() -> None:
-    status = settled().status
-    assert sorted(status) == sorted(str(field.alias) for field in LLMServiceStatus.model_fields.values())
-    assert sorted(status["pools"][0]) == sorted(str(field.alias) for field in PoolStatus.model_fields.values())
+    world = settled()
+    world.counts(replicas=1, ready=1)
+    world.pods, world.readings = [pod(ready=True)], {"chat-1": Reading(state())}
+    status = world.plan().status
+    for model, part in (
+        (LLMServiceStatus, status),
+        (PoolStatus, status["pools"][0]),
+        (CapacityStatus, status["capacity"]),
+    ):
+        assert sorted(part) == sorted(str(field.alias) for field in model.model_fields.values())
     LLMServiceStatus.model_validate(status)

@@ -11,9 +11,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvplane_api import names
+from kvplane_api.wire import EngineConfig, SidecarConfig
 from kvplane_operator.plan import pods
+from kvplane_operator.plan.engine_args import KV_EVENTS_FLAG
 from kvplane_operator.plan.record import DATA_KEY
 from kvplane_operator.plan.snapshot import Blocked, Kind, Obstacle, Ref
+from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.specs import specs
 from tests.kvplane_operator.world import CONFIG_MAP, DEPLOYMENT, HF, PDB, World, engine, pod, settings, settled
 
@@ -100,7 +103,8 @@ class TestNothingRollsUnasked:
         "fields",
         [
             {"mode": "Paged"},
-            {"admission": {"maxBodyBytes": 2048}},
+            {"slo": {"ttftMilliseconds": 500}},
+            {"admission": {"maxBodyBytes": 2048, "policy": "Off", "queue": {"maxRequests": 1}}},
             {"rollout": {"maxSurge": 3}},
             {"disruption": {"pdb": "Off"}},
             {"context": {"ringThresholdTokens": 200_000}},
@@ -177,9 +181,51 @@ class TestNothingRollsUnasked:
 
 
 class TestSidecarConfiguration:
-    def test_reaches_the_config_map(self) -> None:
-        world = settled({**HF, "admission": {"maxBodyBytes": 4096}, "disruption": {"drainSeconds": 30}})
-        assert config(world) == {"schemaVersion": 1, "servedName": "chat", "drainSeconds": 30, "maxBodyBytes": 4096}
+    def test_of_the_smallest_service(self) -> None:
+        assert SidecarConfig.model_validate(config(settled())) == SidecarConfig(
+            served_name="chat", engine=EngineConfig(kv_events=True)
+        )
+
+    def test_what_is_set_reaches_the_config_map(self) -> None:
+        spec = {
+            **HF,
+            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30, "attainmentPercent": 90},
+            "admission": {
+                "policy": "Observe",
+                "reservation": "Worst",
+                "kvHardCapPercent": 90,
+                "kvPeakPercent": 95,
+                "queue": {"maxRequests": 8, "maxWaitSeconds": 3},
+                "fairness": {"header": "x-tenant", "tokensPerSecond": 1000},
+                "priorities": ["interactive", "batch"],
+                "maxBodyBytes": 4096,
+            },
+            "disruption": {"drainSeconds": 30},
+            "engine": {"maxBatchedTokens": 2048, "maxSequences": 64, "speculative": {"method": "Ngram", "tokens": 3}},
+        }
+        assert config(settled(spec)) == {
+            "schemaVersion": 1,
+            "servedName": "chat",
+            "drainSeconds": 30,
+            "maxBodyBytes": 4096,
+            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30, "attainmentPercent": 90},
+            "admission": {
+                "policy": "Observe",
+                "reservation": "Worst",
+                "kvHardCapPercent": 90,
+                "kvPeakPercent": 95,
+                "queue": {"maxRequests": 8, "maxWaitSeconds": 3},
+                "fairness": {"header": "x-tenant", "tokensPerSecond": 1000},
+                "priorities": ["interactive", "batch"],
+            },
+            "engine": {
+                "maxBatchedTokens": 2048,
+                "maxSequences": 64,
+                "speculativeTokens": 3,
+                "prefixCaching": True,
+                "kvEvents": True,
+            },
+        }
 
     def test_a_change_touches_pods_once_the_config_map_has_it(self) -> None:
         world = settled()
@@ -193,6 +239,38 @@ class TestSidecarConfiguration:
         assert world.plan().touched_pods == ()  # the ConfigMap first, else the kubelet syncs the old one
         world.settle()
         assert world.plan().touched_pods == ("chat-1",)
+
+
+class TestKVEvents:
+    @staticmethod
+    def of_an_earlier_version(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> World:
+        """A service whose pods were rendered before there were KV events."""
+        with monkeypatch.context() as earlier:
+            earlier.setattr("kvplane_operator.plan.engine_args.publishes_kv_events", lambda _: False)
+            earlier.setattr("kvplane_operator.plan.children.TEMPLATE_REVISION", 1)
+            return settled(**settings)
+
+    def test_running_services_keep_what_they_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        world = self.of_an_earlier_version(monkeypatch)
+        assert world.plan().writes == ()
+        assert config(world)["engine"]["kvEvents"] is False  # what their sidecars are told is what their engines do
+        world.change(replicas=3, admission={"policy": "Observe"})
+        world.settle()
+        assert KV_EVENTS_FLAG not in engine(world)["args"]
+        assert config(world)["engine"]["kvEvents"] is False
+
+    def test_their_next_rollout_brings_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        world = self.of_an_earlier_version(monkeypatch)
+        world.change(engine={"blockSize": 32})
+        world.settle()
+        assert KV_EVENTS_FLAG in engine(world)["args"]
+        assert config(world)["engine"]["kvEvents"] is True
+
+    def test_an_upgrade_that_may_roll_brings_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        world = self.of_an_earlier_version(monkeypatch, rollout_on_upgrade=True)
+        world.settle()
+        assert KV_EVENTS_FLAG in engine(world)["args"]
+        assert world.plan().writes == ()
 
 
 class TestHealing:
@@ -235,7 +313,8 @@ def test_a_plan_carried_out_leaves_nothing_to_do(spec: dict[str, Any]) -> None:
     assert {write.ref for write in world.settle().writes} == set(world.children)
     plan = world.plan()
     assert (plan.writes, plan.deletions, plan.touched_pods) == ((), (), ())
-    assert (world.settle().status, world.plan().status) == (world.status, world.status)
+    world.settle()
+    assert status_patch(world.status, world.plan().status) == {}
 
 
 @hypothesis_settings(max_examples=25)

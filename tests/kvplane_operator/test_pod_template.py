@@ -131,6 +131,22 @@ def test_sidecar_sees_its_configuration_only(world: World) -> None:
     assert "subPath" not in mount
 
 
+def test_engine_and_sidecar_share_the_sockets_of_kv_events(world: World) -> None:
+    """A socket is written to by who connects, so both have the same user."""
+    mounts = [
+        mount for c in (engine(world), sidecar(world)) for mount in c["volumeMounts"] if mount["name"] == "kv-events"
+    ]
+    assert [mount["mountPath"] for mount in mounts] == [names.PATH_KV_EVENTS] * 2
+    assert volumes(world)["kv-events"]["emptyDir"] == {}
+    assert world.template()["spec"]["securityContext"]["runAsUser"] == 65532
+    assert not any("runAsUser" in c["securityContext"] for c in (engine(world), sidecar(world)))
+
+
+def test_without_kv_events_there_is_no_volume_for_them() -> None:
+    world = settled({"model": {"source": "hf://a/b"}, "engine": {"prefixCaching": "Disabled"}})
+    assert "kv-events" not in json.dumps(world.template())
+
+
 # Pod security "restricted", as the Kubernetes documentation lists it; hostPath is what the path source is about.
 VOLUME_TYPES = {"configMap", "emptyDir", "image", "persistentVolumeClaim", "secret", "projected", "downwardAPI", "csi"}
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from kvplane_api.conditions import MEANINGS, Type
-from kvplane_operator.plan.snapshot import Blocked, Obstacle
+from kvplane_operator.plan.snapshot import Blocked, Obstacle, Reading
+from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.world import (
     DEPLOYMENT,
     HF,
@@ -15,6 +16,7 @@ from tests.kvplane_operator.world import (
     crashed,
     pod,
     settled,
+    state,
     waiting,
 )
 
@@ -53,6 +55,13 @@ def blocked(obstacle: Obstacle, message: str) -> World:
     return world
 
 
+def read(found: Reading) -> World:
+    """One pod serves, and this was read of it."""
+    world = serving()
+    world.readings = {"chat-0": found}
+    return world
+
+
 def refused_pods() -> World:
     world = settled()
     failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": REFUSED_TEXT}
@@ -63,6 +72,7 @@ def refused_pods() -> World:
 OOM = crashed(137, reason="OOMKilled")
 CRASH = crashed(1, restarts=3, log="INFO loading\nOSError: acme/tiny is not a model")
 LATE = crashed(137, seconds=3605)
+RENAMED = "kv_cache_usage_ratio (vllm:kv_cache_usage_perc, vllm:gpu_cache_usage_perc)"
 
 # state -> (world, type, status, reason, a part of the message)
 STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
@@ -286,7 +296,51 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "CrashLooping",
         "acme/tiny is not a model",
     ),
+    "admission without its signals": (
+        lambda: read(Reading(state("chat-0", missingSignals=[RENAMED]))),
+        "Degraded",
+        "True",
+        "AdmissionImpaired",
+        f"the engine's metrics lack {RENAMED}",
+    ),
     "nothing serves": (starting, "Degraded", "False", "NotServing", "see Available"),
+    "signals read": (
+        lambda: read(Reading(state("chat-0"))),
+        "SignalsFresh",
+        "True",
+        "SignalsRead",
+        "All signals of the pods that serve are there, and fresh.",
+    ),
+    "signal renamed": (
+        lambda: read(Reading(state("chat-0", missingSignals=[RENAMED]))),
+        "SignalsFresh",
+        "False",
+        "SignalMissing",
+        f"Pod chat-0: the engine's metrics lack {RENAMED}. In brackets: the names that were looked for.",
+    ),
+    "signals stale": (
+        lambda: read(Reading(state("chat-0", signalAgeSeconds=11))),
+        "SignalsFresh",
+        "False",
+        "SignalsStale",
+        "Pod chat-0: the sidecar could not read the engine's metrics for more than 10 s",
+    ),
+    "sidecar unreachable": (
+        lambda: read(Reading(None, silent=3, error="http://10.0.0.1:8001/state does not answer within 2 s")),
+        "SignalsFresh",
+        "False",
+        "SidecarUnreachable",
+        "The state of pod chat-0 cannot be read: http://10.0.0.1:8001/state does not answer within 2 s.",
+    ),
+    "another pod answers": (
+        lambda: read(Reading(state("mail-7"))),
+        "SignalsFresh",
+        "False",
+        "PodMismatch",
+        "At the address of pod chat-0 answers pod mail-7; its figures are not counted.",
+    ),
+    "not read yet": (serving, "SignalsFresh", "Unknown", "SignalsPending", "not read yet"),
+    "nothing to read": (starting, "SignalsFresh", "Unknown", "NoServingPods", "No pod serves"),
     "ready": (serving, "Ready", "True", "Serving", "1 of 1 replicas serve."),
 }
 
@@ -317,6 +371,7 @@ def test_all_conditions_stand_from_the_first_sight(state: str) -> None:
         ("engine crashes", "EngineCrashed"),
         ("a replica is missing", "ReplicasMissing"),
         ("no room for the surge pod", "NoRoomForSurge"),
+        ("admission without its signals", "AdmissionImpaired"),
     ],
 )
 def test_ready_repeats_what_keeps_it_false(state: str, reason: str) -> None:
@@ -368,6 +423,24 @@ def test_a_crash_shows_the_last_lines_only() -> None:
     message = starting(pod(engine=crashed(1, log=log))).wanted("Available")["message"]
     assert "line 99" in message
     assert "line 80" not in message
+
+
+@pytest.mark.parametrize(
+    ("observed", "wanted", "patch"),
+    [
+        ({"a": 1, "b": [1]}, {"a": 1, "b": [1]}, {}),
+        ({"a": 1, "others": 2}, {"a": 2}, {"a": 2}),
+        ({}, {"a": None}, {}),
+        ({"a": 1}, {"a": None}, {"a": None}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"x": 1, "y": 2}}, {}),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}}, {"a": {"x": 3, "y": None}}),  # else a merge would keep y
+        ({}, {"a": {"x": 1}}, {"a": {"x": 1}}),
+        ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"a": [{"x": 1, "y": 2}]}, {"a": [{"x": 1}]}, {"a": [{"x": 1}]}),
+    ],
+)
+def test_the_patch_has_what_differs(observed: dict[str, Any], wanted: dict[str, Any], patch: dict[str, Any]) -> None:
+    assert status_patch(observed, wanted) == patch
 
 
 def test_counts_and_addresses() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kvplane_api import names
-from kvplane_operator.plan.snapshot import Kind, Ref
+from kvplane_operator.plan.snapshot import Kind, Reading, Ref
 from kvplane_operator.store import POD, SERVICE, Store
 
 DEPLOYMENT = Kind.DEPLOYMENT.value
@@ -154,3 +154,59 @@ def test_a_listing_of_one_namespace_says_nothing_of_others(store: Store) -> None
     store.put(POD, pod(3))
     assert store.retain(POD, {}, resource_version="10", namespace="other") == []
     assert len(store.retain(POD, {}, resource_version="10", namespace="team")) == 1
+
+
+def serving(version: int, *, well: bool = True) -> dict[str, Any]:
+    manifest = pod(version)
+    manifest["status"]["conditions"] = [{"type": "Ready", "status": str(well)}]
+    return manifest
+
+
+class TestReadings:
+    READING = Reading(None, 1, "refused")
+
+    def readings(self, store: Store) -> dict[str, Reading]:
+        snapshot = store.snapshot("u1")
+        assert snapshot is not None
+        return dict(snapshot.readings)
+
+    def test_of_a_pod_are_in_the_snapshot_by_its_name(self, store: Store) -> None:
+        store.put(POD, serving(3))
+        assert store.note("chat-1", self.READING)
+        assert self.readings(store) == {"chat-1": self.READING}
+
+    def test_outlive_what_else_happens_to_the_pod(self, store: Store) -> None:
+        store.put(POD, serving(3))
+        store.note("chat-1", self.READING)
+        store.put(POD, serving(4))
+        assert self.readings(store) == {"chat-1": self.READING}
+
+    def test_end_when_the_pod_stops_serving(self, store: Store) -> None:
+        """An engine that restarts: what was read of it before says nothing of it after."""
+        store.put(POD, serving(3))
+        store.note("chat-1", self.READING)
+        store.put(POD, serving(4, well=False))
+        assert self.readings(store) == {}
+        assert not store.note("chat-1", self.READING)
+        store.put(POD, serving(5))
+        assert self.readings(store) == {}
+
+    def test_end_with_the_pod(self, store: Store) -> None:
+        store.put(POD, serving(3))
+        store.note("chat-1", self.READING)
+        store.remove(POD, pod(4))
+        assert store.reading("chat-1") is None
+        assert list(store.pods()) == []
+
+    def test_end_with_a_pod_that_was_replaced_under_its_name(self, store: Store) -> None:
+        store.put(POD, serving(3))
+        store.note("chat-1", self.READING)
+        new = serving(4)
+        new["metadata"]["uid"] = "another"
+        store.put(POD, new)
+        assert self.readings(store) == {}
+        assert [held["metadata"]["uid"] for held in store.pods()] == ["another"]
+
+    def test_of_a_pod_that_nobody_knows_are_not_kept(self, store: Store) -> None:
+        assert not store.note("chat-1", self.READING)
+        assert store.reading("chat-1") is None

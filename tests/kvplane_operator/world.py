@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from kvplane_api.wire import SidecarState
 from kvplane_operator.plan.service import Plan, make_plan
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Ref, Snapshot
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Reading, Ref, Snapshot
+from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -34,6 +36,9 @@ class World:
         self.pods: list[Manifest] = []
         self.status: dict[str, Any] = {}
         self.blocked: tuple[Blocked, ...] = ()
+        self.readings: dict[str, Reading] = {}
+        self.now = NOW
+        self.capacity_written: datetime | None = None
         self.generation = 1
         self._versions = itertools.count(1)
 
@@ -48,11 +53,13 @@ class World:
             status=self.status,
             children=copy.deepcopy(self.children),
             pods=tuple(self.pods),
+            readings=dict(self.readings),
             blocked=self.blocked,
+            capacity_written=self.capacity_written,
         )
 
     def plan(self) -> Plan:
-        return make_plan(self.snapshot(), settings=self.settings, now=NOW)
+        return make_plan(self.snapshot(), settings=self.settings, now=self.now)
 
     def settle(self) -> Plan:
         """Carry a plan out and return it."""
@@ -70,7 +77,9 @@ class World:
             self.children[write.ref] = stored
         for deletion in plan.deletions:
             del self.children[deletion.ref]
-        self.status = plan.status
+        if "capacity" in status_patch(self.status, plan.status):
+            self.capacity_written = self.now
+        self.status = {key: value for key, value in plan.status.items() if value is not None}
         return plan
 
     def change(self, **fields: Any) -> None:
@@ -145,7 +154,7 @@ def pod(
         node = None
         conditions.append({"type": "PodScheduled", "status": "False", "message": unscheduled})
     return {
-        "metadata": {"name": name, "annotations": {}},
+        "metadata": {"name": name, "uid": f"uid-of-{name}", "annotations": {}},
         "spec": {"nodeName": node},
         "status": {
             "conditions": conditions,
@@ -172,6 +181,40 @@ def crashed(
         "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
         "lastState": {"terminated": ended},
     }
+
+
+_ENGINE: Mapping[str, Any] = {
+    "kvCacheUsageRatio": 0.4,
+    "kvCacheBlocks": 100,
+    "kvCacheBlockSizeTokens": 16,
+    "kvCacheCapacityTokens": 1600,
+    "maxModelLenTokens": 4096,
+}
+_ADMISSION: Mapping[str, Any] = {
+    "policy": "Enforce",
+    "running": 1,
+    "queued": 0,
+    "queuedPromptTokens": 0,
+    "queuedReservationTokens": 0,
+    "reservedTokens": 0,
+    "kappa": 1.0,
+    "admittedTotal": 0,
+    "refusedTotal": 0,
+    "shedReservationTokensTotal": 0,
+}
+
+
+def state(
+    name: str = "chat-1",
+    *,
+    engine: Mapping[str, Any] = _ENGINE,
+    admission: Mapping[str, Any] | None = _ADMISSION,
+    **fields: Any,
+) -> SidecarState:
+    """What the sidecar of a pod that serves tells while all is well, with these fields of the wire over it."""
+    usual = {"engineReady": True, "draining": False, "inFlight": 1, "signalAgeSeconds": 0.5, "startupSeconds": 42.0}
+    parts = {"engine": {**_ENGINE, **engine}, "admission": None if admission is None else {**_ADMISSION, **admission}}
+    return SidecarState.model_validate({"pod": name, "servedName": NAME, **usual, **parts, **fields})
 
 
 def waiting(reason: str, message: str = "") -> dict[str, Any]:

@@ -5,7 +5,8 @@ from typing import Any
 
 from kvplane_api import names
 from kvplane_api.service import LLMServiceSpec
-from kvplane_api.wire import SidecarConfig
+from kvplane_api.wire import AdmissionConfig, EngineConfig, FairnessConfig, QueueConfig, SidecarConfig, SloConfig
+from kvplane_operator.plan import engine_args, pods
 from kvplane_operator.plan import record as records
 from kvplane_operator.plan.pods import TEMPLATE_REVISION, common_labels, pod_template, selector
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
@@ -27,12 +28,38 @@ def config_hash(config: str) -> str:
     return records.digest(config)
 
 
-def sidecar_config(spec: LLMServiceSpec, service: str) -> str:
-    """The sidecar's configuration file."""
+def sidecar_config(spec: LLMServiceSpec, service: str, *, kv_events: bool) -> str:
+    """The sidecar's configuration file; ``kv_events``: whether the engines of the service's pods publish theirs."""
+    slo, admission, engine = spec.slo, spec.admission, spec.engine
     config = SidecarConfig(
         served_name=spec.served_name(service),
         drain_seconds=spec.disruption.drain_seconds,
-        max_body_bytes=spec.admission.max_body_bytes,
+        max_body_bytes=admission.max_body_bytes,
+        slo=SloConfig(
+            ttft_milliseconds=slo.ttft_milliseconds,
+            tpot_milliseconds=slo.tpot_milliseconds,
+            attainment_percent=slo.attainment_percent,
+        ),
+        admission=AdmissionConfig(
+            policy=admission.policy,
+            reservation=admission.reservation,
+            kv_hard_cap_percent=admission.kv_hard_cap_percent,
+            kv_peak_percent=admission.kv_peak_percent,
+            queue=QueueConfig(
+                max_requests=admission.queue.max_requests, max_wait_seconds=admission.queue.max_wait_seconds
+            ),
+            fairness=FairnessConfig(
+                header=admission.fairness.header, tokens_per_second=admission.fairness.tokens_per_second
+            ),
+            priorities=tuple(admission.priorities or ()),
+        ),
+        engine=EngineConfig(
+            max_batched_tokens=engine.max_batched_tokens,
+            max_sequences=engine.max_sequences,
+            speculative_tokens=engine.speculative.tokens if engine.speculative else 0,
+            prefix_caching=engine.prefix_caching == "Enabled",
+            kv_events=kv_events,
+        ),
     )
     return json.dumps(config.model_dump(by_alias=True, mode="json"), indent=2, sort_keys=True) + "\n"
 
@@ -54,6 +81,7 @@ def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorS
     kept = records.load(held.get("data")) if held else None
     if kept is not None and kept.key == key:
         return kept
+    config = sidecar_config(spec, snapshot.name, kv_events=engine_args.publishes_kv_events(spec.engine))
     return records.Record(
         key=key,
         template=pod_template(
@@ -61,16 +89,23 @@ def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorS
             service=snapshot.name,
             namespace=snapshot.namespace,
             settings=settings,
-            config_hash=config_hash(sidecar_config(spec, snapshot.name)),
+            config_hash=config_hash(config),
         ),
     )
 
 
-def wanted_children(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record) -> dict[Ref, Manifest]:
+def current_config(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record) -> str:
+    """The sidecar's configuration for the pods of ``record``, which an earlier version may have rendered."""
+    return sidecar_config(spec, snapshot.name, kv_events=pods.publishes_kv_events(record.template))
+
+
+def wanted_children(
+    snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record, config: str
+) -> dict[Ref, Manifest]:
     """All children that should exist, by kind and name; whatever else is owned by the service should not."""
     name = snapshot.name
     children = [
-        _config_map(name, sidecar_config(spec, name), record),
+        _config_map(name, config, record),
         _deployment(name, spec, record),
         _service(name, selects=name, extra={}),
         # Headless: one DNS name and one address per pod, for what chooses pods itself.

@@ -12,6 +12,8 @@ COMMAND = ("vllm", "serve")
 SHUTDOWN_SECONDS = 10
 """vLLM's own wait for requests in flight at TERM: a second net below the sidecar's drain, inside the 15 s margin."""
 
+KV_EVENTS_FLAG = "--kv-events-config"
+
 _SPECULATIVE_METHOD = {"Ngram": "ngram", "Draft": "draft_model", "Eagle3": "eagle3"}
 
 
@@ -44,8 +46,30 @@ def engine_args(spec: LLMServiceSpec, *, served_name: str) -> list[str]:
         "--disable-uvicorn-access-log",
     ]
     args += _optional(engine)
+    if publishes_kv_events(engine):
+        args += [KV_EVENTS_FLAG, _json(_KV_EVENTS)]
     args += engine.extra_args or ()
     return args
+
+
+def publishes_kv_events(engine: Engine) -> bool:
+    """Whether the engine is told to publish its KV events.
+
+    Without prefix caching there are none (vllm/config/vllm.py warns of it), and with data parallelism, which only
+    extraArgs can ask for, the second rank refuses ipc endpoints (offset_endpoint_port in
+    vllm/distributed/kv_events.py) and the engine would not start.
+    """
+    ranks = any(arg.replace("_", "-").startswith(("--data-parallel", "-dp")) for arg in engine.extra_args or ())
+    return engine.prefix_caching == "Enabled" and not ranks
+
+
+_KV_EVENTS = {
+    "enable_kv_cache_events": True,
+    "publisher": "zmq",
+    "endpoint": names.KV_EVENTS_ENDPOINT,
+    "replay_endpoint": names.KV_REPLAY_ENDPOINT,
+}
+"""vLLM binds ipc endpoints, so that it never waits for the sidecar; what nobody reads is dropped."""
 
 
 def _optional(engine: Engine) -> list[str]:

@@ -13,7 +13,7 @@ from kvplane_api.service import Engine, LLMServiceSpec
 from kvplane_operator.plan import engine_args, merge, sources
 from kvplane_operator.settings import OperatorSettings
 
-TEMPLATE_REVISION = 1
+TEMPLATE_REVISION = 2
 """Raised when this module renders something else for the same spec. Running services keep the revision they have until
 their spec changes (or the installation asks for rolloutOnUpgrade)."""
 
@@ -54,6 +54,12 @@ def pod_template(
     return template
 
 
+def publishes_kv_events(template: Mapping[str, Any]) -> bool:
+    """Whether the engine of a template, which may be one that an earlier version rendered, publishes its KV events."""
+    engine = next(c for c in template["spec"]["containers"] if c["name"] == names.CONTAINER_ENGINE)
+    return engine_args.KV_EVENTS_FLAG in engine["args"]
+
+
 def selector(service: str) -> dict[str, str]:
     """Labels that select the pods of the paged pool; immutable in a Deployment."""
     return {names.LABEL_SERVICE: service, names.LABEL_POOL: names.POOL_PAGED}
@@ -73,6 +79,7 @@ def common_labels(service: str) -> dict[str, str]:
 def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: OperatorSettings) -> dict[str, Any]:
     source = sources.render(spec.model)
     drain = spec.disruption.drain_seconds
+    kv_events = engine_args.publishes_kv_events(spec.engine)
     return {
         "terminationGracePeriodSeconds": names.DRAIN_GRACE_SECONDS + drain + names.TERMINATION_MARGIN_SECONDS,
         # Neither container talks to the Kubernetes API.
@@ -95,8 +102,8 @@ def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: O
                 "labelSelector": {"matchLabels": selector(service)},
             }
         ],
-        "initContainers": [_sidecar(service, settings)],
-        "containers": [_engine(spec, source, service=service, settings=settings)],
+        "initContainers": [_sidecar(service, settings, kv_events=kv_events)],
+        "containers": [_engine(spec, source, service=service, settings=settings, kv_events=kv_events)],
         "volumes": [
             # Only the sidecar's key: the template recorded beside it is the operator's own.
             {
@@ -109,12 +116,13 @@ def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: O
             {"name": "shm", "emptyDir": {"medium": "Memory"}},
             {"name": "tmp", "emptyDir": {}},
             {"name": "scratch", "emptyDir": {}},
+            *([{"name": "kv-events", "emptyDir": {}}] if kv_events else ()),
             *source.volumes,
         ],
     }
 
 
-def _sidecar(service: str, settings: OperatorSettings) -> dict[str, Any]:
+def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> dict[str, Any]:
     return {
         "name": names.CONTAINER_SIDECAR,
         "image": settings.sidecar_image,
@@ -141,12 +149,13 @@ def _sidecar(service: str, settings: OperatorSettings) -> dict[str, Any]:
         "volumeMounts": [
             {"name": "sidecar-config", "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True},
             {"name": "tmp", "mountPath": "/tmp", "subPath": "sidecar"},  # noqa: S108
+            *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS, "readOnly": True}] if kv_events else ()),
         ],
     }
 
 
 def _engine(
-    spec: LLMServiceSpec, source: sources.RenderedSource, *, service: str, settings: OperatorSettings
+    spec: LLMServiceSpec, source: sources.RenderedSource, *, service: str, settings: OperatorSettings, kv_events: bool
 ) -> dict[str, Any]:
     engine = spec.engine
     startup_failures = -(-engine.startup_timeout_seconds // _STARTUP_PERIOD_SECONDS)
@@ -176,6 +185,7 @@ def _engine(
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "tmp", "mountPath": "/tmp", "subPath": "engine"},  # noqa: S108
             {"name": "scratch", "mountPath": _SCRATCH},
+            *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS}] if kv_events else ()),
             *source.mounts,
         ],
     }

@@ -1,6 +1,6 @@
 """The plan of one service: everything to write, from one snapshot, as a value."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -10,8 +10,10 @@ from kvplane_api import names
 from kvplane_api.conditions import Reason
 from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan import acceptance
+from kvplane_operator.plan import capacity as capacities
+from kvplane_operator.plan import signals as sidecars
 from kvplane_operator.plan.acceptance import Objection
-from kvplane_operator.plan.children import config_hash, current_record, sidecar_config, wanted_children
+from kvplane_operator.plan.children import config_hash, current_config, current_record, wanted_children
 from kvplane_operator.plan.merge import departures
 from kvplane_operator.plan.snapshot import Kind, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.plan.status import wanted_status
@@ -61,28 +63,44 @@ class Plan:
 
 def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) -> Plan:
     """The plan for ``snapshot``. Pure: same arguments, same plan; planning again after it was applied gives no writes."""
+    signals = sidecars.read(snapshot)
     try:
         spec = LLMServiceSpec.parse(dict(snapshot.spec))
     except ValidationError as error:
         unreadable = Objection(Reason.INVALID_SPEC, _explain(error))
-        return Plan(status=wanted_status(snapshot, None, objection=unreadable, now=now))
+        return _status_only(snapshot, None, unreadable, signals, now=now)
     objection = acceptance.first_objection(acceptance.BEFORE_WRITING, snapshot, spec, settings)
     if objection is not None:
-        return Plan(status=wanted_status(snapshot, spec, objection=objection, now=now))
+        return _status_only(snapshot, spec, objection, signals, now=now)
 
     record = current_record(snapshot, spec, settings)
-    children = wanted_children(snapshot, spec, record=record)
+    config = current_config(snapshot, spec, record=record)
+    children = wanted_children(snapshot, spec, record=record, config=config)
     objection = acceptance.first_objection(acceptance.AFTER_WRITING, snapshot, spec, settings)
-    wanted_hash = config_hash(sidecar_config(spec, snapshot.name))
-    return Plan(
-        status=wanted_status(snapshot, spec, objection=objection, now=now),
+    wanted_hash = config_hash(config)
+    told = _status_only(snapshot, spec, objection, signals, now=now)
+    return replace(
+        told,
         writes=tuple(_writes(snapshot, children)),
         deletions=tuple(_deletions(snapshot, children)),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
-        wake_after_seconds=_wake(snapshot),
+        wake_after_seconds=min(filter(None, (_wake(snapshot), told.wake_after_seconds)), default=None),
         dry_run_first=spec.pod_template is not None and spec.pod_template.spec is not None,
     )
+
+
+def _status_only(
+    snapshot: Snapshot,
+    spec: LLMServiceSpec | None,
+    objection: Objection | None,
+    signals: sidecars.Signals,
+    *,
+    now: datetime,
+) -> Plan:
+    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now)
+    status = wanted_status(snapshot, spec, objection=objection, signals=signals, figures=figures, now=now)
+    return Plan(status=status, wake_after_seconds=figures.wake_after_seconds)
 
 
 def _writes(snapshot: Snapshot, children: dict[Ref, Manifest]) -> list[Write]:

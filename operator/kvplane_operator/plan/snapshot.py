@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
+
+from kvplane_api.wire import SidecarState
 
 Manifest = dict[str, Any]
 
@@ -47,6 +50,18 @@ class Blocked:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What the last polls of a pod's sidecar gave."""
+
+    state: SidecarState | None
+    """The last answer; None if there is none, or none for too long."""
+    silent: int = 0
+    """Polls in a row, up to the last one, that gave no signals."""
+    error: str = ""
+    """Why the last poll failed; empty if it did not."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One service as the watch caches and the last writes show it."""
 
@@ -61,4 +76,8 @@ class Snapshot:
     children: Mapping[Ref, Manifest] = field(default_factory=dict)
     """Children owned by this service's uid."""
     pods: tuple[Manifest, ...] = ()
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    """By the name of the pod; only of pods that were polled."""
     blocked: tuple[Blocked, ...] = ()
+    capacity_written: datetime | None = None
+    """When this process last changed ``status.capacity``; None: not yet."""

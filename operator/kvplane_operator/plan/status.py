@@ -8,20 +8,28 @@ from kvplane_api import names
 from kvplane_api.conditions import Condition, Reason, Type, merge
 from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan.acceptance import Objection, accepted
+from kvplane_operator.plan.capacity import Figures
 from kvplane_operator.plan.findings import Finding, findings
 from kvplane_operator.plan.pods import selector
+from kvplane_operator.plan.signals import Signals, admission_impaired, fresh
 from kvplane_operator.plan.snapshot import Kind, Ref, Snapshot
 
 
 def wanted_status(
-    snapshot: Snapshot, spec: LLMServiceSpec | None, *, objection: Objection | None, now: datetime
+    snapshot: Snapshot,
+    spec: LLMServiceSpec | None,
+    *,
+    objection: Objection | None,
+    signals: Signals,
+    figures: Figures,
+    now: datetime,
 ) -> dict[str, Any]:
-    """The whole status as it should be. Equal to the observed one if nothing changed, so that nothing is written."""
+    """The whole status as it should be; None for what should not be there."""
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
     counts: Mapping[str, Any] = deployment.get("status", {})
     ready, replicas = int(counts.get("readyReplicas", 0)), int(counts.get("replicas", 0))
     desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
-    conditions = _conditions(snapshot, spec, deployment, objection=objection, desired=desired)
+    conditions = _conditions(snapshot, spec, deployment, objection=objection, signals=signals, desired=desired)
     return {
         "observedGeneration": snapshot.generation,
         "mode": "Paged",
@@ -30,11 +38,26 @@ def wanted_status(
         "readyReplicas": ready,
         "desiredReplicas": desired,
         "selector": ",".join(f"{key}={value}" for key, value in sorted(selector(snapshot.name).items())),
-        "pools": [{"name": snapshot.name, "kind": "Paged", "replicas": replicas, "ready": ready}],
+        "pools": [{"name": snapshot.name, "kind": "Paged", "replicas": replicas, "ready": ready, **figures.pool}],
+        "capacity": figures.service,
         "conditions": merge(
             snapshot.status.get("conditions") or (), conditions, generation=snapshot.generation, now=now
         ),
     }
+
+
+def status_patch(observed: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON merge patch (RFC 7396) that makes ``wanted`` of ``observed``; empty if it is, so that nothing is written."""
+    patch: dict[str, Any] = {}
+    for key, value in wanted.items():
+        held = observed.get(key)
+        if value == held:
+            continue
+        if isinstance(value, Mapping) and isinstance(held, Mapping):
+            patch[key] = status_patch(held, {**dict.fromkeys(held), **value})
+        else:
+            patch[key] = value
+    return patch
 
 
 def _conditions(
@@ -43,6 +66,7 @@ def _conditions(
     deployment: Mapping[str, Any],
     *,
     objection: Objection | None,
+    signals: Signals,
     desired: int,
 ) -> list[Condition]:
     timeout = spec.engine.startup_timeout_seconds if spec else 3600
@@ -50,9 +74,16 @@ def _conditions(
     acceptance = accepted(objection)
     available = _available(deployment, found, desired=desired, accepted=acceptance)
     progressing = _progressing(deployment, found, desired=desired, serving=available.status == "True")
-    degraded = _degraded(deployment, found, desired=desired, available=available, progressing=progressing)
+    degraded = _degraded(
+        deployment,
+        found,
+        desired=desired,
+        available=available,
+        progressing=progressing,
+        impaired=admission_impaired(signals, snapshot),
+    )
     ready = _ready(acceptance, available, progressing, degraded)
-    return [acceptance, available, progressing, degraded, ready]
+    return [acceptance, available, progressing, degraded, fresh(signals, snapshot), ready]
 
 
 def _available(deployment: Mapping[str, Any], found: list[Finding], *, desired: int, accepted: Condition) -> Condition:
@@ -109,6 +140,7 @@ def _degraded(
     desired: int,
     available: Condition,
     progressing: Condition,
+    impaired: str | None,
 ) -> Condition:
     kind = Type.DEGRADED
     if available.status != "True":
@@ -119,6 +151,8 @@ def _degraded(
     if serving < desired and progressing.reason is not Reason.ROLLING_OUT:
         why = f" {found[0].message}" if found else ""
         return Condition(kind, "True", Reason.REPLICAS_MISSING, f"{serving} of {desired} replicas serve.{why}")
+    if impaired is not None:
+        return Condition(kind, "True", Reason.ADMISSION_IMPAIRED, impaired)
     return Condition(kind, "False", Reason.AS_ASKED, "Nothing is missing.")
 
 
