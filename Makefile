@@ -36,7 +36,7 @@ e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
-	@.venv/bin/mypy operator/kvplane_api operator/kvplane_operator runtime/kvplane_runtime e2e images bench
+	@.venv/bin/mypy operator/kvplane_api operator/kvplane_operator runtime/kvplane_runtime charts e2e images bench
 
 generate: setup ## write what is generated from code: CRD, chart copy, references
 	@PYTHONPATH=. $(PYTHON) scripts/generate.py

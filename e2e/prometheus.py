@@ -55,13 +55,13 @@ class Prometheus:
 
     url: str
 
-    def query(self, expr: str) -> list[Sample]:
-        """The series of an expression now, those without a finite value left out.
+    def query(self, expr: str, *, at: float | None = None) -> list[Sample]:
+        """The series of an expression now, or `at` a time (seconds since 1970); those without a finite value left out.
 
         Raises:
             PrometheusError: the expression is not valid.
         """
-        answer = self._get("query", query=expr)
+        answer = self._get("query", query=expr, **({} if at is None else {"time": str(at)}))
         if answer["resultType"] != "vector":
             raise PrometheusError(f"{expr} is a {answer['resultType']}, and a vector is wanted.")
         samples = (Sample(found["metric"], float(found["value"][1])) for found in answer["result"])
@@ -100,8 +100,8 @@ class Prometheus:
 
 
 @contextmanager
-def running(kubeconfig: Path, folder: Path, *, progress: Progress) -> Iterator[Prometheus]:
-    """A Prometheus that watches the cluster of that kubeconfig while in the context; its files are in `folder`.
+def running(configuration: Mapping[str, Any], folder: Path, *, progress: Progress) -> Iterator[Prometheus]:
+    """A Prometheus, while in the context; its files are in `folder`, its data, which may be there before, in `data`.
 
     Raises:
         PrometheusError: it did not become ready; the message has the end of its log.
@@ -109,7 +109,7 @@ def running(kubeconfig: Path, folder: Path, *, progress: Progress) -> Iterator[P
     program = binaries.build([binaries.PROMETHEUS], progress=progress)["prometheus"]
     folder.mkdir(parents=True, exist_ok=True)
     config, log = folder / "prometheus.yaml", folder / "prometheus.log"
-    config.write_text(yaml.safe_dump(configuration(kubeconfig)))
+    config.write_text(yaml.safe_dump(dict(configuration)))
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
@@ -130,8 +130,8 @@ def running(kubeconfig: Path, folder: Path, *, progress: Progress) -> Iterator[P
         process.wait()
 
 
-def configuration(kubeconfig: Path) -> dict[str, Any]:
-    """Prometheus's configuration: the documented scrape jobs, from outside of the cluster, and the shipped rules."""
+def watching(kubeconfig: Path) -> dict[str, Any]:
+    """The configuration that watches a cluster from outside: the documented scrape jobs, and the shipped rules."""
     jobs = yaml.safe_load(SCRAPE_CONFIG.read_text())["scrape_configs"]
     for job in jobs:
         for discovery in job["kubernetes_sd_configs"]:

@@ -8,7 +8,7 @@ import pytest
 
 from charts.dashboards.reading import Asked, asked, filled_in
 from charts.generate import DASHBOARDS
-from e2e.prometheus import RATE_INTERVAL, Prometheus, running
+from e2e.prometheus import RATE_INTERVAL, Prometheus, running, watching
 from e2e.stack import SYSTEM_NAMESPACE, Stack
 from e2e.tests.client import Load, address
 from e2e.tests.conftest import PROGRESS
@@ -23,7 +23,7 @@ def prometheus(stack: Stack, chat: str, tmp_path_factory: pytest.TempPathFactory
     _hold_no_queue(stack, chat, 0)
     folder = tmp_path_factory.mktemp("prometheus")
     with (
-        running(stack.kubeconfig, folder, progress=PROGRESS) as found,
+        running(watching(stack.kubeconfig), folder, progress=PROGRESS) as found,
         Load(address(stack, chat, "chat"), "chat", BUSY),
     ):
         yield found

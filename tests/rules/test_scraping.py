@@ -11,7 +11,7 @@ from tests.rules import promtool
 def test_prometheus_takes_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "kubeconfig").write_text("{}")
     config = tmp_path / "prometheus.yaml"
-    config.write_text(yaml.safe_dump(prometheus.configuration(tmp_path / "kubeconfig")))
+    config.write_text(yaml.safe_dump(prometheus.watching(tmp_path / "kubeconfig")))
     done = promtool.run("check", "config", config)
     assert done.returncode == 0, done.stdout
 
