@@ -106,4 +106,6 @@ def _run(*command: str | Path, environment: dict[str, str]) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         words = " ".join(str(word) for word in command)
-        raise RuntimeError(f"`{words}` failed with status {done.returncode}:\n{(done.stderr or done.stdout).strip()[-4000:]}")
+        raise RuntimeError(
+            f"`{words}` failed with status {done.returncode}:\n{(done.stderr or done.stdout).strip()[-4000:]}"
+        )

@@ -9,6 +9,7 @@ makes a real engine thrash on two cores. It writes gibberish; ``ignore_eos`` and
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -92,7 +93,9 @@ class RealEngine:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, t: TracebackType | None
+    ) -> None:
         await self._stop()
 
     async def _healthy(self, process: asyncio.subprocess.Process) -> None:
@@ -121,10 +124,8 @@ class RealEngine:
             except TimeoutError:
                 pass  # the group is killed below
             finally:
-                try:
+                with contextlib.suppress(ProcessLookupError):  # nobody is left
                     os.killpg(group, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # nobody is left
                 await self._process.wait()
                 self._process = None
         if self._output is not None:
