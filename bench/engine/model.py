@@ -60,7 +60,7 @@ class Request:
     """One request in the engine; the engine writes everything after ``prefix_hashes``."""
 
     __slots__ = (
-        "blocks", "cached_tokens", "computed", "done", "generated", "key", "lost", "output_tokens",
+        "blocks", "cached_tokens", "computed", "done", "generated", "key", "lost", "name", "output_tokens",
         "preemptions", "prefix_hashes", "prompt_tokens", "room", "stored", "tokens",
     )  # fmt: skip
 
