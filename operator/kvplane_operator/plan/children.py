@@ -1,6 +1,5 @@
 """The wanted children of a paged service, as complete manifests for server-side apply."""
 
-import json
 from typing import Any
 
 from kvplane_api import names
@@ -61,7 +60,7 @@ def sidecar_config(spec: LLMServiceSpec, service: str, *, kv_events: bool) -> st
             kv_events=kv_events,
         ),
     )
-    return json.dumps(config.model_dump(by_alias=True, mode="json"), indent=2, sort_keys=True) + "\n"
+    return config.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
 def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings) -> records.Record:
@@ -82,16 +81,14 @@ def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorS
     if kept is not None and kept.key == key:
         return kept
     config = sidecar_config(spec, snapshot.name, kv_events=engine_args.publishes_kv_events(spec.engine))
-    return records.Record(
-        key=key,
-        template=pod_template(
-            spec,
-            service=snapshot.name,
-            namespace=snapshot.namespace,
-            settings=settings,
-            config_hash=config_hash(config),
-        ),
+    template = pod_template(
+        spec,
+        service=snapshot.name,
+        namespace=snapshot.namespace,
+        settings=settings,
+        config_hash=config_hash(config),
     )
+    return records.make(key, template)
 
 
 def current_config(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record) -> str:
@@ -142,7 +139,7 @@ def _manifest(kind: Kind, name: str, **body: Any) -> Manifest:
 
 
 def _config_map(name: str, config: str, record: records.Record) -> Manifest:
-    return _manifest(Kind.CONFIG_MAP, name, data={names.FILE_SIDECAR_CONFIG: config, records.DATA_KEY: record.dump()})
+    return _manifest(Kind.CONFIG_MAP, name, data={names.FILE_SIDECAR_CONFIG: config, records.DATA_KEY: record.text})
 
 
 def _deployment(name: str, spec: LLMServiceSpec, record: records.Record) -> Manifest:

@@ -1,10 +1,11 @@
 """Kubernetes lists with keys: merging an overlay over a manifest, and finding where an observed object departs from it.
 
 Both need to know which lists are maps by a key (containers by name, Service ports by port and protocol). The table covers
-what the operator writes and what a pod template overlay commonly adds; a list that is not in it is one value.
+what the operator writes and what a pod template overlay commonly adds; a list that is not in it is one value. All of it
+is JSON as it was parsed: maps are dicts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from kvplane_operator.plan import quantities
@@ -33,7 +34,7 @@ def overlay(base: Any, patch: Any, field: str = "") -> Any:
 
     Items of a keyed list that only the patch has are appended, in its order.
     """
-    if isinstance(base, Mapping) and isinstance(patch, Mapping):
+    if isinstance(base, dict) and isinstance(patch, dict):
         merged = dict(base)
         for key, value in patch.items():
             merged[key] = overlay(base[key], value, key) if key in base else value
@@ -50,8 +51,10 @@ def overlay(base: Any, patch: Any, field: str = "") -> Any:
 def departures(wanted: Any, observed: Any, path: str = "", field: str = "") -> Iterator[str]:
     """Paths at which ``observed`` does not have what ``wanted`` says; what only ``observed`` has (defaults, other
     writers' fields) does not count."""
-    if isinstance(wanted, Mapping):
-        if not isinstance(observed, Mapping):
+    if wanted == observed:
+        return  # most parts, and at once
+    if isinstance(wanted, dict):
+        if not isinstance(observed, dict):
             if wanted:  # the API server drops empty maps
                 yield path
             return
@@ -72,7 +75,7 @@ def _list_departures(wanted: list[Any], observed: Any, path: str, field: str) ->
             yield path
         return
     if keys := _keys(field, wanted):
-        by_key = {_key(item, keys): item for item in observed if isinstance(item, Mapping)}
+        by_key = {_key(item, keys): item for item in observed if isinstance(item, dict)}
         for item in wanted:
             key = _key(item, keys)
             if key in by_key:
@@ -102,7 +105,7 @@ def _is_quantity(field: str) -> bool:
 
 
 def _keys(field: str, items: list[Any]) -> tuple[str, ...] | None:
-    if not items or not all(isinstance(item, Mapping) for item in items):
+    if not items or not all(isinstance(item, dict) for item in items):
         return None
     if field in _LIST_KEYS:
         return _LIST_KEYS[field]
@@ -111,5 +114,5 @@ def _keys(field: str, items: list[Any]) -> tuple[str, ...] | None:
     return None
 
 
-def _key(item: Mapping[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
+def _key(item: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(item.get(key, "TCP" if key == "protocol" else "")) for key in keys)

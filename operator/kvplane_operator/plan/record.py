@@ -25,14 +25,8 @@ class Record:
 
     key: str
     template: dict[str, Any]
-
-    def dump(self) -> str:
-        """The record as it stands in the ConfigMap."""
-        return json.dumps(
-            {"key": self.key, "digest": digest(self.template), "template": self.template},
-            separators=(",", ":"),
-            sort_keys=True,
-        )
+    text: str
+    """The record as it stands in the ConfigMap."""
 
 
 def digest(value: object) -> str:
@@ -53,11 +47,18 @@ def template_key(spec: LLMServiceSpec, *, service: str, extra: Mapping[str, obje
     return digest({"service": service, "spec": parts, "extra": extra or {}})
 
 
+def make(key: str, template: dict[str, Any]) -> Record:
+    """The record of a template that was just rendered."""
+    parts = {"key": key, "digest": digest(template), "template": template}
+    return Record(key, template, json.dumps(parts, separators=(",", ":"), sort_keys=True))
+
+
 def load(data: Mapping[str, str] | None) -> Record | None:
     """The record of a ConfigMap's data; None where there is none or it was changed by hand."""
     try:
-        raw = json.loads((data or {})[DATA_KEY])
-        record = Record(key=raw["key"], template=raw["template"])
+        text = (data or {})[DATA_KEY]
+        raw = json.loads(text)
+        record = Record(key=raw["key"], template=raw["template"], text=text)
         return record if raw["digest"] == digest(record.template) else None
     except (KeyError, TypeError, ValueError):
         return None
