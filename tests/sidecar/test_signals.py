@@ -10,11 +10,34 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvplane_runtime.sidecar import exposition
-from kvplane_runtime.sidecar.signals import KV_CACHE, SIGNALS, WANTED, Kind, KvCache, Scrape, normalise
+from kvplane_runtime.sidecar.signals import (
+    KV_CACHE,
+    SIGNALS,
+    WANTED,
+    Kind,
+    KvCache,
+    Scrape,
+    missing_signals,
+    normalise,
+)
+from kvplane_runtime.signals.account import Counters
 
 EXPOSITIONS = Path(__file__).parent / "expositions"
 VERSIONS = ("0.8.5", "0.9.2", "0.10.2", "0.12.0", "0.16.0", "0.20.2")
+OPTIONS = {
+    "spec_decode_draft_tokens",
+    "spec_decode_accepted_tokens",
+    "kv_block_lifetime_seconds",
+    "kv_block_idle_before_evict_seconds",
+    "kv_block_reuse_gap_seconds",
+}
+"""What the engine exports only with speculative decoding, and with --kv-cache-metrics."""
 ALL = {signal.name for signal in SIGNALS} | {KV_CACHE}
+LATER = {
+    "external_prefix_cache_hits_tokens": ("0.8.5", "0.9.2", "0.10.2"),
+    "request_prefill_kv_computed_tokens": ("0.8.5", "0.9.2", "0.10.2", "0.12.0"),
+}
+"""Versions that did not have a signal yet."""
 
 
 def load(version: str) -> str:
@@ -34,15 +57,19 @@ def test_every_version_gives_the_same_signals(version: str) -> None:
         "requests_waiting": 3,
         "prompt_tokens": 640,
         "generation_tokens": 120,
+        "external_prefix_cache_hits_tokens": 0,
     }
+    if version in LATER["external_prefix_cache_hits_tokens"]:
+        del expected["external_prefix_cache_hits_tokens"]
     if version == "0.8.5":  # counts blocks, under another name: unknown rather than wrong
         expected = {name: value for name, value in expected.items() if not name.startswith("prefix_cache")}
     assert scrape.values == expected
     assert scrape.kv_cache == KvCache(blocks=96, block_size_tokens=32, capacity_tokens=96 * 32)
     assert scrape.kv_blocks_used == 24
-    assert set(scrape.present) == set(expected) | {
-        signal.name for signal in SIGNALS if signal.kind is Kind.HISTOGRAM
-    } | {KV_CACHE}
+    histograms = {signal.name for signal in SIGNALS if signal.kind is Kind.HISTOGRAM} - OPTIONS
+    histograms -= {name for name, versions in LATER.items() if version in versions}
+    assert set(scrape.present) == set(expected) | histograms | {KV_CACHE}
+    assert missing_signals(scrape) == ()
     for name, total in {
         "time_to_first_token_seconds": 0.12,
         "inter_token_latency_seconds": 0.08,
@@ -61,7 +88,8 @@ def test_every_version_gives_the_same_signals(version: str) -> None:
 
 def test_the_recorded_engine_has_every_signal() -> None:
     scrape = normalise(load("0.32.0"))
-    assert set(scrape.present) == ALL
+    assert set(scrape.present) == ALL - OPTIONS
+    assert missing_signals(scrape) == ()
     assert scrape.values == {
         "kv_cache_usage_ratio": pytest.approx(95 / 96),
         "preemptions": 44,
@@ -71,12 +99,48 @@ def test_the_recorded_engine_has_every_signal() -> None:
         "requests_waiting": 6,
         "prompt_tokens": 11553,
         "generation_tokens": 6626,
+        "external_prefix_cache_hits_tokens": 0,
     }
     assert scrape.kv_cache == KvCache(blocks=96, block_size_tokens=32, capacity_tokens=96 * 32)
     assert scrape.kv_blocks_used == 95
 
 
-@pytest.mark.parametrize("version", [*VERSIONS, "0.32.0"])
+def test_options_of_the_engine_add_signals() -> None:
+    scrape = normalise(load("0.32.0-options"))
+    assert set(scrape.present) == OPTIONS | {"requests_running", "kv_cache_usage_ratio"}
+    assert scrape.values["spec_decode_draft_tokens"] == 6
+    assert scrape.values["spec_decode_accepted_tokens"] == 3
+    assert scrape.histograms["kv_block_lifetime_seconds"].sum == 74
+    assert scrape.counters() == Counters(usage=0.25, running=2, sampled_evictions=2)
+
+
+def test_the_account_gets_what_the_engine_says_of_its_cache() -> None:
+    assert normalise(load("0.32.0")).counters() == Counters(
+        usage=pytest.approx(95 / 96),
+        kv_blocks=96,
+        block_size_tokens=32,
+        running=13,
+        preemptions=44,
+        prompt_tokens=11553,
+        generation_tokens=6626,
+        prefix_queries_tokens=11553,
+        prefix_hits_tokens=6720,
+        reloaded_tokens=0,
+        sampled_evictions=None,
+    )
+
+
+def test_a_missing_signal_is_named_with_all_that_was_looked_for() -> None:
+    assert missing_signals(normalise("")) == (
+        "kv_cache_usage_ratio (vllm:kv_cache_usage_perc, vllm:gpu_cache_usage_perc)",
+        "preemptions (vllm:num_preemptions)",
+        "kv_cache (vllm:cache_config_info)",
+    )
+    renamed = load("0.32.0").replace("vllm:num_preemptions", "vllm:num_evictions")
+    assert missing_signals(normalise(renamed)) == ("preemptions (vllm:num_preemptions)",)
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, "0.32.0", "0.32.0-options"])
 def test_the_reader_agrees_with_the_general_parser(version: str) -> None:
     text = load(version)
     expected: dict[str, list[exposition.Sample]] = {}

@@ -13,6 +13,8 @@ from typing import Final, TypeVar
 import aiohttp
 
 from kvplane_runtime.sidecar.signals import Scrape, normalise
+from kvplane_runtime.signals.account import KvAccount
+from kvplane_runtime.signals.ledger import KvEventLedger
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -82,6 +84,8 @@ class EngineMonitor:
         self.seen: dict[str, float] = {}
         """When each signal was last present, on the clock."""
         self.scraped_at: float | None = None
+        self.kv = KvAccount(ledger=KvEventLedger())
+        """Evictions, waste and thrashing, from the scrapes and from whoever feeds the ledger."""
         self._unreadable = False
         """Whether the last exposition was malformed: said once, not every second."""
         self.version: str | None = None
@@ -105,10 +109,11 @@ class EngineMonitor:
         return self.health.dead(self._clock())
 
     def take(self, scrape: Scrape) -> None:
-        """Keeps a good scrape, and dates the signals it has."""
+        """Keeps a good scrape, dates the signals it has, and takes it into account."""
         self.scrape = scrape
         self.scraped_at = self._clock()
         self.seen.update(dict.fromkeys(scrape.present, self.scraped_at))
+        self.kv.observe(scrape.counters(), self.scraped_at)
 
     async def run(self) -> None:
         """Polls until cancelled."""
@@ -134,6 +139,8 @@ class EngineMonitor:
         if self.starts != before:
             log.info("The engine is up.")
             self.version = self.max_model_len_tokens = None
+            if before:
+                self.kv.restarted()
         if self.version is None:
             self.version = _field(await _json(session, "/version"), "version", str)
         if self.max_model_len_tokens is None:

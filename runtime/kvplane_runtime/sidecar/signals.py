@@ -16,8 +16,10 @@ from typing import Final
 from kvplane_api.wire import EngineSignals
 from kvplane_runtime.sidecar import exposition
 from kvplane_runtime.sidecar.exposition import Sample
+from kvplane_runtime.signals.account import Counters
 
 PREFIX: Final = "vllm:"
+KV_BLOCK_LIFETIME: Final = "kv_block_lifetime_seconds"
 
 
 class Kind(enum.StrEnum):
@@ -73,6 +75,12 @@ SIGNALS: Final = (
         ("prefix_cache_hits",),  # as above
         "Prompt tokens found in the prefix cache, not computed again.",
     ),
+    Signal(
+        "external_prefix_cache_hits_tokens",
+        Kind.COUNTER,
+        ("external_prefix_cache_hits",),  # since 0.10.2-0.12
+        "Prompt tokens whose KV came from another tier (offloaded blocks, another engine) instead of being computed.",
+    ),
     Signal("requests_running", Kind.GAUGE, ("num_requests_running",), "Requests in the engine's running batch."),
     Signal(
         "requests_waiting",
@@ -115,11 +123,49 @@ SIGNALS: Final = (
         ("request_generation_tokens",),
         "Tokens generated per finished request.",
     ),
+    Signal(
+        "request_prefill_kv_computed_tokens",
+        Kind.HISTOGRAM,
+        ("request_prefill_kv_computed_tokens",),  # since 0.12-0.13
+        "Prompt tokens computed per finished request: those found in the prefix cache are not in it.",
+    ),
+    Signal(
+        "spec_decode_draft_tokens",
+        Kind.COUNTER,
+        ("spec_decode_num_draft_tokens",),  # only with speculative decoding, as the next
+        "Tokens that speculative decoding proposed.",
+    ),
+    Signal(
+        "spec_decode_accepted_tokens",
+        Kind.COUNTER,
+        ("spec_decode_num_accepted_tokens",),
+        "Tokens that speculative decoding proposed and the model accepted.",
+    ),
+    Signal(
+        KV_BLOCK_LIFETIME,
+        Kind.HISTOGRAM,
+        ("kv_block_lifetime_seconds",),  # only with --kv-cache-metrics, as the next two
+        "Time from the allocation of a KV block to its eviction, of a sample of blocks.",
+    ),
+    Signal(
+        "kv_block_idle_before_evict_seconds",
+        Kind.HISTOGRAM,
+        ("kv_block_idle_before_evict_seconds",),
+        "Time from the last use of a KV block to its eviction, of a sample of blocks.",
+    ),
+    Signal(
+        "kv_block_reuse_gap_seconds",
+        Kind.HISTOGRAM,
+        ("kv_block_reuse_gap_seconds",),
+        "Time between two uses of a KV block, of a sample of blocks.",
+    ),
 )
 
 KV_CACHE: Final = "kv_cache"
 """Signal name of the cache's size, which is exported as labels of one info metric."""
 _CACHE_INFO: Final = PREFIX + "cache_config_info"
+NEEDED: Final = ("kv_cache_usage_ratio", "preemptions", KV_CACHE)
+"""What admission cannot do without: without them it counts only what it let in itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +175,11 @@ class Histogram:
     buckets: tuple[tuple[str, float], ...]
     """Upper bound as exported and cumulative count, ascending; the last bound is ``+Inf``."""
     sum: float
+
+    @property
+    def count(self) -> float:
+        """Of all observations."""
+        return self.buckets[-1][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +228,33 @@ class Scrape:
             max_model_len_tokens=max_model_len_tokens,
         )
 
+    def counters(self) -> Counters:
+        """The part of it that is about KV memory."""
+        lifetimes = self.histograms.get(KV_BLOCK_LIFETIME)
+        return Counters(
+            usage=self.values.get("kv_cache_usage_ratio"),
+            kv_blocks=self.kv_cache.blocks if self.kv_cache else None,
+            block_size_tokens=self.kv_cache.block_size_tokens if self.kv_cache else None,
+            running=self.values.get("requests_running"),
+            preemptions=self.values.get("preemptions"),
+            prompt_tokens=self.values.get("prompt_tokens"),
+            generation_tokens=self.values.get("generation_tokens"),
+            prefix_queries_tokens=self.values.get("prefix_cache_queries_tokens"),
+            prefix_hits_tokens=self.values.get("prefix_cache_hits_tokens"),
+            reloaded_tokens=self.values.get("external_prefix_cache_hits_tokens"),
+            sampled_evictions=lifetimes.count if lifetimes else None,
+        )
+
     def _whole(self, name: str) -> int | None:
         value = self.values.get(name)
         return None if value is None else round(value)
+
+
+def missing_signals(scrape: Scrape) -> tuple[str, ...]:
+    """The NEEDED signals that ``scrape`` lacks, each with the engine's names that were looked for."""
+    looked_for = {signal.name: tuple(PREFIX + source for source in signal.sources) for signal in SIGNALS}
+    looked_for[KV_CACHE] = (_CACHE_INFO,)
+    return tuple(f"{name} ({', '.join(looked_for[name])})" for name in NEEDED if name not in scrape.present)
 
 
 def _series_names(signal: Signal, source: str) -> tuple[str, ...]:
