@@ -42,6 +42,7 @@ async def run(settings: OperatorSettings) -> int:
     cluster = Cluster(api, timeout_seconds=settings.request_timeout_seconds, fence=leadership.check)
     store = Store()
     metrics.SERVICES.set_function(store.services)
+    metrics.REGISTRY.register(metrics.ServiceCollector(services=store.llmservices, pods=store.pods))
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings)
     queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
     sidecars = connect_to_sidecars()

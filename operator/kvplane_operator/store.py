@@ -94,6 +94,10 @@ class Store:
         """How many services there are."""
         return len(self._services)
 
+    def llmservices(self) -> Iterator[Manifest]:
+        """All services."""
+        return (self._objects[key] for key in self._services.values())
+
     def pods(self) -> Iterator[Manifest]:
         """All pods of services."""
         return (self._objects[key] for key in self._pods.values())

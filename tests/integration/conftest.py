@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,6 +70,13 @@ class Operator:
 
     def log(self) -> str:
         return self._log.read_text()
+
+    def metrics(self) -> str:
+        """What it exports now."""
+        port = self._environment["KVPLANE_OPERATOR_METRICS_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+        return text
 
 
 class Cluster:

@@ -105,6 +105,9 @@ def test_fresh_signals_and_their_figures(cluster: Cluster, namespace: str, repli
     assert (pool["kvTokensPerReplica"], pool["maxContextTokens"]) == (1600, 1520)
     table = cluster.kubectl("get", "llms", "-n", namespace, "-o", "wide")
     assert table.splitlines()[1].split()[-2:] == ["40", "Serving"]
+    labels = f'condition="SignalsFresh",namespace="{namespace}",reason="SignalsRead",service="chat"'
+    assert f"kvplane_service_condition{{{labels}}} 1.0" in replica.operator.metrics()
+    assert 'kvplane_operator_state_polls_total{result="failed"}' not in replica.operator.metrics()
 
 
 def test_a_renamed_signal_is_named_and_admission_is_impaired(
@@ -195,7 +198,7 @@ def test_a_restart_of_the_operator_changes_nothing(
     eventually(lambda: "capacity" in status(cluster, namespace))
     before = cluster.get(namespace, "llmservice chat")["metadata"]["resourceVersion"]
     second = operators(signals_seconds=1)
-    replica.operator.stop()
+    assert replica.operator.stop() == 0
     eventually(lambda: "Leading" in second.log())
     polls = replica.polls()
     eventually(lambda: replica.polls() >= polls + 2)

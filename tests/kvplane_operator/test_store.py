@@ -109,6 +109,7 @@ def test_a_service_that_is_gone_has_no_snapshot(store: Store) -> None:
     assert store.uid_of("team", "chat") == "u1"
     store.remove(SERVICE, service(2))
     assert (store.snapshot("u1"), store.uid_of("team", "chat"), store.services()) == (None, None, 0)
+    assert list(store.llmservices()) == []
 
 
 def test_a_service_made_again_has_a_snapshot_of_its_own(store: Store) -> None:
@@ -119,6 +120,7 @@ def test_a_service_made_again_has_a_snapshot_of_its_own(store: Store) -> None:
     assert snapshot is not None
     assert snapshot.children == {}
     assert store.services() == 1
+    assert [held["metadata"]["uid"] for held in store.llmservices()] == ["u2"]
 
 
 def test_deletion_is_seen(store: Store) -> None:
