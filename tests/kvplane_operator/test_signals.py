@@ -82,6 +82,14 @@ class TestPatience:
         assert world.settle().status["conditions"] == before["conditions"]
         assert world.status == before
 
+    def test_what_a_newer_operator_wrote_is_not_held(self) -> None:
+        world = serving(a=fresh("a"))
+        world.settle()
+        for condition in world.status["conditions"]:
+            condition["reason"] = "ReasonOfALaterVersion"
+        world.readings = {}
+        assert world.condition("SignalsFresh") == ("Unknown", "SignalsPending")
+
 
 class TestJoinedToThesePods:
     def test_a_pod_that_does_not_serve_is_not_asked_about(self) -> None:

@@ -92,7 +92,7 @@ def fresh(signals: Signals, snapshot: Snapshot) -> Condition:
         return Condition(kind, "Unknown", Reason.NO_SERVING_PODS, "No pod serves, so there is nothing to read.")
     if signals.pending:
         held = _written(snapshot, kind)
-        if held and held["status"] != "Unknown":
+        if held and held["status"] != "Unknown" and held["reason"] in tuple(Reason):
             return Condition(kind, held["status"], Reason(held["reason"]), held["message"])
         return Condition(kind, "Unknown", Reason.SIGNALS_PENDING, "The pods that serve were not read yet.")
     if signals.faults:
