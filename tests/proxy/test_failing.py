@@ -39,6 +39,8 @@ async def silent(socket: UpstreamSocket) -> None:
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nx: " + b"x" * 40_000 + b"\r\n\r\n",
+        CHUNKED + b"nonsense\r\n",
+        CHUNKED + b"5\r\nhello\r\nnonsense\r\n",
     ],
 )
 async def test_an_upstream_that_does_not_answer_properly_is_a_502(response: bytes) -> None:
@@ -66,19 +68,27 @@ async def test_an_upstream_that_is_silent_is_a_504() -> None:
 @pytest.mark.parametrize(
     "response",
     [
-        ENDLESS,
-        CHUNKED + b"5\r\nhello\r\nnonsense\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello",
+        [ENDLESS],
+        [CHUNKED],
+        [ENDLESS, b"5\r\nhello\r\nnonsense\r\n"],
+        [b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello"],
     ],
 )
-async def test_a_response_that_breaks_off_breaks_off_for_the_client(response: bytes) -> None:
-    async with staged(once(response)) as stage:
+async def test_a_response_that_breaks_off_breaks_off_for_the_client(response: list[bytes]) -> None:
+    async def script(socket: UpstreamSocket) -> None:
+        await socket.request()
+        for piece in response:
+            await socket.send(piece)
+            await asyncio.sleep(0.02)  # lets the proxy take it by itself
+
+    async with staged(script) as stage:
         client = await stage.client()
         await client.send(POST)
         rest = await client.closed()
         assert rest.startswith(b"HTTP/1.1 200 OK")
         assert not rest.endswith(b"0\r\n\r\n")
         assert stage.proxy.stats.cut_responses == 1
+        assert stage.gate.completed == [False]
 
 
 async def test_a_stream_that_falls_silent_is_cut() -> None:
@@ -91,6 +101,21 @@ async def test_a_stream_that_falls_silent_is_cut() -> None:
         client = await stage.client()
         await client.send(POST)
         assert (await client.closed()).endswith(b"5\r\nhello\r\n")
+
+
+async def test_an_engine_that_restarts_in_mid_stream_serves_the_next_request() -> None:
+    async with staged(once(ENDLESS)) as stage:
+        port = stage.upstream.port
+        client = await stage.client()
+        await client.send(POST)
+        assert not (await client.closed()).endswith(b"0\r\n\r\n")
+        await stage.upstream.stop()
+        assert (await stage.ask(POST)).status == 503
+        stage.upstream.script = answer_hello
+        await stage.upstream.start(port)
+        assert (await stage.ask(POST)).status == 200
+        await stage.settled()
+        assert stage.gate.completed == [False, False, True]
 
 
 async def test_bytes_behind_a_response_never_reach_a_client() -> None:

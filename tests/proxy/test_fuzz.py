@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from kvplane_runtime.proxy.limits import Limits
 from tests.proxy.peers import HELLO, Stage, UpstreamSocket, staged
+from tests.proxy.test_gate import Metering
+from tests.proxy.test_sse import USAGE
 
 FEW = settings(max_examples=60, deadline=None)
 QUICK = Limits(header_seconds=0.2, body_seconds=0.2, silence_seconds=0.2)
@@ -110,12 +112,16 @@ RESPONSE_TOKENS = st.sampled_from(
         b"content-length: 3\r\n",
         b"content-length: 5\r\n",
         b"transfer-encoding: chunked\r\n",
+        b"content-type: text/event-stream\r\n",
         b"connection: close\r\n",
         b"\r\n",
         b"\n",
         b"3\r\nabc\r\n",
         b"0\r\n\r\n",
         b"abc",
+        b'c\r\n"choices":[{\r\n',
+        b"%x\r\n%b\r\n" % (len(USAGE), USAGE),
+        b"2\r\n\n\n\r\n",
         HELLO,
         b"\x00",
     ]
@@ -126,13 +132,15 @@ RESPONSE_TOKENS = st.sampled_from(
 @given(
     answer=st.one_of(st.binary(max_size=100), st.lists(RESPONSE_TOKENS, max_size=8).map(b"".join)),
     version=st.sampled_from([b"1.0", b"1.1"]),
+    metering=st.none() | st.builds(Metering, drop_usage=st.booleans()),
 )
-async def test_garbage_from_the_upstream_harms_nobody(answer: bytes, version: bytes) -> None:
+async def test_garbage_from_the_upstream_harms_nobody(answer: bytes, version: bytes, metering: Metering | None) -> None:
     async def script(socket: UpstreamSocket) -> None:
         await socket.request()
         await socket.send(answer)
 
     async with staged(script, limits=QUICK) as stage, without_errors(stage):
+        stage.gate.meter = metering or stage.gate.meter
         client = await stage.client()
         await client.send(b"GET / HTTP/%b\r\nHost: a\r\nConnection: close\r\n\r\n" % version)
         received = await client.closed()

@@ -354,3 +354,17 @@ async def test_admission_that_fails_by_its_own_fault_drops_the_connection_and_le
         assert await client.closed() == b""
         await stage.settled()
         assert stage.gate.completed == [False]
+
+
+async def test_a_ticket_that_fails_at_the_answer_ends_the_request() -> None:
+    def broken(head: ResponseHead) -> None:
+        raise ZeroDivisionError
+
+    raised: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    async with staged() as stage:
+        stage.gate.meter = broken
+        assert (await stage.ask(POST)).status == 502
+        await stage.settled()
+        assert stage.gate.completed == [False]
+    assert [type(error) for error in raised] == [ZeroDivisionError]

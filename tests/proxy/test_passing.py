@@ -43,11 +43,12 @@ async def test_a_chunked_body_reaches_the_upstream_counted() -> None:
 async def test_the_request_id_is_kept_or_made_and_the_trace_context_kept() -> None:
     async with staged() as stage:
         client = await stage.client()
-        kept = await client.ask(GET + b"X-Request-ID: mine\r\ntraceparent: 00-ab-cd-01\r\n\r\n")
+        kept = await client.ask(GET + b"X-Request-ID: mine\r\ntraceparent: 00-ab-cd-01\r\ntracestate: a=1,b=2\r\n\r\n")
         made = await client.ask(GET + b"X-Request-ID: a b\r\n\r\n")
         heads = [head for head, _ in stage.upstream.requests]
         assert kept.header(b"x-request-id") == header(heads[0], b"x-request-id") == b"mine"
         assert header(heads[0], b"traceparent") == b"00-ab-cd-01"
+        assert header(heads[0], b"tracestate") == b"a=1,b=2"
         assert re.fullmatch(rb"[0-9a-f]{32}", made.header(b"x-request-id") or b"")
         assert made.header(b"x-request-id") == header(heads[1], b"x-request-id")
 

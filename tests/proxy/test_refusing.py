@@ -132,6 +132,23 @@ async def test_a_request_that_does_not_end_times_out(limits: Limits, start: byte
         assert await client.closed() == b""
 
 
+@pytest.mark.parametrize(
+    "start", [b"GET / HTTP/1.1\r\nX: ", POST + b"Content-Length: 5000\r\n\r\n"], ids=["head", "body"]
+)
+async def test_a_client_that_sends_a_byte_now_and_then_times_out_all_the_same(start: bytes) -> None:
+    """Slow loris: what is timed is the whole head or body, not the pause between two bytes."""
+    async with staged(limits=Limits(header_seconds=0.1, body_seconds=0.1)) as stage:
+        client = await stage.client()
+        await client.send(start)
+        answer = asyncio.create_task(client.response())
+        while not answer.done():
+            client.writer.write(b"x")
+            await asyncio.sleep(0.01)
+        assert (answer.result().status, code(answer.result())) == (408, "request_timeout")
+        await stage.settled()
+        assert not stage.upstream.requests
+
+
 async def test_a_connection_without_requests_is_closed() -> None:
     async with staged(limits=Limits(keep_alive_seconds=0.05)) as stage:
         fresh, used = await stage.client(), await stage.client()

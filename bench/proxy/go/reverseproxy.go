@@ -31,5 +31,13 @@ func serveReverseProxy(address, engine string) {
 		Transport:     &http.Transport{MaxIdleConns: 2048, MaxIdleConnsPerHost: 2048, DisableCompression: true},
 		BufferPool:    &buffers{},
 	}
-	fail(http.ListenAndServe(address, proxy).Error())
+	// Without full duplex Go's server closes the request's body when the answer begins, and an answer that comes at once is
+	// now and then cut short: the transport has not seen that body's end yet.
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			fail(err.Error())
+		}
+		proxy.ServeHTTP(w, r)
+	}
+	fail(http.ListenAndServe(address, http.HandlerFunc(handler)).Error())
 }

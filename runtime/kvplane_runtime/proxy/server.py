@@ -137,6 +137,9 @@ class ClientConnection(asyncio.Protocol):
         """Whether the head of the upstream's response was passed on."""
         self._meter: Meter | None = None
         """Reads the body of the response that is passed on."""
+        self._answer: ResponseHead | None = None
+        """The head of the upstream's response until it is written, with the first bytes of the body where they came with
+        it: a write is a system call, and as long as nothing was written a fault can still be answered."""
         self._chunking = False
         """Whether that body is put into chunks here, its own framing being removed before the meter."""
         self._dropped: Again | Refusal | None = None
@@ -363,42 +366,52 @@ class ClientConnection(asyncio.Protocol):
             self._dropped = verdict
             self._upstream.discard()
             return False
-        chunked = head.framing is Framing.CHUNKED and self._head.version == "1.1"
-        unframed = head.framing is Framing.CHUNKED and not chunked
+        unframed = head.framing is Framing.CHUNKED and self._head.version == "1.0"
+        self._answer = head
         self._meter = verdict.meter
-        self._chunking = chunked and self._meter is not None
+        self._chunking = head.framing is Framing.CHUNKED and not unframed and self._meter is not None
         self._ends_at_close = unframed or head.framing is Framing.UNTIL_CLOSE
-        self._responding = True
-        self._release_body()
-        self._proxy.stats.responses[head.status, "engine"] += 1
-        self._last = self._ends_at_close or self._closes_after(self._head)
-        self._transport.write(
-            response_bytes(
-                head,
-                request_id=self._request_id,
-                chunked=chunked,
-                connection=self._connection_field(self._head),
-            )
-        )
         return unframed or self._chunking
 
     def response_data(self, data: bytes) -> None:
         if self._meter is not None:
             data = self._meter.feed(data)
-            if not data:
-                return
-            if self._chunking:
+            if self._chunking and data:
                 data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._transport.write(data)
+        if self._answer is not None:
+            data = self._take_head(self._answer) + data
+        if data:
+            self._transport.write(data)
+
+    def response_begun(self) -> None:
+        if self._answer is not None:
+            self._transport.write(self._take_head(self._answer))
 
     def response_end(self) -> None:
+        rest = b""
         if self._meter is not None:
             rest = self._meter.finish()
             if self._chunking:
                 rest = b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest) if rest else b"0\r\n\r\n"
-            if rest:
-                self._transport.write(rest)
+        if self._answer is not None:
+            rest = self._take_head(self._answer) + rest
+        if rest:
+            self._transport.write(rest)
         self._completed = True
+
+    def _take_head(self, answer: ResponseHead) -> bytes:
+        assert self._head is not None  # noqa: S101  (there is a request to answer)
+        self._answer = None
+        self._responding = True
+        self._release_body()
+        self._proxy.stats.responses[answer.status, "engine"] += 1
+        self._last = self._ends_at_close or self._closes_after(self._head)
+        return response_bytes(
+            answer,
+            request_id=self._request_id,
+            chunked=answer.framing is Framing.CHUNKED and self._head.version == "1.1",
+            connection=self._connection_field(self._head),
+        )
 
     # Ending it.
     def _closes_after(self, head: RequestHead) -> bool:
@@ -432,6 +445,7 @@ class ClientConnection(asyncio.Protocol):
         self._head = None
         self._request_id = b""
         self._meter = None
+        self._answer = None
         self._responding = False
         self._completed = False
         self._timing_head = False

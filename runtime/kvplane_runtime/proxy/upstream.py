@@ -6,11 +6,13 @@ that is what tells where it ends, hence whether the connection can be used again
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from kvplane_runtime.proxy.http1 import ChunkedScanner, Framing, HeadReader, ProtocolError, Request, ResponseHead
 from kvplane_runtime.proxy.http1 import request_bytes as request_head_bytes
 from kvplane_runtime.proxy.limits import Limits
+
+_JOINED_BYTES: Final = 64 * 1024
 
 
 class UpstreamError(Exception):
@@ -52,6 +54,9 @@ class Receiver(Protocol):
 
     def response_data(self, data: bytes) -> None:
         """Takes the next bytes of the body, in the framing of the head (or decoded)."""
+
+    def response_begun(self) -> None:
+        """What came together with the head was handed over, without a fault in it."""
 
     def response_end(self) -> None:
         """The body is complete."""
@@ -98,8 +103,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._relay = self._relay_head
         self._last_heard = self._loop.time()
         self._timer = self._loop.call_later(self._limits.silence_seconds, self._check_silence)
-        self._transport.write(request_head_bytes(request))
-        if request.body:
+        if len(request.body) <= _JOINED_BYTES:  # each write is a system call
+            self._transport.write(request_head_bytes(request) + request.body)
+        else:
+            self._transport.write(request_head_bytes(request))
             self._transport.write(request.body)
         try:
             await self._done
@@ -203,6 +210,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._relay = self._relay_until_close
         if data or (self._relay == self._relay_counted and not self._left):
             self._relay(data)
+        self._receiver.response_begun()
 
     def _relay_counted(self, data: bytes) -> None:
         excess = len(data) - self._left
