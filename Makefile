@@ -6,10 +6,10 @@ SHELL := /bin/bash
 CACHE := $(or $(KVPLANE_CACHE),$(HOME)/.cache/kvplane)
 PYTHON := .venv/bin/python
 
-.PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images clean clean-cache bench-operator bench-admission
+.PHONY: help setup demo demo-down test unit integration e2e lint verify generate lock images dashboards-preview clean clean-cache bench-operator bench-admission
 
 help: ## list the commands
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
 
 setup: ## Python packages into .venv (the other commands do it by themselves)
 	@scripts/bootstrap.sh
@@ -47,11 +47,18 @@ verify: setup ## fail if generated files differ from their sources
 lock: setup ## renew requirements/*.lock
 	@scripts/lock.sh
 
+dashboards-preview: setup ## draw the dashboards into dist/dashboards (needs Node.js and Chromium; PROMETHEUS=URL for real figures)
+	@$(PYTHON) -m charts.preview $(if $(PROMETHEUS),--prometheus $(PROMETHEUS))
+
 images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
 	@$(PYTHON) -m images.build control engine-cpu demo-model $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
+
+.PHONY: bench-proxy
+bench-proxy: setup ## latency and CPU that the sidecar's proxy adds, beside Go's httputil.ReverseProxy
+	@$(PYTHON) -m bench.proxy
 
 bench-admission: setup ## admission beside the peers' on the real vLLM and on recorded traffic, 3 hours (QUICK=1: 12 minutes; goes on where it ended)
 	@$(PYTHON) -m bench.admission $(if $(QUICK),--quick) $(if $(FRESH),--fresh)

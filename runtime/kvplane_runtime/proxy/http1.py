@@ -45,6 +45,19 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]
 _TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
+def _single_chunk_lines(longest: int) -> tuple[bytes, ...]:
+    """For each length of one whole chunk, the size line that it begins with; b"" where no chunk has that length."""
+    lines = [b""] * (longest + 1)
+    for size in range(1, longest):
+        line = b"%x\r\n" % size
+        if (length := len(line) + size + 2) <= longest:
+            lines[length] = line
+    return tuple(lines)
+
+
+_SINGLE_CHUNK: Final = _single_chunk_lines(4096)
+
+
 class ProtocolError(Exception):
     """A peer broke HTTP; ``status`` is the answer a client gets for it, the message says what was wrong."""
 
@@ -305,16 +318,15 @@ class ChunkedScanner:
         return position
 
     def single_chunk(self, data: bytes) -> bytes:
-        """The payload of ``data`` where that is exactly one chunk as senders write it; else b"", and ``feed`` is to read it.
+        """The payload of ``data`` where that is one small chunk, as senders write it; else b"", and ``feed`` is to read it.
 
         This is how a streamed token comes; taking it changes nothing of the scanner's state.
         """
-        if self._left or self._line or self._trailer_bytes >= 0:
+        if self._left or self._line or self._trailer_bytes >= 0 or len(data) >= len(_SINGLE_CHUNK):
             return b""
-        begin = data.find(b"\r\n") + 2
-        size = len(data) - begin - 2
-        if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
-            return data[begin:-2]
+        line = _SINGLE_CHUNK[len(data)]
+        if line and data[: len(line)] == line and data[-2:] == b"\r\n":
+            return data[len(line) : -2]
         return b""
 
     def _whole_chunk(self, data: bytes, position: int) -> int:

@@ -373,11 +373,15 @@ class ClientConnection(asyncio.Protocol):
         self._ends_at_close = unframed or head.framing is Framing.UNTIL_CLOSE
         return unframed or self._chunking
 
-    def response_data(self, data: bytes) -> None:
+    def response_data(self, data: bytes, chunk: bytes = b"") -> None:
         if self._meter is not None:
-            data = self._meter.feed(data)
-            if self._chunking and data:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
+            passed = self._meter.feed(data)
+            if not self._chunking or not passed:
+                data = passed
+            elif chunk and passed is data:
+                data = chunk
+            else:
+                data = b"%x\r\n%b\r\n" % (len(passed), passed)
         if self._answer is not None:
             data = self._take_head(self._answer) + data
         if data:

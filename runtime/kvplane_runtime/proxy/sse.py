@@ -32,6 +32,8 @@ _CARRIES: Final = re.compile(
 _CHOICES: Final = (b'"choices":[{', b'"choices": [{')
 _NO_CHOICES: Final = (b'"choices":[]', b'"choices": []')
 _USAGE: Final = (b'"usage":{', b'"usage": {')
+_IN_USAGE: Final = b'_tokens":'
+"""In every usage, however it is spelled, and in hardly any other event: ``"usage":null`` may be in all."""
 _MARKS: Final = {
     Endpoint.RESPONSES: (b'"delta":"', b'"delta": "'),
     Endpoint.MESSAGES: (b'"type":"content_block_delta"', b'"type": "content_block_delta"'),
@@ -54,8 +56,9 @@ class StreamMeter:
 
     def __init__(self, endpoint: Endpoint, *, drop_usage: bool, on_first_token: Callable[[], None]) -> None:
         """``drop_usage``: the client did not ask for usage, so it does not get that event."""
-        self._mark, self._spaced_mark = _MARKS.get(endpoint, _CHOICES)
-        self._usage_mark, self._spaced_usage_mark = _USAGE
+        self._marks = _MARKS.get(endpoint, _CHOICES)
+        self._mark = b""
+        """The spelling of the first event with tokens, which the others are counted by."""
         self._drop_usage = drop_usage
         self._on_first_token = on_first_token
         self._partial = b""
@@ -68,10 +71,14 @@ class StreamMeter:
 
     def feed(self, data: bytes) -> bytes:
         """Takes the next bytes; returns what the client gets of them, and of those that were held back."""
-        whole = not self._partial and data.endswith(b"\n\n") and len(data) <= _MAX_EVENT_BYTES
-        if whole and self.token_events and self._usage_mark not in data and self._spaced_usage_mark not in data:
-            # Nearly every call: whole events that are neither the first nor the last.
-            self.token_events += data.count(self._mark) + data.count(self._spaced_mark)
+        if (
+            self._mark
+            and not self._partial
+            and data[-2:] == b"\n\n"
+            and len(data) <= _MAX_EVENT_BYTES
+            and _IN_USAGE not in data
+        ):  # nearly always: whole events, neither the first nor the last
+            self.token_events += data.count(self._mark)
             return data
         passed = self._feed_events(data)
         return passed if self._drop_usage else data
@@ -117,13 +124,14 @@ class StreamMeter:
         """Counts one event, complete or too long; returns whether the client gets it."""
         if too_long := _is_too_long(event):
             event = event[:_MAX_EVENT_BYTES]
-        marks = event.count(self._mark) + event.count(self._spaced_mark)
-        if marks and not self.token_events and (b'"role"' not in event or _CARRIES.search(event)):
-            self.token_events = marks
-            self._on_first_token()
-        elif self.token_events:
-            self.token_events += marks
-        if too_long or not (self._usage_mark in event or self._spaced_usage_mark in event):
+        if self._mark:
+            self.token_events += event.count(self._mark)
+        elif b'"role"' not in event or _CARRIES.search(event):
+            self._mark = next((mark for mark in self._marks if mark in event), b"")
+            if self._mark:
+                self.token_events = event.count(self._mark)
+                self._on_first_token()
+        if too_long or _IN_USAGE not in event or not any(mark in event for mark in _USAGE):
             return True
         self._usage_event = event
         return not (self._drop_usage and any(mark in event for mark in _NO_CHOICES))

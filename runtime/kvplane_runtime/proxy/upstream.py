@@ -52,8 +52,11 @@ class Receiver(Protocol):
     def response_head(self, head: ResponseHead) -> bool:
         """Takes the final head; returns whether a chunked body is to be decoded for it. May ``discard`` the answer."""
 
-    def response_data(self, data: bytes) -> None:
-        """Takes the next bytes of the body, in the framing of the head (or decoded)."""
+    def response_data(self, data: bytes, chunk: bytes = b"") -> None:
+        """Takes the next bytes of the body, in the framing of the head (or decoded).
+
+        ``chunk``: the whole chunk that decoded ``data`` came in, where it came so.
+        """
 
     def response_begun(self) -> None:
         """What came together with the head was handed over, without a fault in it."""
@@ -234,7 +237,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _relay_decoded(self, data: bytes) -> None:
         if content := self._scanner.single_chunk(data):
-            self._receiver.response_data(content)
+            self._receiver.response_data(content, data)
             return
         end = self._scanner.feed(data)
         if self._content:
