@@ -67,6 +67,13 @@ class Prometheus:
         samples = (Sample(found["metric"], float(found["value"][1])) for found in answer["result"])
         return [sample for sample in samples if math.isfinite(sample.value)]
 
+    def matrix(self, expr: str, *, start: int, end: int, step: int) -> list[dict[str, Any]]:
+        """The series of an expression over time, as Prometheus gives them: `metric` (labels) and `values` (time, text)."""
+        found: list[dict[str, Any]] = self._get(
+            "query_range", query=expr, start=str(start), end=str(end), step=str(step)
+        )["result"]
+        return found
+
     def selectors(self, expr: str) -> list[str]:
         """Every vector selector in an expression, as one that can be asked for on its own: {__name__="up"}."""
         return [

@@ -202,7 +202,7 @@ def _settings() -> Row:
                     f"60 * {rate('kvplane_sidecar_config_reloads_total', CHOSEN_PODS, 'result')}",
                     "{{result}}",
                 ),
-                unit="suffix: per minute",
+                unit="suffix:per minute",
                 span=12,
             ),
         ),

@@ -64,7 +64,7 @@ def _thrash() -> Row:
                 "KV blocks per second that were removed from the cache to make room. Alone no fault: one-shot traffic "
                 "evicts what nobody asks for again.",
                 rate("kvplane_kv_block_evictions_total", CHOSEN_PODS),
-                unit="suffix: blocks/s",
+                unit="suffix:blocks/s",
             ),
             stat(
                 "Prefix hits",
@@ -81,16 +81,11 @@ def _thrash() -> Row:
                 steps=((0.9, "orange"), (0.95, "red")),
             ),
             graph(
-                "Thrashing",
-                "1 while the detector says that a replica thrashes. preemption: running requests do not fit together. "
-                "prefix: cached prompts are evicted before they are asked for again. offload: blocks go back and forth "
-                "between device and host.",
-                Query(
-                    f"max by (pod, kind) (kvplane_thrashing{{{CHOSEN_PODS}}})",
-                    "{{pod}} {{kind}}",
-                ),
+                "Replicas thrashing, by kind",
+                "Replicas whose detector says so. preemption: running requests do not fit together. prefix: cached prompts are "
+                "evicted before they are asked for again. offload: blocks go back and forth between device and host.",
+                Query(f"sum by (kind) (kvplane_thrashing{{{CHOSEN_PODS}}})", "{{kind}}"),
                 unit="none",
-                maximum=1,
                 steps=((1, "red"),),
             ),
             graph(
@@ -166,7 +161,7 @@ def _reuse() -> Row:
                 "KV blocks removed per second. source says how it is known: events (counted from the engine's KV events), "
                 "or sampled or estimated where these are off.",
                 Query(rate("kvplane_kv_block_evictions_total", CHOSEN_PODS, "source"), "{{source}}"),
-                unit="suffix: blocks/s",
+                unit="suffix:blocks/s",
                 span=12,
             ),
             graph(

@@ -25,9 +25,12 @@ def _fine() -> Row:
         (
             stat(
                 "Leaders",
-                "Operators that hold the leader Lease: 1. With 0 nothing is reconciled; engines serve on.",
+                "Operators that hold the leader Lease: one for each installation. With 0 nothing is reconciled; engines serve on. "
+                "2 for longer than a scrape: two installations are chosen.",
                 f"sum(kvplane_operator_leading{{{_OPERATORS}}})",
                 unit="none",
+                below="red",
+                steps=((1, "green"), (2, "orange")),
             ),
             stat(
                 "Services",
@@ -46,14 +49,14 @@ def _fine() -> Row:
                 "Failed reconciles",
                 "Reconciles per minute that failed and are tried again after a back-off. The operator's log says why.",
                 f"60 * {rate('kvplane_operator_reconcile_errors_total', _OPERATORS)}",
-                unit="suffix: per minute",
+                unit="suffix:per minute",
                 steps=((1, "orange"), (10, "red")),
             ),
             stat(
                 "Container restarts",
                 "Restarts of engines and sidecars in the last hour.",
-                "sum(max by (namespace, service, pod, container) "
-                "(increase(kvplane_service_container_restarts_total[1h])))",
+                "round(sum(max by (namespace, service, pod, container) "
+                "(increase(kvplane_service_container_restarts_total[1h]))))",
                 unit="none",
                 steps=((1, "orange"), (3, "red")),
             ),
@@ -97,11 +100,11 @@ def _services() -> Row:
                 "Container restarts",
                 "Restarts per hour of engine and sidecar containers, by service.",
                 Query(
-                    "sum by (namespace, service, container) (max by (namespace, service, pod, container) "
-                    "(increase(kvplane_service_container_restarts_total[1h])))",
+                    "round(sum by (namespace, service, container) (max by (namespace, service, pod, container) "
+                    "(increase(kvplane_service_container_restarts_total[1h]))))",
                     "{{namespace}}/{{service}} {{container}}",
                 ),
-                unit="suffix: per hour",
+                unit="suffix:per hour",
                 span=12,
             ),
             graph(
@@ -171,7 +174,7 @@ def _requests() -> Row:
                 "Children per minute that another writer changed and the operator wrote again, by kind. A steady line means "
                 "that two writers disagree.",
                 Query(f"60 * {rate('kvplane_operator_drift_healed_total', _OPERATORS, 'kind')}", "{{kind}}"),
-                unit="suffix: per minute",
+                unit="suffix:per minute",
             ),
         ),
     )

@@ -33,7 +33,7 @@ _HEIGHT: Final = 8
 _STAT_HEIGHT: Final = 4
 
 Steps: TypeAlias = Sequence[tuple[float, str]]
-"""Where a value changes colour: (from this value on, colour), ascending; below the first it is green."""
+"""Where a value changes colour: (from this value on, colour), ascending."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,17 @@ class Row:
     panels: tuple[Panel, ...]
 
 
-def stat(title: str, description: str, expr: str, *, unit: str, steps: Steps = (), none: str = "unknown") -> Panel:
-    """One figure now, its recent past behind it; `none` is what it says without data."""
+def stat(
+    title: str,
+    description: str,
+    expr: str,
+    *,
+    unit: str,
+    below: str = "green",
+    steps: Steps = (),
+    none: str = "unknown",
+) -> Panel:
+    """One figure now, its recent past behind it; `below` is its colour below all steps, `none` its text without data."""
     panel = (
         stats.Panel()
         .title(title)
@@ -62,7 +71,7 @@ def stat(title: str, description: str, expr: str, *, unit: str, steps: Steps = (
         .span(COLUMNS // 6)
         .height(_STAT_HEIGHT)
         .unit(unit)
-        .thresholds(_thresholds(steps))
+        .thresholds(_thresholds(steps, below=below))
         .no_value(none)
         .graph_mode(common.BigValueGraphMode.AREA)
         .color_mode(common.BigValueColorMode.VALUE)
@@ -220,6 +229,9 @@ def board(uid: str, title: str, description: str, *, variables: Iterable["Variab
     document = json.loads(JSONEncoder().encode(built.build()))
     for link in document["links"]:
         del link["placement"]  # the SDK knows only the menu, where nobody looks
+    for variable in document["templating"]["list"]:
+        for name in ("auto", "auto_count", "auto_min"):  # of intervals only
+            del variable[name]
     for panel in document["panels"]:
         panel.get("options", {}).pop("footer", None)  # unknown to Grafana 13's tables
     return json.dumps(document, indent=2, sort_keys=True) + "\n"
@@ -272,8 +284,8 @@ def _target(query: Query, name: str) -> prometheus.Dataquery:
     return target.ref_id(name).range().datasource(DATASOURCE)
 
 
-def _thresholds(steps: Steps) -> dashboards.ThresholdsConfig:
-    colours = [dashboard.Threshold(value=None, color="green")]
+def _thresholds(steps: Steps, *, below: str = "green") -> dashboards.ThresholdsConfig:
+    colours = [dashboard.Threshold(value=None, color=below)]
     colours += [dashboard.Threshold(value=value, color=colour) for value, colour in steps]
     return dashboards.ThresholdsConfig().mode(dashboard.ThresholdsMode.ABSOLUTE).steps(colours)
 
@@ -284,7 +296,6 @@ def _variable(variable: Variable) -> dashboards.QueryVariable:
         .label(variable.label)
         .datasource(DATASOURCE)
         .query({"qryType": 1, "query": variable.query, "refId": f"variable-{variable.name}"})
-        .definition(variable.query)
         .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(dashboard.VariableSort.NATURAL_ASC)
         .multi(True)

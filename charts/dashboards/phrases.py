@@ -4,8 +4,8 @@ from typing import Final
 
 from charts.dashboards.panels import CHOSEN_SERVICES, rate
 
-TOKENS_PER_SECOND: Final = "suffix: tokens/s"
-TOKENS: Final = "suffix: tokens"
+TOKENS_PER_SECOND: Final = "suffix:tokens/s"
+TOKENS: Final = "suffix:tokens"
 
 NEEDED_SIGNALS: Final = 'signal=~"kv_cache|kv_cache_usage_ratio|preemptions|requests_running|requests_waiting"'
 """The engine signals that admission needs."""

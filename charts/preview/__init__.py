@@ -1,0 +1,1 @@
+"""Pictures of the shipped dashboards: ``make dashboards-preview``."""

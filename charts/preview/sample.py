@@ -45,7 +45,7 @@ def openmetrics(end: int) -> str:
 
 def _values(kind: str, course: Course) -> Iterator[tuple[int, float]]:
     seconds = range(0, HOUR_SECONDS + 1, STEP_SECONDS)
-    values = map(course, seconds)
+    values = (round(course(second), 6) for second in seconds)
     return zip(seconds, values if kind == "gauge" else accumulate(STEP_SECONDS * v for v in values), strict=True)
 
 

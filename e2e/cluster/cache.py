@@ -3,6 +3,7 @@
 bin/NAME-KEY/   programs built from one Go module; KEY is the hash of what they are built from
 go/             Go's module and build caches, and a Go toolchain where the system has none
 images/         the golden image store that the nodes of every cluster share
+preview/KEY/    the page that draws dashboards, with its npm packages (charts/preview)
 clusters/NAME/  one running cluster: certificates, disks of its machines, logs, kubeconfig
 """
 

@@ -50,7 +50,7 @@ def test_variables(board: dict[str, Any]) -> None:
         assert variable["refresh"] == 2
         assert variable["datasource"] == SOURCE
         assert variable["includeAll"]
-        assert metrics(variable["definition"])
+        assert metrics(variable["query"]["query"])
     used = set(re.findall(r"\$(\w+)", json.dumps([p["targets"] for p in panels(board)])))
     assert used - {"__rate_interval"} == {variable["name"] for variable in chosen}
 
