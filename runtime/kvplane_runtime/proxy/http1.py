@@ -14,7 +14,7 @@ Sources: RFC 9110 (semantics), RFC 9112 (framing; sections 6.3, 7.1, 9.3 and 11.
 import contextlib
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +37,8 @@ HOP_BY_HOP: Final = frozenset(
     )
 )
 """Fields that speak of one connection only (RFC 9110, 7.6.1); fields that Connection names are dropped with them."""
+
+_NOT_FOR_UPSTREAM: Final = HOP_BY_HOP | {b"content-length", b"expect", b"x-request-id"}
 
 _MAX_CHUNK_LINE: Final = 1024
 _MAX_TRAILER_BYTES: Final = 8192
@@ -382,7 +384,7 @@ def request_bytes(request: Request) -> bytes:
     """The head to send upstream for ``request``: end-to-end fields kept, body framed by Content-Length."""
     head = request.head
     lines = [b"%b %b HTTP/1.1\r\n" % (head.method, head.target)]
-    lines += _end_to_end(head.headers, also_drop=(b"content-length", b"expect", b"x-request-id"), keep=(b"host",))
+    lines += _end_to_end(head.headers, drop=_NOT_FOR_UPSTREAM, keep=(b"host",))
     lines.append(b"x-request-id: %b\r\n" % request.request_id)
     if request.body or head.method in (b"POST", b"PUT", b"PATCH"):
         lines.append(b"content-length: %d\r\n" % len(request.body))
@@ -396,7 +398,7 @@ def response_bytes(head: ResponseHead, *, request_id: bytes, chunked: bool, conn
     ``chunked`` says whether the body follows in chunks; ``connection`` is the value of that field, None for no field.
     """
     lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-    lines += _end_to_end(head.headers, also_drop=(b"content-length",) if head.status == 204 else ())
+    lines += _end_to_end(head.headers, drop=HOP_BY_HOP if head.status != 204 else HOP_BY_HOP | {b"content-length"})
     if not any(name.lower() == b"x-request-id" for name, _ in head.headers):
         lines.append(b"x-request-id: %b\r\n" % request_id)
     if chunked:
@@ -407,11 +409,11 @@ def response_bytes(head: ResponseHead, *, request_id: bytes, chunked: bool, conn
     return b"".join(lines)
 
 
-def _end_to_end(headers: Headers, *, also_drop: Iterable[bytes], keep: Iterable[bytes] = ()) -> list[bytes]:
-    """Header lines without hop-by-hop fields, fields that Connection names (but ``keep``), and ``also_drop``."""
-    named = _tokens(value for name, value in headers if name.lower() == b"connection")
-    dropped = HOP_BY_HOP.union(named.difference(keep), also_drop)
-    return [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in dropped]
+def _end_to_end(headers: Headers, *, drop: frozenset[bytes], keep: Iterable[bytes] = ()) -> list[bytes]:
+    """Header lines without those of ``drop``, and without fields that Connection names (but ``keep``)."""
+    if named := _tokens([value for name, value in headers if name.lower() == b"connection"]):
+        drop |= named.difference(keep)
+    return [b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in drop]
 
 
 def _first(headers: Headers, name: bytes) -> bytes | None:
@@ -425,6 +427,8 @@ def _by_name(fields: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
     return found
 
 
-def _tokens(values: Iterable[bytes]) -> set[bytes]:
+def _tokens(values: Sequence[bytes]) -> set[bytes]:
     """Members of a comma-separated list field, in lower case."""
+    if not values:
+        return set()
     return {token.strip(b" \t").lower() for value in values for token in value.split(b",")} - {b""}

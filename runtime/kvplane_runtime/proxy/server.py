@@ -11,8 +11,8 @@ import asyncio
 import enum
 import logging
 import re
+import secrets
 import socket
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -240,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
     def _start_request(self, head: RequestHead) -> None:
         self._head = head
         given = head.value(b"x-request-id")
-        self._request_id = given if given and _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        self._request_id = given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
         has_body = head.chunked or head.content_length > 0
         if head.content_length > self._proxy.max_body_bytes():
             self._refuse(answers.body_too_large(self._proxy.max_body_bytes()), body_read=False)
@@ -435,7 +435,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(
             answers.error_response(
                 refusal,
-                request_id=self._request_id or uuid.uuid4().hex.encode(),
+                request_id=self._request_id or secrets.token_hex(16).encode(),
                 close=self._last,
                 head_only=head is not None and head.method == b"HEAD",
             )
