@@ -23,11 +23,11 @@ class Size:
     streams: tuple[int, ...] = (1, 10, 100, 300, 500, 1000)
     judged: int = 500
     rounds: int = 3
-    chunks: int = 80
+    chunks: int = 60
     """Of each stream."""
     interval_us: int = 50_000
     """20 chunks a second."""
-    seconds: int = 10
+    seconds: int = 8
     """Each window, after the streams have started one by one."""
     requests: int = 12_000
     connections: int = 16
