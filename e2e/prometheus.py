@@ -31,8 +31,8 @@ SCRAPE_CONFIG: Final = REPOSITORY / "docs" / "prometheus-scrape.yaml"
 RULES: Final = REPOSITORY / "charts" / "kvplane" / "rules" / "kvplane.yaml"
 
 INTERVAL: Final = "1s"
-RATE_INTERVAL: Final = "15s"
-"""What stands for Grafana's $__rate_interval: at least four scrapes."""
+RATE_INTERVAL: Final = "1m"
+"""What stands for Grafana's $__rate_interval: long enough for what happens once a minute, as a reconcile of a service."""
 
 _START_SECONDS: Final = 30.0
 

@@ -158,8 +158,8 @@ def _reuse() -> Row:
         (
             graph(
                 "Evictions by source",
-                "KV blocks removed per second. source says how it is known: events (counted from the engine's KV events), "
-                "or sampled or estimated where these are off.",
+                "KV blocks removed per second, by how it is known. exact: from the engine's KV events. Where these are off, "
+                "sampled (an upper bound) or estimated (preemptions only).",
                 Query(rate("kvplane_kv_block_evictions_total", CHOSEN_PODS, "source"), "{{source}}"),
                 unit="suffix:blocks/s",
                 span=12,
