@@ -60,6 +60,10 @@ bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWork
 bench-proxy: setup ## latency and CPU that the sidecar's proxy adds, beside Go's httputil.ReverseProxy
 	@$(PYTHON) -m bench.proxy
 
+.PHONY: bench-thrash
+bench-thrash: setup ## precision, recall and delay of the thrash detector, on a model of vLLM's cache (simulated time)
+	@$(PYTHON) -m bench.thrash
+
 bench-admission: setup ## admission beside the peers' on the real vLLM and on recorded traffic, 3 hours (QUICK=1: 12 minutes; goes on where it ended)
 	@$(PYTHON) -m bench.admission $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 

@@ -6,37 +6,42 @@ not fire follow. It runs in simulated time: the figures are the same on every ma
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from bench import report
-from bench.thrash import cases
-from bench.thrash.cases import RATIOS, SWEPT, Case
-from bench.thrash.judge import Verdict, judge, together
-from bench.thrash.trial import Trial
+from bench.thrash.cases import RATIOS, SECONDS, SWEPT, Case, chats, must_not_fire
+from bench.thrash.judge import judge, together
+from bench.thrash.trial import Run
 from e2e.cluster.progress import Progress
 
 _n = report.number
-HEADER = ("", "wasted, worst minute %", "alarms", "false", "episodes", "told", "delay s", "kind", "told without events")
+HEADER = (
+    "working set / cache",
+    "wasted in the worst minute, %",
+    "alarms",
+    "… false",
+    "thrashing told",
+    "after, s",
+    "as",
+    "told without KV events",
+    "… false",
+)
 
 
-def trials(case: Case, *, seeds: Sequence[int], events: bool) -> list[Trial]:
-    """One per seed."""
-    return [case.run(seed=seed, events=events) for seed in seeds]
-
-
-def row(name: str, found: Sequence[Trial], blind: Iterable[Verdict]) -> tuple[str, ...]:
+def row(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
     """A line of the table."""
-    verdict, without = together(map(judge, found)), together(blind)
+    verdict = together(judge(run.sighted) for run in runs)
+    blind = together(judge(run.blind) for run in runs)
     return (
         name,
-        _n(100 * max(max(trial.minutes()) for trial in found)),
+        _n(100 * max(max(run.sighted.minutes()) for run in runs)),
         str(verdict.alarms),
         str(verdict.false_alarms),
-        str(verdict.episodes),
-        str(len(verdict.delays)),
+        f"{len(verdict.delays)} of {verdict.episodes}",
         _n(verdict.delay) if verdict.delays else "",
         ", ".join(kind for kind, _ in Counter(verdict.kinds).most_common()),
-        f"{len(without.delays)} of {without.episodes}, {without.false_alarms} false",
+        f"{len(blind.delays)} of {blind.episodes}",
+        str(blind.false_alarms),
     )
 
 
@@ -46,46 +51,29 @@ def main() -> None:
     seeds = range(parser.parse_args().seeds)
     started, machine, progress = report.now(), report.machine(), Progress()
 
-    swept = [sweep(ratio) for sweep in SWEPT for ratio in RATIOS]
-    swept += [cases.chats(ratio, offload=True) for ratio in RATIOS if ratio > 1]
-    quiet = cases.must_not_fire()
-    rows, sighted, blind, broken = [], [], [], []
-    for case in (*swept, *quiet):
+    cases = [sweep(ratio) for sweep in SWEPT for ratio in RATIOS]
+    cases += [chats(ratio, offload=True) for ratio in RATIOS if ratio > 1]
+    runs: dict[Case, list[Run]] = {}
+    for case in (*cases, *must_not_fire()):
         with progress.step(case.name) as step:
-            found = trials(case, seeds=seeds, events=True)
-            verdicts = [judge(trial) for trial in trials(case, seeds=seeds, events=False)]
-            rows.append(row(case.name, found, verdicts))
-            sighted += [judge(trial) for trial in found]
-            blind += verdicts
-            step.detail = f"{together(map(judge, found)).alarms} alarms"
-        if case.must_not_fire:
-            broken += [judge(trial).alarms for trial in found]
-    total, without = together(sighted), together(blind)
-    rows.append(
-        (
-            "all",
-            "",
-            str(total.alarms),
-            str(total.false_alarms),
-            str(total.episodes),
-            str(len(total.delays)),
-            _n(total.delay),
-            "",
-            f"{len(without.delays)} of {without.episodes}, {without.false_alarms} false",
-        )
-    )
+            runs[case] = [case.run(seed=seed) for seed in seeds]
+            step.detail = f"{sum(len(run.sighted.alarms) for run in runs[case])} alarms"
+    everything = [run for found in runs.values() for run in found]
+    total = together(judge(run.sighted) for run in everything)
     written = report.Report(
         bench="thrash",
         machine=machine,
         started=started,
-        settings={"seeds": len(seeds), "seconds": cases.SECONDS},
+        settings={"seeds": len(seeds), "seconds": SECONDS},
         header=HEADER,
-        rows=rows,
+        rows=[*(row(case.name, found) for case, found in runs.items()), row("all", everything)],
         last_line={
             "precision": total.precision,
             "recall": total.recall,
             "delay_s": total.delay,
-            "false_alarms": sum(broken),
+            "false_alarms": sum(
+                len(run.sighted.alarms) for case, found in runs.items() if case.must_not_fire for run in found
+            ),
         },
     )
     progress.say(f"written: {written.write()}")

@@ -10,17 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench.thrash.loads import MEAN_CHAT_TOKENS, Chats, Load, OneShots, Questions, Together
+from bench.thrash.loads import MEAN_CHAT_TOKENS, Chats, Load, OneShots, Questions, Together, Users
 from bench.thrash.model import Engine
-from bench.thrash.trial import Trial, run
+from bench.thrash.trial import Change, Run, run
 
 CALM_SECONDS: Final = 180.0
 SECONDS: Final = 480.0
 CALM_RATIO: Final = 0.4
-RATIOS: Final = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)
+RATIOS: Final = (0.5, 0.7, 0.85, 1.0, 1.2, 1.35, 1.5, 2.0, 3.0)
 """Working set over cache."""
-
-Change = tuple[float, Callable[[Engine], Engine]]
 
 
 @dataclass(frozen=True)
@@ -33,16 +31,16 @@ class Case:
     must_not_fire: bool = False
     changes: Sequence[Change] = ()
 
-    def run(self, *, seed: int, events: bool) -> Trial:
+    def run(self, *, seed: int) -> Run:
         """Runs it."""
-        return run(self.engine(), self.load(random.Random(seed)), seconds=SECONDS, events=events, at=self.changes)
+        return run(self.engine(), self.load(random.Random(seed)), seconds=SECONDS, changes=self.changes)
 
 
-def _then(first: float, later: float) -> Callable[[float], float]:
+def _then(first: float, later: float) -> Users:
     return lambda now: first if now < CALM_SECONDS else later
 
 
-def _always(value: float) -> Callable[[float], float]:
+def _always(value: float) -> Users:
     return lambda now: value
 
 
@@ -66,18 +64,39 @@ def chats(ratio: float, *, offload: bool = False) -> Case:
 
 def one_shots(ratio: float) -> Case:
     """More requests at once than the cache can hold: thrashing of kind preemption."""
-    clients, context = 32, 150 + 400
-    blocks = round(clients * context / 16 / ratio)
+    calm = round(CALM_RATIO * _CLIENTS / max(1.0, ratio))
     return Case(
         f"one-shots {ratio:g}",
-        lambda: Engine(blocks=blocks),
-        lambda random_: OneShots(
-            clients=_then(round(CALM_RATIO * clients / max(1.0, ratio)), clients),
-            prompt_tokens=(50, 250),
-            output_tokens=(200, 600),
-            think_seconds=0.5,
-            random_=random_,
-        ),
+        lambda: Engine(blocks=_blocks_for_clients(ratio)),
+        lambda random_: _long_answers(_then(calm, _CLIENTS), random_),
+    )
+
+
+def longer_answers(ratio: float) -> Case:
+    """The same, after traffic that evicts as much as an engine can: evictions fall when the thrashing begins."""
+    return Case(
+        f"longer answers {ratio:g}",
+        lambda: Engine(blocks=_blocks_for_clients(ratio)),
+        lambda random_: Together(_short_answers(_then(4, 0), random_), _long_answers(_then(0, _CLIENTS), random_)),
+    )
+
+
+_CLIENTS: Final = 32
+
+
+def _blocks_for_clients(ratio: float) -> int:
+    return round(_CLIENTS * (150 + 400) / 16 / ratio)
+
+
+def _long_answers(clients: Users, random_: random.Random) -> OneShots:
+    return OneShots(
+        clients=clients, prompt_tokens=(50, 250), output_tokens=(200, 600), think_seconds=0.5, random_=random_
+    )
+
+
+def _short_answers(clients: Users, random_: random.Random) -> OneShots:
+    return OneShots(
+        clients=clients, prompt_tokens=(200, 800), output_tokens=(20, 100), think_seconds=0.2, random_=random_
     )
 
 
@@ -93,7 +112,7 @@ def questions(ratio: float) -> Case:
     )
 
 
-SWEPT: Final[tuple[Callable[[float], Case], ...]] = (chats, one_shots, questions)
+SWEPT: Final[tuple[Callable[[float], Case], ...]] = (chats, questions, one_shots, longer_answers)
 
 
 def _restarted(engine: Engine) -> Engine:
@@ -112,37 +131,37 @@ def _reloaded(engine: Engine) -> Engine:
 
 def must_not_fire() -> list[Case]:
     """Each with the signal that it disturbs."""
-    few, fitting = _users(0.3, _chat_engine()), _users(0.65, _chat_engine())
+    few, fitting = _users(0.2, _chat_engine()), _users(CALM_RATIO, _chat_engine())
+
+    def chats_for(users: Users, random_: random.Random) -> Chats:
+        return Chats(users=users, think_seconds=5.0, random_=random_)
 
     def fitting_chats(random_: random.Random) -> Load:
-        return Chats(users=_always(fitting), think_seconds=5.0, random_=random_)
+        return chats_for(_always(fitting), random_)
 
-    def one_shot_clients(clients: Callable[[float], float], random_: random.Random) -> Load:
-        return OneShots(
-            clients=clients, prompt_tokens=(200, 800), output_tokens=(20, 100), think_seconds=0.2, random_=random_
-        )
+    def quiet(
+        name: str,
+        load: Callable[[random.Random], Load],
+        engine: Callable[[], Engine] = _chat_engine,
+        changes: Sequence[Change] = (),
+    ) -> Case:
+        return Case(name, engine, load, must_not_fire=True, changes=changes)
 
     return [
-        Case("cold start", _chat_engine, fitting_chats, must_not_fire=True),
-        Case("weights reloaded (cache cleared)", _chat_engine, fitting_chats, True, ((240.0, _reloaded),)),
-        Case("engine restarted", _chat_engine, fitting_chats, True, ((240.0, _restarted),)),
-        Case("steady one-shot traffic", _chat_engine, lambda r: one_shot_clients(_always(16), r), True),
-        Case("one-shot traffic comes up", _chat_engine, lambda r: one_shot_clients(_then(2, 16), r), True),
-        Case("busy, nearly full, all fits", lambda: Engine(blocks=1300), one_shots(0.8).load, True),
-        Case(
-            "hit rate falls: one-shots instead of chats",
-            _chat_engine,
-            lambda r: Together(
-                Chats(users=_then(fitting, 0), think_seconds=5.0, random_=r), one_shot_clients(_then(0, 16), r)
-            ),
-            True,
+        quiet("cold start", fitting_chats),
+        quiet("weights reloaded, cache cleared", fitting_chats, changes=((240.0, _reloaded),)),
+        quiet("engine restarted", fitting_chats, changes=((240.0, _restarted),)),
+        quiet("steady one-shot traffic", lambda random_: _short_answers(_always(16), random_)),
+        quiet("one-shot traffic comes up", lambda random_: _short_answers(_then(2, 16), random_)),
+        quiet("nearly full, and all fits", one_shots(0.8).load, lambda: Engine(blocks=_blocks_for_clients(0.8))),
+        quiet(
+            "hit rate falls: one-shots take the place of chats",
+            lambda random_: Together(chats_for(_then(fitting, 0), random_), _short_answers(_then(0, 16), random_)),
         ),
-        Case(
-            "new users all the time",
-            _chat_engine,
-            lambda r: Together(
-                Chats(users=_always(few), think_seconds=2.0, random_=r), one_shot_clients(_always(1), r)
+        quiet(
+            "a few chats among one-shots",
+            lambda random_: Together(
+                Chats(users=_always(few), think_seconds=1.0, random_=random_), _short_answers(_always(1), random_)
             ),
-            True,
         ),
     ]

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bench.thrash.trial import HEALTHY, TICK_SECONDS, Trial
+from bench.thrash.trial import HEALTHY, TICK_SECONDS, Episode, Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,8 @@ class Verdict:
 
 def judge(trial: Trial) -> Verdict:
     """Of one trial. An alarm that was on already when an episode began told it at once."""
-    delays = []
     episodes = trial.thrashing()
-    for episode in episodes:
-        on = [tick.ended for tick in trial.ticks if tick.alarm and episode.began < tick.ended <= episode.ended]
-        if on:
-            delays.append(max(0.0, on[0] - episode.began))
+    delays = [delay for episode in episodes if (delay := _delay(trial, episode)) is not None]
     minutes = trial.minutes()
     false = sum(1 for began, _ in trial.alarms if minutes[round(began / TICK_SECONDS) - 1] < HEALTHY)
     return Verdict(
@@ -54,6 +50,12 @@ def judge(trial: Trial) -> Verdict:
         false_alarms=false,
         kinds=tuple(kind for _, kind in trial.alarms),
     )
+
+
+def _delay(trial: Trial, episode: Episode) -> float | None:
+    began = [began for began, _ in trial.alarms if episode.began < began <= episode.ended]
+    on = any(tick.alarm for tick in trial.ticks if tick.ended == episode.began)
+    return 0.0 if on else began[0] - episode.began if began else None
 
 
 def together(verdicts: Iterable[Verdict]) -> Verdict:

@@ -188,11 +188,11 @@ class Engine:
         request.blocks = hits
         request.cached = len(hits)
         request.computed = len(hits) * self.block_size
-        if loads:
-            self._load(request, loads)
         if not request.preempted:
             self.counts.prefix_queries_tokens += request.tokens
-            self.counts.prefix_hits_tokens += len(hits) * self.block_size
+            self.counts.prefix_hits_tokens += request.computed
+        if loads:
+            self._load(request, loads)
         return True
 
     def _load(self, request: Request, loads: int) -> None:

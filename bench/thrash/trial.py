@@ -1,11 +1,10 @@
 """One load on one engine for some minutes, with the sidecar's accounting beside the truth.
 
 The sidecar's part is the product's own: each step's KV events go into a :class:`KvEventLedger`, each second's counters
-into a :class:`KvAccount`. Without events the account falls back on its estimates, as it does for an engine that
-publishes none.
+into a :class:`KvAccount`. A second account gets no events, as beside an engine that publishes none, and falls back on
+its estimates.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -23,6 +22,10 @@ THRASHES: Final = 0.10
 """... from which on the engine does thrash; where it lasts for a minute, the detector must say so."""
 HEALTHY: Final = 0.03
 """Below it in every minute, it must be silent. In between both answers are right."""
+
+
+Change = tuple[float, Callable[[Engine], Engine]]
+"""At which time what is done to the engine; it gives the engine that goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +91,50 @@ class Trial:
         return max(self.minutes()) < HEALTHY
 
 
-def run(
-    engine: Engine,
-    load: Load,
-    *,
-    seconds: float,
-    events: bool,
-    at: Sequence[tuple[float, Callable[[Engine], Engine]]] = (),
-) -> Trial:
-    """Runs a trial. ``at``: what is done to the engine at which time; it returns the engine that goes on."""
-    account = KvAccount(ledger=KvEventLedger())
-    account.contexts = lambda: [request.computed for request in engine.running]
-    ticks: list[Tick] = []
-    alarms: list[tuple[float, str]] = []
-    pending = list(at)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run, as it was seen with KV events and without."""
+
+    sighted: Trial
+    blind: Trial
+
+
+class _Observer:
+    """One account, and what it said."""
+
+    def __init__(self, contexts: Callable[[], list[int]]) -> None:
+        self.account = KvAccount(ledger=KvEventLedger())
+        self.account.contexts = contexts
+        self.alarms: list[tuple[float, str]] = []
+        self.kinds: list[str | None] = []
+        """At each tick."""
+
+    def scrape(self, counters: Counters, now: float) -> None:
+        before = self.account.thrash.kind
+        self.account.observe(counters, now)
+        kind = self.account.thrash.kind
+        if kind is not None and before is None:
+            self.alarms.append((now, kind))
+        if now % TICK_SECONDS == 0:
+            self.kinds.append(kind)
+
+    def trial(self, work: Sequence[tuple[int, int]]) -> Trial:
+        ticks = (
+            Tick(ended=TICK_SECONDS * number, wasted=wasted, handled=handled, alarm=kind)
+            for number, ((wasted, handled), kind) in enumerate(zip(work, self.kinds, strict=True), start=1)
+        )
+        return Trial(tuple(ticks), tuple(self.alarms))
+
+
+def run(engine: Engine, load: Load, *, seconds: float, changes: Sequence[Change] = ()) -> Run:
+    """Runs a load for some simulated time."""
+    sighted = _Observer(lambda: [request.computed for request in engine.running])
+    blind = _Observer(lambda: [request.computed for request in engine.running])
+    work: list[tuple[int, int]] = []
+    pending = list(changes)
     seen = replace(engine.counts)
-    for second in itertools.count(1):
+    for second in range(1, round(seconds / SCRAPE_SECONDS) + 1):
         now = second * SCRAPE_SECONDS
-        if now > seconds:
-            break
         while engine.now < now:
             if pending and engine.now >= pending[0][0]:
                 engine = pending.pop(0)[1](engine)
@@ -116,19 +144,15 @@ def run(
             for request in engine.step():
                 load.completed(request, engine.now)
             batch = engine.take_batch()
-            if batch is not None and events:
-                account.ledger.apply(batch, engine.now)
-        before = account.thrash.kind
-        if events:
-            account.ledger.heard(now)
-        account.observe(_counters(engine), now)
-        kind = account.thrash.kind
-        if kind is not None and before is None:
-            alarms.append((now, kind))
+            if batch is not None:
+                sighted.account.ledger.apply(batch, engine.now)
+        sighted.account.ledger.heard(now)
+        for observer in (sighted, blind):
+            observer.scrape(_counters(engine), now)
         if now % TICK_SECONDS == 0:
-            ticks.append(_tick(now, seen, engine.counts, kind))
+            work.append(_work(seen, engine.counts))
             seen = replace(engine.counts)
-    return Trial(tuple(ticks), tuple(alarms))
+    return Run(sighted.trial(work), blind.trial(work))
 
 
 def _counters(engine: Engine) -> Counters:
@@ -147,7 +171,8 @@ def _counters(engine: Engine) -> Counters:
     )
 
 
-def _tick(now: float, before: Counts, after: Counts, alarm: str | None) -> Tick:
+def _work(before: Counts, after: Counts) -> tuple[int, int]:
+    """Tokens computed again or moved back, and all tokens computed or moved."""
     wasted = after.wasted_tokens - before.wasted_tokens + after.reloaded_again_tokens - before.reloaded_again_tokens
     handled = after.computed_tokens - before.computed_tokens + after.reloaded_tokens - before.reloaded_tokens
-    return Tick(ended=now, wasted=wasted, handled=handled, alarm=alarm)
+    return wasted, handled

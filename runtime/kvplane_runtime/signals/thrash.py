@@ -11,9 +11,12 @@ Throughput looks fine then, and usage is high under every good load, so neither 
 =====  =========================================================================================
 
 A window votes for thrash if there is waste (R > 0.10 or P > 0.02) and it is either plain (P > 0.05) or shows in the
-cache too (E and h both off their best). Three votes of five raise the alarm; sixty seconds in which not even half of
-each threshold is passed end it. A cold start evicts nothing, traffic without repeats evicts without restoring, and a
-restarted or cleared engine starts from nothing: none of them has waste, so none can vote.
+cache too (E and h both off their best). Plain waste needs no rise of E: an engine whose cache churns already, at the
+rate it can compute, evicts no more when it starts to thrash (bench/thrash, "longer answers"). Three votes of five raise
+the alarm; sixty seconds in which not even half of each threshold is passed end it.
+
+A cold start evicts nothing, traffic without repeats evicts without restoring, and a restarted or cleared engine starts
+from nothing: none of them has waste, so none can vote.
 
 What is unknown never votes. Without KV events R is unknown and P knows only preemptions, so ``prefix`` and ``offload``
 cannot be told; bench/thrash measures what that costs.
