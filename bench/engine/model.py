@@ -125,7 +125,9 @@ class Completed:
     """What a step gave."""
 
     tokens: list[Request] = field(default_factory=list)
-    """Requests that got one token; ``generated`` is 1 for their first."""
+    """Requests that got one token."""
+    first: list[Request] = field(default_factory=list)
+    """Those of them whose first it was."""
     finished: list[Request] = field(default_factory=list)
 
 
@@ -230,6 +232,7 @@ class Engine:
             request.tokens += 1
             completed.tokens.append(request)
             if request.generated == 1:
+                completed.first.append(request)
                 counters.prompt_tokens += request.prompt_tokens
                 counters.prompt_tokens_cached += request.cached_tokens
             if request.generated >= request.output_tokens or request.tokens >= longest:
