@@ -27,7 +27,7 @@ RECORDED = recorded("0.32.0")
 STORED = {
     "type": "BlockStored",
     "block_hashes": [11, 12],
-    "parent_block_hash": None,
+    "parent_block_hash": 10,
     "token_ids": list(range(32)),
     "block_size": 16,
     "lora_id": None,
@@ -62,7 +62,7 @@ def test_what_vllm_wrote_is_read_to_the_last_event() -> None:
         packed(STORED, REMOVED, CLEARED),
         msgspec.msgpack.encode({"ts": 5.0, "events": [STORED, REMOVED, CLEARED], "data_parallel_rank": 0}),
         msgspec.msgpack.encode(
-            [5.0, [["BlockStored", [11, 12], None, [1, 2], 16, None], ["BlockRemoved", [11]], ["AllBlocksCleared"]]]
+            [5.0, [["BlockStored", [11, 12], 10, [1, 2], 16, None], ["BlockRemoved", [11]], ["AllBlocksCleared"]]]
         ),
         msgspec.msgpack.encode(
             [
@@ -90,6 +90,16 @@ def test_hashes_may_be_bytes_and_groups_are_apart() -> None:
     (first, second) = decode(0, packed(event | {"group_idx": 0}, event | {"group_idx": 1})).events
     assert first == BlocksRemoved((b"a" * 32,))
     assert second == BlocksRemoved(((1, b"a" * 32),))
+
+
+def test_a_block_without_a_parent_begins_a_text() -> None:
+    (event,) = decode(0, packed(STORED | {"parent_block_hash": None})).events
+    assert event == BlocksStored((11, 12), 16, from_start=True)
+
+
+def test_tokens_are_counted_in_the_first_group_only() -> None:
+    batch = decode(0, packed(STORED | {"group_idx": 0}, STORED | {"group_idx": 1}))
+    assert batch.events == (BlocksStored((11, 12), 16), BlocksStored(((1, 11), (1, 12)), 0))
 
 
 def test_other_tiers_are_not_the_engines_memory() -> None:

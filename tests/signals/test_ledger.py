@@ -68,6 +68,16 @@ def test_a_copy_that_goes_leaves_the_content_cached(ledger: KvEventLedger, feed:
     assert (ledger.cached_blocks, ledger.restored_blocks_total) == (1, 1)
 
 
+def test_a_report_of_what_was_found_is_no_store(ledger: KvEventLedger, feed: Feed) -> None:
+    """vLLM's kv_cache_report_mode: hits, reported as stored."""
+    feed(BlocksStored((1, 2), SIZE, from_start=True))
+    feed(BlocksStored((1, 2), SIZE, from_start=True))
+    assert (ledger.cached_blocks, ledger.stored_blocks_total) == (2, 2)
+    feed(removed(2))
+    feed(BlocksStored((1, 2), SIZE, from_start=True))
+    assert ledger.restored_blocks_total == 1
+
+
 def test_what_comes_back_much_later_was_not_evicted_too_early() -> None:
     ledger = KvEventLedger(remember_seconds=300)
     feed = Feed(ledger)

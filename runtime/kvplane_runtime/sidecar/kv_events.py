@@ -45,6 +45,7 @@ _END: Final = (1 << 64) - 1
 
 class _StoredMap(msgspec.Struct, tag="BlockStored"):
     block_hashes: list[int | bytes]
+    parent_block_hash: int | bytes | None
     block_size: _Count
     medium: str | None = None
     group_idx: int | None = None
@@ -67,7 +68,7 @@ class _BatchMap(msgspec.Struct):
 
 class _StoredArray(msgspec.Struct, array_like=True, tag="BlockStored"):
     block_hashes: list[int | bytes]
-    parent_block_hash: msgspec.Raw
+    parent_block_hash: int | bytes | None
     token_ids: msgspec.Raw
     block_size: _Count
     lora_id: msgspec.Raw = msgspec.Raw()
@@ -118,7 +119,9 @@ def decode(sequence: int, payload: bytes) -> Batch:
             continue
         match event:
             case _StoredMap() | _StoredArray() if event.medium in _DEVICE:
-                events.append(BlocksStored(_blocks(event.block_hashes, event.group_idx), event.block_size))
+                size = 0 if event.group_idx else event.block_size  # other groups hold the same tokens once more
+                blocks = _blocks(event.block_hashes, event.group_idx)
+                events.append(BlocksStored(blocks, size, from_start=event.parent_block_hash is None))
             case _RemovedMap() | _RemovedArray() if event.medium in _DEVICE:
                 events.append(BlocksRemoved(_blocks(event.block_hashes, event.group_idx)))
             case _ClearedMap() | _ClearedArray():

@@ -4,10 +4,12 @@ The engine's metrics cannot tell a cache that is warm from one that churns: cach
 is evicted and computed again leaves no trace. The events do. A block stored under a hash that was removed shortly before
 is work done twice, and that is the one signature of thrashing that no healthy load shows.
 
-Three things make the ledger more than a set:
+Four things make the ledger more than a set:
 
 - Identical blocks are not merged by vLLM: two requests that compute the same prefix at once store its hash twice and
   remove it twice. So copies are counted, and a hash is lost only when its last copy is.
+- A request that asks for it (``kv_cache_report_mode``, open to clients) has the blocks that it found reported as stored.
+  Such a report begins with the text and names cached blocks only; it is passed over.
 - A batch can be lost. What was stored in it is unknown from then on, and so is what was removed: the ledger then forgets
   which blocks are cached rather than keep some that are gone. Every count is a lower bound after that, and ``holes``
   says that it is.
@@ -37,6 +39,8 @@ class BlocksStored:
     blocks: tuple[Hashable, ...]
     """What identifies each block's content: its hash, and its group in a hybrid model."""
     block_size_tokens: int
+    from_start: bool = False
+    """Whether the first of them begins a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,8 @@ class KvEventLedger:
             self._clear()
 
     def _store(self, event: BlocksStored) -> None:
+        if event.from_start and all(block in self._copies for block in event.blocks):
+            return  # found, not stored: what is cached from the start on is never computed
         self.stored_blocks_total += len(event.blocks)
         for block in event.blocks:
             copies = self._copies.get(block, 0)
