@@ -26,9 +26,9 @@ class Feed:
         self.ledger = ledger
         self.sequence = 0
 
-    def __call__(self, *events: Event, now: float = 0.0) -> Batch:
-        batch = Batch(sequence=self.sequence, timestamp=1000.0 + self.sequence, events=events)
-        self.ledger.apply(batch, now)
+    def __call__(self, *events: Event, at: float | None = None) -> Batch:
+        batch = Batch(sequence=self.sequence, timestamp=self.sequence / 1000 if at is None else at, events=events)
+        self.ledger.apply(batch, 0.0)
         self.sequence += 1
         return batch
 
@@ -81,11 +81,11 @@ def test_a_report_of_what_was_found_is_no_store(ledger: KvEventLedger, feed: Fee
 def test_what_comes_back_much_later_was_not_evicted_too_early() -> None:
     ledger = KvEventLedger(remember_seconds=300)
     feed = Feed(ledger)
-    feed(stored(1, 2), now=0)
-    feed(removed(1, 2), now=10)
-    feed(stored(1), now=310)
+    feed(stored(1, 2), at=0)
+    feed(removed(1, 2), at=10)
+    feed(stored(1), at=310)
     assert ledger.restored_blocks_total == 1
-    feed(stored(2), now=310.1)
+    feed(stored(2), at=310.1)
     assert ledger.restored_blocks_total == 1
 
 

@@ -65,7 +65,7 @@ class Batch:
     sequence: int
     """Counts up from 0 in each life of the engine."""
     timestamp: float
-    """The engine's wall clock."""
+    """The engine's wall clock, seconds."""
     events: tuple[Event, ...]
     """Those about device memory, in order."""
     unreadable_events: int = 0
@@ -119,7 +119,10 @@ class KvEventLedger:
         return batch.sequence < self.next_sequence and batch.timestamp > self._last_timestamp
 
     def apply(self, batch: Batch, now: float) -> None:
-        """Enters a batch. One that was entered before changes nothing; a gap before it is counted in ``holes``."""
+        """Enters a batch. One that was entered before changes nothing; a gap before it is counted in ``holes``.
+
+        Blocks age by the engine's clock, so that a history that is replayed late ages as it did.
+        """
         self.heard(now)
         if self.is_of_new_life(batch):
             self.restarted()
@@ -130,13 +133,13 @@ class KvEventLedger:
         self._last_timestamp = batch.timestamp
         self.batches_total += 1
         self.unreadable_total += batch.unreadable_events
-        self._forget(before=now - self._remember_seconds)
+        self._forget(before=batch.timestamp - self._remember_seconds)
         for event in batch.events:
             match event:
                 case BlocksStored():
                     self._store(event)
                 case BlocksRemoved():
-                    self._remove(event, now)
+                    self._remove(event, batch.timestamp)
                 case CacheCleared():
                     self._clear()
 
@@ -173,7 +176,7 @@ class KvEventLedger:
             self._copies[block] = copies + 1
             self.cached_blocks += 1
 
-    def _remove(self, event: BlocksRemoved, now: float) -> None:
+    def _remove(self, event: BlocksRemoved, at: float) -> None:
         self.evictions_total += len(event.blocks)
         for block in event.blocks:
             copies = self._copies.get(block, 0)
@@ -187,7 +190,7 @@ class KvEventLedger:
             if len(self._removed) >= self._max_removed:
                 self._removed.popitem(last=False)
                 self.untracked_total += 1
-            self._removed[block] = now
+            self._removed[block] = at
 
     def _forget(self, *, before: float) -> None:
         while self._removed and next(iter(self._removed.values())) < before:
