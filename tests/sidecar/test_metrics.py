@@ -7,15 +7,20 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvplane_api.wire import SidecarConfig
+from kvplane_runtime.admission.controller import Admission
+from kvplane_runtime.admission.demand import Demand
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.server import Proxy
 from kvplane_runtime.proxy.upstream import UpstreamPool
+from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.metrics import METRICS, SidecarCollector
 from kvplane_runtime.sidecar.reference import reference
 from kvplane_runtime.sidecar.signals import SIGNALS, Kind, Signal, normalise
+from kvplane_runtime.signals.ledger import Batch, BlocksStored
 from tests.sidecar.clock import Clock
 
 RECORDED = Path(__file__).parent / "expositions" / "vllm-0.32.0.recorded.txt"
@@ -28,6 +33,12 @@ ALWAYS_KNOWN = {
     "kvplane_proxy_cut_responses",
     "kvplane_proxy_upstream_retries",
     "kvplane_sidecar_config_reloads",
+    "kvplane_admission_decisions",
+    "kvplane_admission_info",
+    "kvplane_admission_kappa",
+    "kvplane_admission_queue_seconds",
+    "kvplane_admission_requests",
+    "kvplane_retry_after_seconds",
 }
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -41,7 +52,11 @@ class Sidecar:
         self.clock = Clock()
         self.config = WatchedConfig(file)
         self.engine = EngineMonitor(base_url="http://127.0.0.1:1", clock=self.clock)
-        self.gate = DrainGate(engine=self.engine, clock=self.clock)
+        self.drain = DrainGate(engine=self.engine, clock=self.clock)
+        admission = Admission(config=self.config.current, uniform=lambda: 0.5)
+        self.gate = AdmissionGate(
+            drain=self.drain, admission=admission, config=self.config, engine=self.engine, clock=self.clock
+        )
         self.proxy = Proxy(
             gate=self.gate,
             upstream=UpstreamPool(host="127.0.0.1", port=1, limits=Limits()),
@@ -50,7 +65,14 @@ class Sidecar:
         )
         self.registry = CollectorRegistry()
         self.registry.register(
-            SidecarCollector(config=self.config, engine=self.engine, gate=self.gate, proxy=self.proxy, clock=self.clock)
+            SidecarCollector(
+                config=self.config,
+                engine=self.engine,
+                drain=self.drain,
+                gate=self.gate,
+                proxy=self.proxy,
+                clock=self.clock,
+            )
         )
 
     def feed(self, text: str) -> None:
@@ -88,8 +110,24 @@ def test_with_nothing_known_only_the_sidecars_own_state_is_exported(sidecar: Sid
     assert sidecar.value("kvplane_sidecar_config_reloads_total", result="refused") == 0
 
 
+OPTIONAL = """
+vllm:spec_decode_num_draft_tokens_total 8
+vllm:spec_decode_num_accepted_tokens_total 5
+""" + "".join(
+    f'vllm:{name}_bucket{{le="+Inf"}} 3\nvllm:{name}_sum 9\n'
+    for name in ("kv_block_lifetime_seconds", "kv_block_idle_before_evict_seconds", "kv_block_reuse_gap_seconds")
+)
+"""What an engine exports only when it is told to."""
+
+
 def test_with_everything_known_the_whole_table_is_exported(sidecar: Sidecar) -> None:
-    sidecar.feed(RECORDED.read_text())
+    sidecar.engine.kv.ledger.apply(
+        Batch(sequence=0, timestamp=0.0, events=(BlocksStored((1, 2), 16),)), sidecar.clock()
+    )
+    sidecar.engine.kv.contexts = lambda: [100] * 13
+    for _ in range(2):
+        sidecar.feed(RECORDED.read_text() + OPTIONAL)
+    sidecar.gate.tick()
     sidecar.engine.health.refused()
     sidecar.engine.health.answered(sidecar.clock.now)
     sidecar.engine.version = "0.32.0"
@@ -116,7 +154,7 @@ def test_a_signal_is_exported_when_the_engine_has_it(
     assert sidecar.value(name, **labels) is None
     sidecar.feed(exposition)
     assert sidecar.value(name, **labels) == value
-    assert len(sidecar.families()) == len(ALWAYS_KNOWN) + 2  # itself and its age
+    assert {"kvplane_signal_age_seconds"} | ALWAYS_KNOWN < sidecar.families()
     sidecar.feed("")
     assert sidecar.value(name, **labels) is None
 
@@ -174,9 +212,9 @@ def test_the_proxys_own_counts(sidecar: Sidecar) -> None:
     stats.responses.update({(200, "engine"): 4, (503, "proxy"): 2})
     stats.client_disconnects, stats.cut_responses, stats.retries = 5, 6, 7
     sidecar.proxy.held_bytes = 8
-    sidecar.gate.in_flight = 9
+    sidecar.drain.in_flight = 9
     sidecar.config.reloads["refused"] = 10
-    sidecar.gate.begin()
+    sidecar.drain.begin()
     assert sidecar.value("kvplane_proxy_responses_total", code="200", origin="engine") == 4
     assert sidecar.value("kvplane_proxy_responses_total", code="503", origin="proxy") == 2
     assert sidecar.value("kvplane_proxy_client_disconnects_total") == 5
@@ -191,3 +229,30 @@ def test_the_proxys_own_counts(sidecar: Sidecar) -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
     assert page.read_text() == reference(), "run: python -m kvplane_runtime.sidecar.reference > docs/metrics.md"
+
+
+def test_decisions_are_exported_from_zero_on_and_by_reason(sidecar: Sidecar) -> None:
+    refused = {"decision": "refused", "reason": "kv"}
+    assert sidecar.value("kvplane_admission_decisions_total", **refused) == 0
+    sidecar.gate.admission.decisions["refused", "kv"] += 1
+    assert sidecar.value("kvplane_admission_decisions_total", **refused) == 1
+    entry = sidecar.gate.admission.offer(Demand(prompt_tokens=100), now=sidecar.clock())
+    sidecar.gate.decided(entry)
+    assert sidecar.value("kvplane_admission_decisions_total", decision="admitted", reason="") == 1
+    assert sidecar.value("kvplane_admission_requests", state="running") == 1
+    assert sidecar.value("kvplane_admission_queue_seconds_count") == 1
+
+
+def test_the_expected_peak_is_known_with_the_capacity(sidecar: Sidecar) -> None:
+    assert sidecar.value("kvplane_admission_kv_peak_ratio") is None
+    sidecar.feed(RECORDED.read_text())
+    sidecar.gate.tick()
+    assert sidecar.value("kvplane_admission_kv_peak_ratio") is not None
+
+
+def test_policy_off_exports_no_decisions(sidecar: Sidecar) -> None:
+    off = {"servedName": "chat", "admission": {"policy": "Off"}}
+    sidecar.config.current = SidecarConfig.model_validate(off)
+    sidecar.gate.tick()
+    assert sidecar.value("kvplane_admission_info", policy="Off", reservation="Expected") == 1
+    assert "kvplane_admission_decisions" not in sidecar.families()

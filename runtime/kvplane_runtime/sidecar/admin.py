@@ -22,9 +22,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from kvplane_api.wire import EngineSignals, SidecarState
+from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.signals import missing_signals
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ class Admin:
     pod: str
     config: WatchedConfig
     engine: EngineMonitor
-    gate: DrainGate
+    drain_gate: DrainGate
+    gate: AdmissionGate
     registry: CollectorRegistry
     clock: Callable[[], float]
 
@@ -61,7 +64,7 @@ class Admin:
 
     async def ready(self, _: web.Request) -> web.Response:
         """Readiness of the pod."""
-        if self.gate.draining:
+        if self.drain_gate.draining:
             return web.Response(status=503, text="The pod is draining.\n")
         return self._engine_is(self.engine.ready(), "The engine is not ready: it is loading, restarting or silent.\n")
 
@@ -75,14 +78,14 @@ class Admin:
 
     async def drain(self, _: web.Request) -> web.Response:
         """Begins a drain, or joins the one that runs, and waits for its end."""
-        if not self.gate.draining:
-            log.info("Draining, with %d requests in flight.", self.gate.in_flight)
-        self.gate.begin()
+        if not self.drain_gate.draining:
+            log.info("Draining, with %d requests in flight.", self.drain_gate.in_flight)
+        self.drain_gate.begin()
         # Polled, since the end depends on the clock, the configuration and the engine's health, not on one event.
-        while not self.gate.drained(drain_seconds=self.config.current.drain_seconds):  # noqa: ASYNC110
+        while not self.drain_gate.drained(drain_seconds=self.config.current.drain_seconds):  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
-        log.info("Drain over, with %d requests in flight.", self.gate.in_flight)
-        return web.json_response({"inFlight": self.gate.in_flight})
+        log.info("Drain over, with %d requests in flight.", self.drain_gate.in_flight)
+        return web.json_response({"inFlight": self.drain_gate.in_flight})
 
     async def state(self, _: web.Request) -> web.Response:
         """What the autoscaler reads."""
@@ -92,10 +95,13 @@ class Admin:
             pod=self.pod,
             served_name=self.config.current.served_name,
             engine_ready=engine.ready(),
-            draining=self.gate.draining,
-            in_flight=self.gate.in_flight,
+            draining=self.drain_gate.draining,
+            in_flight=self.drain_gate.in_flight,
             signal_age_seconds=None if engine.scraped_at is None else self.clock() - engine.scraped_at,
             startup_seconds=engine.health.startup_seconds,
+            missing_signals=() if scrape is None else missing_signals(scrape),
+            admission=self.gate.admission.state(now=self.clock()),
+            thrash=engine.kv.thrash,
             engine=EngineSignals(max_model_len_tokens=engine.max_model_len_tokens)
             if scrape is None
             else scrape.wire(max_model_len_tokens=engine.max_model_len_tokens),

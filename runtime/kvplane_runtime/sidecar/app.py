@@ -8,6 +8,7 @@ go. In a pod this comes after the drain and after the engine's exit, as a native
 import asyncio
 import contextlib
 import logging
+import random
 import signal
 import time
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from kvplane_api.names import PORT_ADMIN, PORT_ENGINE, PORT_SERVING
+from kvplane_runtime.admission.controller import Admission
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.server import Proxy
 from kvplane_runtime.proxy.upstream import UpstreamPool
 from kvplane_runtime.sidecar.admin import Admin
+from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import CHECK_SECONDS, WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.kv_events import KvEventReader
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
 log = logging.getLogger(__name__)
@@ -57,12 +61,16 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     config = WatchedConfig(settings.config_file)
     limits = limits or Limits()
     engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock)
-    gate = DrainGate(engine=engine, clock=clock)
+    drain = DrainGate(engine=engine, clock=clock)
+    admission = Admission(config=config.current, uniform=random.random)
+    gate = AdmissionGate(drain=drain, admission=admission, config=config, engine=engine, clock=clock)
     upstream = UpstreamPool(host=_LOOPBACK, port=settings.engine_port, limits=limits)
     proxy = Proxy(gate=gate, upstream=upstream, limits=limits, max_body_bytes=lambda: config.current.max_body_bytes)
     registry = CollectorRegistry()
-    registry.register(SidecarCollector(config=config, engine=engine, gate=gate, proxy=proxy, clock=clock))
-    admin = Admin(pod=settings.pod, config=config, engine=engine, gate=gate, registry=registry, clock=clock)
+    registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
+    admin = Admin(
+        pod=settings.pod, config=config, engine=engine, drain_gate=drain, gate=gate, registry=registry, clock=clock
+    )
 
     runner = web.AppRunner(
         admin.application(), access_log=None, handle_signals=False, shutdown_timeout=_ADMIN_CLOSE_SECONDS
@@ -75,14 +83,18 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
             "Serving on port %d, admin on %d, engine on %d.", settings.port, settings.admin_port, settings.engine_port
         )
         async with asyncio.TaskGroup() as background:  # a poll that fails by our own fault ends the process, visibly
-            polls = [background.create_task(work) for work in (engine.run(), _watch(config))]
+            work = [engine.run(), gate.run(), _watch(config)]
+            if config.current.engine.kv_events:
+                work.append(KvEventReader(ledger=engine.kv.ledger, clock=clock).run())
+            polls = [background.create_task(coroutine) for coroutine in work]
             await stop.wait()
             proxy.stop_accepting()
-            await _finish(gate, seconds=config.current.drain_seconds)
+            await _finish(drain, seconds=config.current.drain_seconds)
             for poll in polls:
                 poll.cancel()
     finally:
         proxy.abort()
+        await gate.reader.close()
         await runner.cleanup()
 
 
@@ -92,11 +104,11 @@ async def _watch(config: WatchedConfig) -> None:
         config.check()
 
 
-async def _finish(gate: DrainGate, *, seconds: float) -> None:
-    log.info("Stopping, with %d requests in flight.", gate.in_flight)
+async def _finish(drain: DrainGate, *, seconds: float) -> None:
+    log.info("Stopping, with %d requests in flight.", drain.in_flight)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            await gate.empty.wait()
+            await drain.empty.wait()
 
 
 def _stop_on_signals() -> asyncio.Event:
