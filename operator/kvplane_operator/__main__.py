@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import kopf
+import uvloop
 
 from kvplane_operator import health, metrics
 from kvplane_operator.audit import audit
@@ -150,7 +151,8 @@ def main() -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    sys.exit(asyncio.run(run(settings)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        sys.exit(runner.run(run(settings)))
 
 
 if __name__ == "__main__":

@@ -234,7 +234,13 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
     return events
 
 
-_USUAL_AT_FIRST = {"Accepted": "True", "Available": "False", "Degraded": "False", "SignalsFresh": "Unknown"}
+_USUAL_AT_FIRST = {
+    "Accepted": "True",
+    "Available": "False",
+    "Progressing": "True",
+    "Degraded": "False",
+    "SignalsFresh": "Unknown",
+}
 _BAD = {"Accepted": "False", "Degraded": "True", "SignalsFresh": "False"}
 _BAD_REASONS = frozenset(
     {
