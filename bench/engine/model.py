@@ -109,6 +109,8 @@ class Batch:
     """What one step computes."""
 
     requests: list[Request] = field(default_factory=list)
+    new_tokens: list[int] = field(default_factory=list)
+    """Of each request: what this step computes; the rest of ``computed`` was there before."""
     prefill_tokens: int = 0
     """Tokens of requests that compute more than one."""
     decodes: int = 0
@@ -246,7 +248,7 @@ class Engine:
     def _schedule_running(self, batch: Batch, budget: int) -> int:
         """Give each running request what it lacks; the budget that is left."""
         running, pool, block_size = self.running, self.pool, self.config.block_size
-        scheduled = batch.requests
+        scheduled, new_tokens = batch.requests, batch.new_tokens
         decodes = context = 0
         index = 0
         while index < len(running) and budget > 0:
@@ -268,6 +270,7 @@ class Engine:
                 if request.room < end:
                     break  # it was the victim itself
             scheduled.append(request)
+            new_tokens.append(new)
             context += computed
             if new == 1:
                 decodes += 1
@@ -311,6 +314,7 @@ class Engine:
             if end >= (request.stored + 1) * config.block_size:
                 self._store(request)
             batch.requests.append(request)
+            batch.new_tokens.append(new)
             batch.context_tokens += hit
             if new == 1:
                 batch.decodes += 1

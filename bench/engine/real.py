@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -44,6 +44,7 @@ class RealEngine:
         max_num_seqs: int = 64,
         max_model_len: int = 2048,
         extra_args: Sequence[str] = (),
+        extra_environment: Mapping[str, str] | None = None,
         log: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -51,6 +52,7 @@ class RealEngine:
         self.blocks, self.block_size = blocks, block_size
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.model: Final = "demo"
+        self._extra_environment = dict(extra_environment or {})
         self._extra_args, self._log, self._progress = tuple(extra_args), log, progress or Progress(quiet=True)
         self._process: asyncio.subprocess.Process | None = None
         self._output: IO[bytes] | None = None
@@ -79,7 +81,7 @@ class RealEngine:
             *("--num-gpu-blocks-override", str(self.blocks), "--block-size", str(self.block_size)),
             *("--max-num-seqs", str(self.max_num_seqs), "--max-model-len", str(self.max_model_len)),
             *self._extra_args,
-            env=environment.variables(python),
+            env={**environment.variables(python), **self._extra_environment},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=self._output,
             stderr=asyncio.subprocess.STDOUT,

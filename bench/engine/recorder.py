@@ -1,19 +1,19 @@
-"""Writes down every decision of a real vLLM's scheduler: ``vllm serve --scheduler-cls bench.engine.recorder.RecordingScheduler``.
+"""Writes down every decision of a real vLLM's scheduler: ``--scheduler-cls bench.engine.recorder.RecordingScheduler``.
 
-Runs inside vLLM, with the repository on PYTHONPATH; the file is named by the environment variable below. One JSON line
-per step: when it began, which requests came since the last step, what was scheduled, who was preempted, and what was
-free afterwards. From the lines come both the fit of the step times (``fit``) and the recorded schedules that the
+Runs inside vLLM, with the repository on PYTHONPATH; the environment variable KVPLANE_BENCH_SCHEDULE names its file. One
+JSON line per step: when it began, which requests came since the last step, what was scheduled, who was preempted, and
+what was free afterwards. From the lines come the fit of the step times (``fit``) and the recorded schedules that the
 simulator must repeat (tests/bench/schedules).
 """
 
 import json
 import os
 import time
-from typing import Any, Final
+from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-FILE_VARIABLE: Final = "KVPLANE_BENCH_SCHEDULE"
+from bench.engine.schedule import FILE_VARIABLE
 
 
 class RecordingScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed where mypy runs
@@ -72,7 +72,8 @@ class RecordingScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not instal
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         output = super().update_from_output(*args, **kwargs)
-        self._file.write(f'{{"completed":{time.monotonic()}}}\n')
+        left = len(self.running) + len(self.waiting)
+        self._file.write(f'{{"completed":{time.monotonic()},"left":{left}}}\n')
         return output
 
     def shutdown(self) -> None:
