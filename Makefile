@@ -56,6 +56,10 @@ images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
 
+.PHONY: bench-engine
+bench-engine: setup ## the simulated engine beside the real vLLM: step times, preemptions, KV usage under the same load
+	@$(PYTHON) -m bench.engine
+
 .PHONY: bench-proxy
 bench-proxy: setup ## latency and CPU that the sidecar's proxy adds, beside Go's httputil.ReverseProxy
 	@$(PYTHON) -m bench.proxy
