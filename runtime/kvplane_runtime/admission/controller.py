@@ -27,7 +27,8 @@ from kvplane_runtime.admission import retry
 from kvplane_runtime.admission.buckets import TokenBuckets
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
 from kvplane_runtime.admission.engine import EngineView
-from kvplane_runtime.admission.inflight import SHARE_ONE, InFlight, Running, Shape, held, profile
+from kvplane_runtime.admission.goals import RELAXED, URGENT, Cost, newly_missed
+from kvplane_runtime.admission.inflight import InFlight, Running, Shape, held, profile
 from kvplane_runtime.admission.lengths import Curve, OutputLengths
 from kvplane_runtime.admission.pace import Pace
 from kvplane_runtime.admission.peak import ONE, Profile
@@ -46,8 +47,10 @@ _CLASS_STEP: Final = 0.1
 """By how much of kappa each class's ceiling is below that of the class above."""
 _TRIES: Final = 32
 """Lines of the queue whose first request is looked at in one go."""
-PACE: Final = 1.0
-"""Share of the promised time per token that may be promised away."""
+_MARGIN: Final = 0.95
+"""Share of the promised time per token that is planned with."""
+_EARLY: Final = 1.25
+"""By how much the work before a request must exceed its time before it is refused early: rates are estimates."""
 _HELD_BY: Final = {
     Reason.KV: "the engine's KV cache is taken",
     Reason.PREFILL: "prompts that came before are still being computed",
@@ -70,7 +73,7 @@ class Admission:
         self._buckets = TokenBuckets()
         self._trim = Trim()
         self._pace = Pace()
-        self._prefill = Prefill(batched_tokens=config.engine.max_batched_tokens)
+        self._prefill = Prefill()
         self._backlog = retry.Backlog()
         self._engine = EngineView()
         self._flight = InFlight(self._shape())
@@ -89,10 +92,6 @@ class Admission:
 
     def configure(self, config: SidecarConfig) -> None:
         """Takes on a new configuration; what is in flight and what waits stay."""
-        if config.engine.max_batched_tokens != self._config.engine.max_batched_tokens:
-            outstanding = self._prefill.outstanding
-            self._prefill = Prefill(batched_tokens=config.engine.max_batched_tokens)
-            self._prefill.outstanding = outstanding
         self._config = config
         self._flight.reshape(self._shape())
         self._next_check = 0.0
@@ -152,25 +151,32 @@ class Admission:
     def first_token(self, entry: Entry, *, now: float) -> None:
         """The engine sent the first token of a request."""
         running = self._flight.get(entry)
-        if running is None or entry.first_token_at is not None:
-            return
-        assert entry.admitted_at is not None  # noqa: S101  it is in flight
+        if running is not None and entry.first_token_at is None:
+            self._prefill.learn(outstanding=running.prefill_outstanding, seconds=now - running.sent_at)
+            self._prefilled(running, now=now)
+
+    def _prefilled(self, running: Running, *, now: float) -> None:
+        entry = running.entry
         prompt = entry.demand.prompt_tokens
         self._pace.sequences(self._flight.decoding, now=now)
         entry.first_token_at = running.last_at = running.window_at = now
         self._flight.first_token(running)
         self._prefill.outstanding -= prompt
-        self._prefill.learn(outstanding=running.prefill_outstanding, seconds=now - entry.admitted_at)
         self._pace.prefilled(prompt)
         self._processed += prompt
         self._changed(now)
 
     def progress(self, entry: Entry, generated_tokens: int, *, now: float) -> None:
-        """A request has that many output tokens by now, over all its outputs."""
+        """A request has that many output tokens by now, over all its outputs.
+
+        For a response that is not streamed the caller reports what it estimates; without ``first_token``, nothing is
+        learned of the time to it.
+        """
         running = self._flight.get(entry)
         if running is None or generated_tokens <= entry.generated:
             return
-        self.first_token(entry, now=now)
+        if entry.first_token_at is None:
+            self._prefilled(running, now=now)
         if not running.window_generated:
             running.window_generated = generated_tokens
         self._processed += generated_tokens - entry.generated
@@ -358,10 +364,11 @@ class Admission:
             most = self._config.engine.max_sequences
             if most is None and view.blocks is None:
                 most = _SEQUENCES_UNKNOWN
-            if (most is not None and flight.sequences + demand.outputs > most) or not self._keeps_pace(demand):
+            if most is not None and flight.sequences + demand.outputs > most:
                 return Reason.SEQUENCES
-            if not self._prefill.allows(demand.prompt_tokens):
-                return Reason.PREFILL
+            reason = self._unkept(demand, enough=URGENT if forced else RELAXED)
+            if reason is not None:
+                return reason
         if view.blocks is None:
             return None
         in_use = flight.held + view.external + held(demand, generated=0, shape=flight.shape)
@@ -372,13 +379,27 @@ class Admission:
             return Reason.KV
         return None
 
-    def _keeps_pace(self, demand: Demand) -> bool:
-        """Whether all that run keep the promised time per token with this request beside them."""
-        seconds = self._pace.expected(
-            sequences=self._flight.sequences + demand.outputs,
-            prefill_share=(self._flight.prefill_share + self._prefill_share(demand)) / SHARE_ONE,
+    def _unkept(self, demand: Demand, *, enough: float) -> Reason | None:
+        """The gate that a request would break its own or others' promised time per token by, if it went now."""
+        flight, prefill = self._flight, self._prefill
+        promised = _MARGIN * self._promised
+        batched = self._config.engine.max_batched_tokens
+        if not prefill.allows(demand.prompt_tokens, promised=promised, batched_tokens=batched):
+            return Reason.PREFILL
+        step, slower = self._pace.step(flight.sequences), self._pace.step(flight.sequences + demand.outputs)
+        if step is None or slower is None:
+            return None
+        if slower >= promised:
+            return Reason.SEQUENCES
+        seconds = prefill.seconds_per_token
+        cost = Cost(
+            promised=promised,
+            step=step,
+            slower_step=slower,
+            under_way=seconds * prefill.outstanding,
+            stall=seconds * demand.prompt_tokens,
         )
-        return seconds is None or seconds <= self._promised * PACE
+        return Reason.PREFILL if newly_missed(flight, cost, enough=enough) > enough else None
 
     # Queue.
 
@@ -414,7 +435,7 @@ class Admission:
                 Reason.QUEUE_FULL, f"Requests of {queue.prompt_bytes} bytes wait already", demand, now=now
             )
         ahead = queue.ahead(waiting.entry)
-        if self._backlog.seconds(ahead) > waiting.expires_at - now:
+        if self._backlog.seconds(ahead) > _EARLY * (waiting.expires_at - now):
             return self._refusal(
                 Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
             )
@@ -446,7 +467,7 @@ class Admission:
         for waiting in sorted(self._queue, key=self._queue.order):
             demand = waiting.entry.demand
             refusal = self._never(demand)
-            if refusal is None and self._backlog.seconds(ahead) > waiting.expires_at - now:
+            if refusal is None and self._backlog.seconds(ahead) > _EARLY * (waiting.expires_at - now):
                 refusal = self._refusal(
                     Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
                 )
@@ -483,11 +504,11 @@ class Admission:
         self._flight.add(
             Running(
                 entry,
+                sent_at=now,
                 curve=curve,
                 limit=limit,
                 expected_output=output,
                 prefill_outstanding=self._prefill.outstanding,
-                prefill_share=self._prefill_share(demand),
                 returned=returned,
             )
         )
@@ -525,19 +546,17 @@ class Admission:
     def _until(self, now: float) -> None:
         """Time has passed: learns from the tokens of the last half second, when it is over."""
         self._backlog.until(now, waited=len(self._queue) > 0)
-        if not self._pace.due(now=now):
+        length = self._pace.window(now=now)
+        if length is None:
             return
         self._pace.sequences(self._flight.decoding, now=now)
         times = []
         for running in self._flight:
-            entry = running.entry
-            tokens = (entry.generated - running.window_generated) / entry.demand.outputs
-            if entry.first_token_at is not None and tokens > 0:
-                times.append((running.last_at - running.window_at) / tokens)
-                running.window_at, running.window_generated = running.last_at, entry.generated
-        self._pace.close(times, seconds_per_prompt_token=self._prefill.seconds_per_token, now=now)
-        if times:
-            self._prefill.adapt(slowness=self._slowness())
+            tokens = running.entry.generated - running.window_generated
+            if running.window_generated and tokens:
+                times.append((running.last_at - running.window_at) * running.entry.demand.outputs / tokens)
+                running.window_at, running.window_generated = running.last_at, running.entry.generated
+        self._pace.close(length, times, seconds_per_prompt_token=self._prefill.seconds_per_token, now=now)
 
     # What follows from configuration and experience.
 
@@ -594,12 +613,6 @@ class Admission:
         return profile(
             demand, curve=self._curve(demand), generated=0, limit=self._limit(demand), shape=self._flight.shape
         )
-
-    def _prefill_share(self, demand: Demand) -> int:
-        """Share of its time that a place in the engine spends in prefills if such a request takes it again and again."""
-        prefill = self._prefill.seconds_per_token * demand.prompt_tokens
-        decode = self._curve(demand).expected(self._limit(demand)) * self._promised
-        return round(SHARE_ONE * prefill / (prefill + decode))
 
     def _reservation(self, demand: Demand) -> float:
         """KV tokens that a request would reserve."""

@@ -14,8 +14,6 @@ from kvplane_runtime.admission.peak import NOTHING, Peak, Profile, blocks_held, 
 
 _REDRAW_TOKENS: Final = 16
 """Tokens of each output after which a profile is drawn anew."""
-SHARE_ONE: Final = 1 << 20
-"""A whole in the units of ``prefill_share``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,7 @@ class Running:
     """One request that was let in."""
 
     entry: Entry
+    sent_at: float
     curve: Curve
     limit: int | None
     """Most tokens of one output."""
@@ -44,7 +43,6 @@ class Running:
     """Tokens over all its outputs, as expected when it was let in."""
     prefill_outstanding: int
     """Prompt tokens on their way when it was sent, its own included."""
-    prefill_share: int
     profile: Profile = NOTHING
     redraw_at: int = 0
     held: int = 0
@@ -105,8 +103,6 @@ class InFlight:
         self.sequences = 0
         self.decoding = 0
         """Sequences of requests that have their first token."""
-        self.prefill_share = 0
-        """Share of the time in prefills if all go on like this, in units of ``SHARE_ONE``."""
         self._running: dict[Entry, Running] = {}
 
     def __len__(self) -> int:
@@ -128,7 +124,6 @@ class InFlight:
         """A request is let in."""
         self._running[running.entry] = running
         self.sequences += running.entry.demand.outputs
-        self.prefill_share += running.prefill_share
         self._measure(running)
 
     def first_token(self, running: Running) -> None:
@@ -153,7 +148,6 @@ class InFlight:
         if running is None:
             return None
         self.sequences -= entry.demand.outputs
-        self.prefill_share -= running.prefill_share
         self._unmeasure(running)
         return running
 

@@ -55,12 +55,11 @@ class Curve:
         body = self.longest if limit is None else min(limit, self.longest)
         step = bisect_right(self.ends, body)
         start = self.ends[step - 1] if step else 0
-        mean = self.area[step] + self.after[step] * (body - start)
+        whole = self.area[step] + self.after[step] * (body - start)
         if limit is None:
-            mean += self.after[-1] / self.tail_rate
-        elif limit > self.longest:
-            mean += self.after[-1] * -math.expm1(-(limit - self.longest) * self.tail_rate) / self.tail_rate
-        return max(1.0, mean)
+            return whole + self.after[-1] / self.tail_rate
+        beyond = max(0, limit - self.longest)
+        return whole + self.after[-1] * -math.expm1(-beyond * self.tail_rate) / self.tail_rate
 
 
 class OutputLengths:

@@ -7,15 +7,22 @@ _ENOUGH: Final = 8
 
 
 class Line:
-    """Least squares with exponential forgetting: each new point takes the weight of all earlier ones times ``keep``."""
+    """Least squares with exponential forgetting, drawn towards what is likely where the points lie close together.
 
-    def __init__(self, *, keep: float) -> None:
+    keep: weight of all earlier points when a new one comes.
+    through_origin: what is likely: a line through the origin, else a flat one.
+    doubt: variance of x at which the points and that count the same.
+    """
+
+    def __init__(self, *, keep: float, through_origin: bool, doubt: float) -> None:
         self._keep = keep
+        self._through_origin = through_origin
+        self._doubt = doubt
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._points = 0
 
     def add(self, x: float, y: float) -> None:
-        """Takes in a point."""
+        """Takes in a point; neither is negative."""
         self._n = self._keep * self._n + 1
         self._x = self._keep * self._x + x
         self._y = self._keep * self._y + y
@@ -24,14 +31,15 @@ class Line:
         self._points += 1
 
     def fit(self) -> tuple[float, float] | None:
-        """(intercept, slope); None with fewer than 8 points. Points of one x give a line through the origin."""
+        """(intercept, slope); None with fewer than 8 points."""
         if self._points < _ENOUGH:
             return None
         x, y = self._x / self._n, self._y / self._n
-        spread = self._xx / self._n - x * x
-        if x <= 0 or y <= 0:
-            return max(0.0, y), 0.0
+        if x <= 0:
+            return y, 0.0
         steepest = y / x
-        slope = (self._xy / self._n - x * y) / spread if spread > 1e-4 * x * x else steepest
+        likely = steepest if self._through_origin else 0.0
+        variance, covariance = max(0.0, self._xx / self._n - x * x), self._xy / self._n - x * y
+        slope = (covariance + self._doubt * likely) / (variance + self._doubt)
         slope = min(max(0.0, slope), steepest)
         return y - slope * x, slope

@@ -1,16 +1,12 @@
-"""How fast the engine decodes, and how many sequences it can give the promised time per token.
+"""How long an engine step takes, learned from the tokens that pass.
 
-Every running sequence gets one token per engine step, and a step takes the longer the more sequences share it and the
-more prompt tokens are computed in it. From windows of half a second this module learns
+Every running sequence gets one token per step, and a step takes the longer the more sequences share it. From windows of
+half a second this learns
 
-    time per token  =  a + b * sequences + c * prompt tokens per step
+    step without prefills  =  a + b x sequences
 
-(c comes from the times to first token, :mod:`prefill`). A set of requests that goes on like this, each place taken by a
-like request when one ends, spends the share  sum_i  c p_i / (c p_i + o_i T)  of its time in prefills, for prompts p_i,
-expected outputs o_i and T seconds per token. It keeps the promise T while  a + b * sequences <= T * (1 - share).
-
-The time of a window is the median over the requests that run: all wait for the same steps, and a client that reads slowly
-makes only its own tokens late.
+where the time that went into prefills is taken out first. The time of a window is the median over the requests that run:
+all wait for the same steps, and a client that reads slowly makes only its own tokens late.
 """
 
 from statistics import median
@@ -18,54 +14,52 @@ from typing import Final
 
 from kvplane_runtime.admission.line import Line
 
-WINDOW_SECONDS: Final = 0.5
+_WINDOW_SECONDS: Final = 0.5
 _KEEP: Final = 0.98
-"""Of 60 windows half a minute old, about a third of the weight is left."""
+"""Of windows half a minute old, about a third of the weight is left."""
+_LEAST_DECODING: Final = 0.1
+"""Least share of a window that is taken to have gone into decoding."""
 
 
 class Pace:
-    """The learned step time and the share of it that is promised away."""
+    """Windows, and the line through them."""
 
     def __init__(self) -> None:
-        self._steps = Line(keep=_KEEP)
         self.seconds_per_token: float | None = None
-        """Of the newest window in which tokens came."""
+        """Of the newest window in which tokens came, prefills included."""
+        self._steps = Line(keep=_KEEP, through_origin=False, doubt=1.0)
         self._since: float | None = None
-        self._sequences_at = 0.0
+        self._counted_to = 0.0
         self._sequence_seconds = 0.0
         self._prompt_tokens = 0
 
-    def sequences(self, running: int, *, now: float) -> None:
-        """``running`` sequences decoded from the last call until now."""
-        self._sequence_seconds += running * max(0.0, now - self._sequences_at)
-        self._sequences_at = now
+    def sequences(self, decoding: int, *, now: float) -> None:
+        """``decoding`` sequences ran from the last call until now."""
+        self._sequence_seconds += decoding * max(0.0, now - self._counted_to)
+        self._counted_to = now
 
     def prefilled(self, prompt_tokens: int) -> None:
         """A prompt has got its first token."""
         self._prompt_tokens += prompt_tokens
 
-    def due(self, *, now: float) -> bool:
-        """Whether a window is over."""
+    def window(self, *, now: float) -> float | None:
+        """Length of the window if it is over, else None."""
         if self._since is None:
-            self._since = self._sequences_at = now
-        return now - self._since >= WINDOW_SECONDS
-
-    def close(self, times: list[float], *, seconds_per_prompt_token: float, now: float) -> None:
-        """Ends a window: ``times`` are the seconds per token of each request that ran in it."""
-        assert self._since is not None  # noqa: S101
+            self._since = self._counted_to = now
         length = now - self._since
+        return length if length >= _WINDOW_SECONDS else None
+
+    def close(self, length: float, times: list[float], *, seconds_per_prompt_token: float, now: float) -> None:
+        """Ends a window: ``times`` are the seconds per token of each request that got tokens in it."""
         if times:
-            self.seconds_per_token = seconds = median(times)
-            prefill = seconds_per_prompt_token * self._prompt_tokens / length  # share of the window
-            self._steps.add(self._sequence_seconds / length, seconds * max(0.1, 1.0 - prefill))
+            self.seconds_per_token = median(times)
+            decoding = max(_LEAST_DECODING, 1.0 - seconds_per_prompt_token * self._prompt_tokens / length)
+            self._steps.add(self._sequence_seconds / length, self.seconds_per_token * decoding)
         self._since = now
         self._sequence_seconds = 0.0
         self._prompt_tokens = 0
 
-    def expected(self, *, sequences: int, prefill_share: float) -> float | None:
-        """Seconds per token with so many sequences and that share of the time in prefills; None while unknown."""
+    def step(self, sequences: int) -> float | None:
+        """Seconds of a step with so many sequences and no prefill; None while too little is known."""
         line = self._steps.fit()
-        if line is None:
-            return None
-        intercept, slope = line
-        return (intercept + slope * sequences) / max(0.02, 1.0 - prefill_share)
+        return None if line is None else line[0] + line[1] * sequences

@@ -1,9 +1,11 @@
 """Gate B: how much prefill work the engine is given at a time, and how long prefills take.
 
-Two reasons to hold prompts back. What is sent is in the engine's own queue, in the engine's order, and can no longer be
-refused in time. And every prompt token that the engine computes delays the next token of all that run. So the prompt
-tokens sent and without a first token stay within W. W falls when tokens come slower than promised and rises when there
-is room. A prompt longer than W goes when no other prefill is outstanding.
+What is sent stands in the engine's own queue, in the engine's order, and can no longer be refused in time. So the prompt
+tokens sent and without a first token stay within W, and *our* order decides. W starts at what the engine computes in one
+step, and is then what it computes in one promised time per token, by measurement: enough that it never runs dry, and a
+prefix cache that makes prompts cheap makes W wide. A prompt longer than W goes when no other is under way.
+
+What prefills do to the tokens of those that run is weighed by :mod:`goals`.
 """
 
 from typing import Final
@@ -11,23 +13,22 @@ from typing import Final
 from kvplane_runtime.admission.line import Line
 
 _KEEP: Final = 0.98
-_LEAST: Final = 256.0
-_MOST: Final = 65536.0
-_FIRST: Final = 2048.0
-"""Where the engine's tokens per step are not known."""
+_FIRST: Final = 2048
+"""W where the engine's tokens per step are not known."""
 
 
 class Prefill:
-    """W, the prompt tokens within it, and the times to first token seen."""
+    """The prompt tokens under way, and the times to first token seen."""
 
-    def __init__(self, *, batched_tokens: int | None) -> None:
-        self.window = float(batched_tokens or _FIRST)
+    def __init__(self) -> None:
         self.outstanding = 0
-        self._times = Line(keep=_KEEP)
+        self._times = Line(keep=_KEEP, through_origin=True, doubt=32.0**2)
 
-    def allows(self, prompt_tokens: int) -> bool:
-        """Whether a prompt may be sent now."""
-        return self.outstanding == 0 or self.outstanding + prompt_tokens <= self.window
+    def allows(self, prompt_tokens: int, *, promised: float, batched_tokens: int | None) -> bool:
+        """Whether a prompt may be sent now; ``promised`` seconds per token, ``batched_tokens`` of one engine step."""
+        cost = self.seconds_per_token
+        window = promised / cost if cost > 0 else batched_tokens or _FIRST
+        return self.outstanding == 0 or self.outstanding + prompt_tokens <= window
 
     def learn(self, *, outstanding: int, seconds: float) -> None:
         """Takes in a time to first token, beside the tokens outstanding when it was sent, its own included."""
@@ -42,10 +43,3 @@ class Prefill:
     def seconds_per_token(self) -> float:
         """What one prompt token more costs; 0 while too little is known."""
         return (self._times.fit() or (0.0, 0.0))[1]
-
-    def adapt(self, *, slowness: float) -> None:
-        """Takes in a window's time per token as a share of the promised one."""
-        if slowness > 1.0:
-            self.window = max(_LEAST, 0.8 * self.window)
-        elif slowness < 0.8:
-            self.window = min(_MOST, 1.05 * self.window)

@@ -4,7 +4,7 @@
 2. Requests that have waited 0.8 of their time, the one that runs out first before the others: nobody is passed over for
    ever. The classes' lower ceilings no longer hold for them.
 3. By class; between the tenants of a class, the one least served; within a tenant, the shortest prompt, aged: each second
-   of waiting counts as 1,500 tokens (shortest remaining processing time first minimises waiting; aging bounds the price
+   of waiting counts as 1,000 tokens (shortest remaining processing time first minimises waiting; aging bounds the price
    that long prompts pay for it).
 
 Served is what a tenant got in tokens, an output token as two of the prompt, forgotten with a half-life of 60 s: deficit
@@ -24,7 +24,7 @@ from kvplane_runtime.admission.demand import Entry, Reason
 
 FORCED_SHARE: Final = 0.8
 """Share of its time after which a request goes before those that would be better for the engine."""
-_TOKENS_PER_SECOND: Final = 1500.0
+_TOKENS_PER_SECOND: Final = 1000.0
 _OUTPUT_WEIGHT: Final = 2.0
 _HALF_LIFE_SECONDS: Final = 60.0
 _ACCOUNTS: Final = 1024
@@ -173,7 +173,7 @@ class Queue:
 
 
 def _rank(entry: Entry) -> float:
-    # p - 1500 x (now - arrival), without the term that all have in common.
+    # p - 1000 x (now - arrival), without the term that all have in common.
     return entry.demand.prompt_tokens + _TOKENS_PER_SECOND * entry.arrived_at
 
 

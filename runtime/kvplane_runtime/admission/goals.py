@@ -1,0 +1,67 @@
+"""What letting one more request in costs those that run, in requests that would miss their promised time per token.
+
+A prefill delays the next token of every running request, and one more sequence makes every later step longer. What a
+request can bear depends on how far it is and on how many tokens are still to come, over which the delay is averaged: an
+output that ends in ten tokens has no time to make up for a long prompt beside it. So for each request that runs this asks
+how long its output has to get to keep its promise, with and without the new one,
+
+    L = (elapsed + prefill to come + T - tokens so far x step) / (T - step)         T promised, step without prefills
+
+and how likely it is to end between the two, after its length curve. The sum is the expected number of requests that the
+new one, itself worth one at most, makes miss. It is let in while that is small: waiting costs nothing before its own time
+runs out, and running requests end meanwhile.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from kvplane_runtime.admission.inflight import Running
+
+RELAXED: Final = 0.05
+"""Misses that a request may cause while it can wait."""
+URGENT: Final = 0.2
+"""Misses that it may cause when its time runs out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A new request beside those that run; all in seconds."""
+
+    promised: float
+    """Per token, on average over an output."""
+    step: float
+    """Of the engine without prefills, as it runs now."""
+    slower_step: float
+    """The same with the new request."""
+    under_way: float
+    """Prefills sent and not computed yet."""
+    stall: float
+    """The new request's prefill."""
+
+
+def newly_missed(running: Iterable[Running], cost: Cost, *, enough: float) -> float:
+    """Expected number of requests that would miss their promise and now do not; counting stops above ``enough``."""
+    promised, own = cost.promised, cost.stall
+    room, less_room = promised - cost.step, promised - cost.slower_step
+    missed = 0.0
+    for one in running:
+        first = one.entry.first_token_at
+        if first is None:
+            continue
+        done = one.entry.generated / one.entry.demand.outputs
+        late = one.last_at - first + cost.under_way + promised
+        if late + own <= done * promised:
+            continue  # it keeps its promise even if it ends at once
+        needed = max(done, (late - done * cost.step) / room) if room > 0 else math.inf
+        then = max(done, (late + own - done * cost.slower_step) / less_room) if less_room > 0 else math.inf
+        missed += (_reaches(one, needed) - _reaches(one, then)) / one.curve.exceeds(done)
+        if missed > enough:
+            break
+    return missed
+
+
+def _reaches(one: Running, length: float) -> float:
+    """P(an output gets longer than ``length``, or is cut off there)."""
+    return 0.0 if one.limit is not None and length > one.limit else one.curve.exceeds(length)
