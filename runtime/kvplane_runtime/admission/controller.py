@@ -14,8 +14,8 @@ kv         gate C: KV known to be in use + the prompt <= H x C; gate A: the expe
 
 With nothing in flight only context, tenant and gate C are asked: an idle engine always works. While the capacity is not
 known (before the first scrape, or an engine that does not export it) gates A and C cannot be computed; the others hold,
-and at most 256 sequences run. That never halts and guesses no capacity; an engine silent for that long is a condition of
-its own (SignalsFresh).
+and at most 256 sequences run, or with Worst one request at a time. That never halts and guesses no capacity; an engine
+that stays silent is a condition of its own (SignalsFresh).
 """
 
 from collections import Counter
@@ -84,6 +84,8 @@ class Admission:
         self._changed_at: float | None = None
         """When something happened that may let a waiting request in, and nobody has looked yet."""
         self._next_check = 0.0
+        self._ruled: list[Entry] = []
+        """Refused between two calls of ``decide``."""
         self._shed = 0.0
         self._refused = 0
         self._admitted = 0
@@ -120,6 +122,8 @@ class Admission:
             self._refuse(entry, refusal, now=now)
         elif waiting is not None:
             self._queue.put(waiting, now=now)
+            if waiting.held_by is Reason.DEADLINE:
+                self._changed(now)  # nobody has looked whether it may go beside those before it
         else:
             self._admit(entry, now=now)
         return entry
@@ -128,9 +132,10 @@ class Admission:
         """Rules on what waits; the entries that were admitted or refused, in the order in which the engine shall get them."""
         self._until(now)
         self._changed_at = None
+        decided, self._ruled = self._ruled, []
         if self._config.admission.policy != "Enforce":
-            return [self._let_in(waiting, now=now) for waiting in list(self._queue)]
-        decided = [self._too_late(waiting, now=now) for waiting in self._queue.expired(now=now)]
+            return decided + [self._let_in(waiting, now=now) for waiting in list(self._queue)]
+        decided += [self._too_late(waiting, now=now) for waiting in self._queue.expired(now=now)]
         if now >= self._next_check:
             self._next_check = now + CHECK_SECONDS
             decided += self._recheck(now=now)
@@ -140,7 +145,7 @@ class Admission:
 
     def next_decision_at(self) -> float | None:
         """When ``decide`` must run at the latest; None while nothing waits."""
-        if not len(self._queue):
+        if not len(self._queue) and not self._ruled:
             return None
         due = self._next_check
         expiry = self._queue.next_expiry()
@@ -250,11 +255,12 @@ class Admission:
         """Takes in a scrape."""
         flight, view = self._flight, self._engine
         youngest = flight.youngest
-        preempted = view.observe(
+        preempted, generated = view.observe(
             feedback,
             held=flight.held,
             held_present=flight.held_present,
             prompt_blocks=flight.prompt_blocks_present,
+            sequences=flight.sequences,
             youngest_tokens=0 if youngest is None else youngest.entry.demand.prompt_tokens + youngest.entry.generated,
             now=now,
         )
@@ -262,7 +268,7 @@ class Admission:
         if preempted is not None and view.blocks is not None and not self._shape().worst:
             percent = self._config.admission.kv_peak_percent
             self._trim.learn(
-                processed=self._processed,
+                processed=max(self._processed, generated or 0),
                 preempted=preempted,
                 capacity=view.blocks * flight.shape.block_size,
                 peak_ratio=self._peak_blocks() / view.blocks,
@@ -364,18 +370,20 @@ class Admission:
             most = self._config.engine.max_sequences
             if most is None and view.blocks is None:
                 most = _SEQUENCES_UNKNOWN
-            if most is not None and flight.sequences + demand.outputs > most:
+            if most is not None and flight.sequences + view.external_sequences + demand.outputs > most:
                 return Reason.SEQUENCES
             reason = self._unkept(demand, enough=URGENT if forced else RELAXED)
             if reason is not None:
                 return reason
+        worst = flight.shape.worst
         if view.blocks is None:
-            return None
-        in_use = flight.held + view.external + held(demand, generated=0, shape=flight.shape)
+            return Reason.KV if worst and len(flight) else None
+        external = max(0, view.external) if worst else view.external
+        in_use = flight.held + external + held(demand, generated=0, shape=flight.shape)
         if in_use > self._hard_cap(view.blocks):
             return Reason.KV
         ceiling = self._kappa(now=now) * (1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority))
-        if len(flight) and flight.peak.blocks(own, z=Z) + view.external > ceiling * view.blocks:
+        if (len(flight) or (worst and external)) and flight.peak.blocks(own, z=Z) + external > ceiling * view.blocks:
             return Reason.KV
         return None
 
@@ -412,72 +420,75 @@ class Admission:
         return reason
 
     def _wait(self, entry: Entry, *, held_by: Reason, returned: bool = False, now: float) -> Waiting:
-        longest = self._longest_wait
-        patience = max(_LEAST_WAIT_SHARE * longest, longest - self._prefill.seconds(entry.demand.prompt_tokens))
+        expires_at = self._expires_at(entry)
         return Waiting(
             entry,
-            expires_at=entry.arrived_at + patience,
-            forced_at=entry.arrived_at + FORCED_SHARE * patience,
+            expires_at=expires_at,
+            forced_at=entry.arrived_at + FORCED_SHARE * (expires_at - entry.arrived_at),
             held_by=held_by,
             returned=returned,
             not_before=now + CHECK_SECONDS if returned else now,
         )
+
+    def _expires_at(self, entry: Entry) -> float:
+        """When a request must have been sent, for its first token to come in time."""
+        longest = self._longest_wait
+        own = self._prefill.seconds(entry.demand.prompt_tokens)
+        return entry.arrived_at + max(_LEAST_WAIT_SHARE * longest, longest - own)
 
     def _no_room(self, waiting: Waiting, *, now: float) -> Refused | None:
         """Refusal of a new request that the queue cannot take."""
         bounds, demand, queue = self._config.admission.queue, waiting.entry.demand, self._queue
         if bounds.max_requests == 0:
             return self._refusal(waiting.held_by, "There is no room now and no queue", demand, now=now)
-        if len(queue) >= bounds.max_requests:
-            return self._refusal(Reason.QUEUE_FULL, f"{len(queue)} requests wait already", demand, now=now)
+        if len(queue) and (
+            refusal := self._hopeless(waiting.entry, ahead=queue.ahead(of=waiting.entry)[waiting.entry], now=now)
+        ):
+            return refusal
         if len(queue) and queue.prompt_bytes + demand.prompt_bytes > _QUEUED_BYTES:
-            return self._refusal(
-                Reason.QUEUE_FULL, f"Requests of {queue.prompt_bytes} bytes wait already", demand, now=now
-            )
-        ahead = queue.ahead(waiting.entry)
-        if self._backlog.seconds(ahead) > _EARLY * (waiting.expires_at - now):
-            return self._refusal(
-                Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
-            )
+            why = f"Requests of {queue.prompt_bytes} bytes wait already"
+            return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
+        if len(queue) >= bounds.max_requests:
+            why = f"{len(queue)} requests wait already"
+            crowding = queue.crowding(demand.tenant)
+            if crowding is None:
+                return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
+            queue.take(crowding.entry)
+            self._refuse(crowding.entry, self._refusal(Reason.QUEUE_FULL, why, crowding.entry.demand, now=now), now=now)
+            self._ruled.append(crowding.entry)
+            self._changed(now)
         return None
 
     def _next(self, *, now: float) -> Waiting | None:
         """The request that goes to the engine now; None if every gate is closed for all that may go."""
-        for waiting in self._queue.urgent(now=now):
-            demand = waiting.entry.demand
-            reason = self._blocked(demand, own=self._profile(demand), forced=True, now=now)
+        for waiting in self._queue.turns(now=now)[:_TRIES]:
+            demand, forced = waiting.entry.demand, waiting.forced(now=now)
+            reason = self._blocked(demand, own=self._profile(demand), forced=forced, now=now)
             if reason is None:
                 return waiting
             waiting.held_by = reason
             self._kv_binds |= reason is Reason.KV
-            return None  # what comes free is kept for it
-        for waiting in self._queue.heads(now=now)[:_TRIES]:
-            demand = waiting.entry.demand
-            reason = self._blocked(demand, own=self._profile(demand), forced=False, now=now)
-            if reason is None:
-                return waiting
-            waiting.held_by = reason
-            self._kv_binds |= reason is Reason.KV
+            if forced:
+                break  # what comes free is kept for it
         return None
 
     def _recheck(self, *, now: float) -> list[Entry]:
         """Refuses those that wait in vain: they never fit what is now known of the engine, or too much is before them."""
         decided: list[Entry] = []
-        ahead = 0
-        for waiting in sorted(self._queue, key=self._queue.order):
-            demand = waiting.entry.demand
-            refusal = self._never(demand)
-            if refusal is None and self._backlog.seconds(ahead) > _EARLY * (waiting.expires_at - now):
-                refusal = self._refusal(
-                    Reason.DEADLINE, f"{ahead} prompt tokens wait before it, too many for its time", demand, now=now
-                )
-            if refusal is None:
-                ahead += demand.prompt_tokens
-            else:
-                self._queue.take(waiting.entry)
-                self._refuse(waiting.entry, refusal, now=now)
-                decided.append(waiting.entry)
+        for entry, ahead in self._queue.ahead().items():
+            refusal = self._never(entry.demand) or self._hopeless(entry, ahead=ahead, now=now)
+            if refusal is not None:
+                self._queue.take(entry)
+                self._refuse(entry, refusal, now=now)
+                decided.append(entry)
         return decided
+
+    def _hopeless(self, entry: Entry, *, ahead: float, now: float) -> Refused | None:
+        """Refusal of a request that has too much before it for its time."""
+        if self._backlog.seconds(ahead) <= _EARLY * (self._expires_at(entry) - now):
+            return None
+        why = f"{ahead:.0f} prompt tokens wait before it, too many for its time"
+        return self._refusal(Reason.DEADLINE, why, entry.demand, now=now)
 
     def _too_late(self, waiting: Waiting, *, now: float) -> Entry:
         entry = waiting.entry
@@ -590,6 +601,8 @@ class Admission:
         kappa = self._trim.kappa
         if admission.reservation == "Worst":
             kappa = admission.kv_hard_cap_percent / 100
+        elif admission.kv_peak_percent is not None:
+            kappa = min(kappa, admission.kv_peak_percent / 100)
         if self._engine.stale:
             kappa = min(kappa, FLOOR)
         return kappa * self._engine.ramp(now=now)

@@ -1,11 +1,12 @@
 """Who is next: the order of the requests that wait, fair between tenants, and none waits beyond its time.
 
 1. Requests that the engine sent back.
-2. Requests that have waited 0.8 of their time, the one that runs out first before the others: nobody is passed over for
-   ever. The classes' lower ceilings no longer hold for them.
-3. By class; between the tenants of a class, the one least served; within a tenant, the shortest prompt, aged: each second
-   of waiting counts as 1,000 tokens (shortest remaining processing time first minimises waiting; aging bounds the price
-   that long prompts pay for it).
+2. By class; a request that has waited 0.8 of its time counts as of the highest, and the ceilings of the others no longer
+   hold for it: a class can be held back and not starved.
+3. Between tenants, the one least served.
+4. Within a tenant, those that have waited 0.8 of their time, the one that runs out first before the others; then the
+   shortest prompt, aged: each second of waiting counts as 1,000 tokens. (Shortest remaining processing time first
+   minimises waiting; aging bounds the price that long prompts pay for it.)
 
 Served is what a tenant got in tokens, an output token as two of the prompt, forgotten with a half-life of 60 s: deficit
 round robin's account kept as a virtual counter (arXiv 2401.00588). A tenant that comes back starts level with the least
@@ -13,11 +14,11 @@ served one that waits: neither idling nor new names earn credit.
 """
 
 import math
-from bisect import bisect_left, insort
-from collections import OrderedDict
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import accumulate, count
 from typing import Final
 
 from kvplane_runtime.admission.demand import Entry, Reason
@@ -47,6 +48,10 @@ class Waiting:
     """When it may go to the engine again."""
     number: int = field(default=0, init=False)
 
+    def forced(self, *, now: float) -> bool:
+        """Whether it goes before the common order, and what comes free is kept for it until it fits."""
+        return self.returned or self.forced_at <= now
+
 
 class Queue:
     """The requests that wait. Its bounds are the caller's: it holds what it is given."""
@@ -54,9 +59,11 @@ class Queue:
     def __init__(self) -> None:
         self._waiting: dict[Entry, Waiting] = {}
         self._lines: dict[tuple[int, str], list[tuple[float, int, Waiting]]] = {}
+        """By class and tenant, in the order of their ranks."""
         self._by_force: list[tuple[float, int, Waiting]] = []
         self._by_expiry: list[tuple[float, int, Waiting]] = []
         self._returned: list[tuple[float, int, Waiting]] = []
+        self._by_tenant: Counter[str] = Counter()
         self._served: OrderedDict[str, tuple[float, float]] = OrderedDict()
         """By tenant: decayed tokens, and the time they are decayed to."""
         self._numbers = count()
@@ -65,9 +72,6 @@ class Queue:
 
     def __len__(self) -> int:
         return len(self._waiting)
-
-    def __contains__(self, entry: Entry) -> bool:
-        return entry in self._waiting
 
     def __iter__(self) -> Iterator[Waiting]:
         return iter(self._waiting.values())
@@ -90,6 +94,7 @@ class Queue:
             insort(line, _key(_rank(waiting.entry), waiting))
             insort(self._by_force, _key(waiting.forced_at, waiting))
         insort(self._by_expiry, _key(waiting.expires_at, waiting))
+        self._by_tenant[demand.tenant] += 1
         self.prompt_tokens += demand.prompt_tokens
         self.prompt_bytes += demand.prompt_bytes
 
@@ -103,11 +108,14 @@ class Queue:
             _drop(self._returned, entry.arrived_at, waiting)
         else:
             line = self._lines[demand.priority, demand.tenant]
-            _drop(line, _rank(waiting.entry), waiting)
+            _drop(line, _rank(entry), waiting)
             if not line:
                 del self._lines[demand.priority, demand.tenant]
             _drop(self._by_force, waiting.forced_at, waiting)
         _drop(self._by_expiry, waiting.expires_at, waiting)
+        self._by_tenant[demand.tenant] -= 1
+        if not self._by_tenant[demand.tenant]:
+            del self._by_tenant[demand.tenant]
         self.prompt_tokens -= demand.prompt_tokens
         self.prompt_bytes -= demand.prompt_bytes
         return waiting
@@ -124,39 +132,72 @@ class Queue:
         """Those whose time is over."""
         return [waiting for _, _, waiting in self._by_expiry[: _upto(self._by_expiry, now)]]
 
-    def urgent(self, *, now: float) -> list[Waiting]:
-        """Those that go before the common order: sent back by the engine, then forced ones."""
-        back = [waiting for _, _, waiting in self._returned if waiting.not_before <= now]
-        return back + sorted(
-            (waiting for _, _, waiting in self._by_force[: _upto(self._by_force, now)]),
-            key=lambda waiting: (waiting.expires_at, waiting.number),
-        )
+    def next_expiry(self) -> float | None:
+        """When the first request runs out of time."""
+        return self._by_expiry[0][0] if self._by_expiry else None
 
-    def heads(self, *, now: float) -> list[Waiting]:
-        """The first of each line, in the common order."""
-        keys = sorted(self._lines, key=lambda key: (key[0], self._account(key[1], now=now), self._lines[key][0][:2]))
-        return [self._lines[key][0][2] for key in keys]
+    def turns(self, *, now: float) -> list[Waiting]:
+        """The requests to be looked at now, one of each tenant and class at most, in their order."""
+        turns: list[tuple[tuple[float, ...], Waiting]] = []
+        hurried: dict[str, Waiting] = {}
+        for _, _, waiting in self._by_force[: _upto(self._by_force, now)]:
+            other = hurried.get(waiting.entry.demand.tenant)
+            if other is None or waiting.expires_at < other.expires_at:
+                hurried[waiting.entry.demand.tenant] = waiting
+        for tenant, waiting in hurried.items():
+            turns.append(((0, self._account(tenant, now=now), 0, waiting.expires_at, waiting.number), waiting))
+        for (priority, tenant), line in self._lines.items():
+            rank, number, waiting = line[0]
+            turns.append(((priority, self._account(tenant, now=now), 1, rank, number), waiting))
+        turns.sort(key=lambda turn: turn[0])
+        back = [waiting for _, _, waiting in self._returned if waiting.not_before <= now]
+        return back + [waiting for _, waiting in turns]
 
     def leads(self, entry: Entry, *, now: float) -> bool:
-        """Whether a new request would be the first of its line, with none before all lines."""
+        """Whether a new request would be the first of its line, and none goes before all lines."""
         if self._returned or _upto(self._by_force, now):
             return False
         line = self._lines.get((entry.demand.priority, entry.demand.tenant))
         return line is None or _rank(entry) < line[0][0]
 
-    def ahead(self, entry: Entry) -> int:
-        """Prompt tokens that wait before a new request, as if all were one tenant's."""
-        own = _order(entry)
-        return sum(waiting.entry.demand.prompt_tokens for waiting in self if _order(waiting.entry) <= own)
+    def crowding(self, tenant: str) -> Waiting | None:
+        """The request that makes room for one of ``tenant`` in a full queue: the last one of the tenant with most.
 
-    @staticmethod
-    def order(waiting: Waiting) -> tuple[int, float]:
-        """Sorting key of the common order, as if all were one tenant's."""
-        return _order(waiting.entry)
+        None unless that tenant has at least two more there.
+        """
+        if not self._by_tenant:
+            return None
+        most, waiting = self._by_tenant.most_common(1)[0]
+        if waiting < self._by_tenant.get(tenant, 0) + 2:
+            return None
+        lines = [line for (_, name), line in self._lines.items() if name == most]
+        return max(lines, key=lambda line: line[-1][2].entry.demand.priority)[-1][2] if lines else None
 
-    def next_expiry(self) -> float | None:
-        """When the first request runs out of time."""
-        return self._by_expiry[0][0] if self._by_expiry else None
+    def ahead(self, *, of: Entry | None = None) -> dict[Entry, float]:
+        """Prompt tokens that go before each request that waits, or before a new one, when tenants take turns.
+
+        Higher classes go first. Within a class a tenant goes through its own line, and meanwhile each other tenant gets
+        as much, or all that it has.
+        """
+        queued = sorted((*self._waiting, of) if of is not None else self._waiting, key=_order)
+        result: dict[Entry, float] = {}
+        higher = 0.0
+        for priority in sorted({entry.demand.priority for entry in queued}):
+            lines: defaultdict[str, list[Entry]] = defaultdict(list)
+            for entry in queued:
+                if entry.demand.priority == priority:
+                    lines[entry.demand.tenant].append(entry)
+            totals = sorted(sum(entry.demand.prompt_tokens for entry in line) for line in lines.values())
+            sums = [0, *accumulate(totals)]
+            for line in lines.values():
+                own = 0
+                for entry in line:
+                    before, own = own, own + entry.demand.prompt_tokens
+                    below = bisect_right(totals, own)
+                    others = sums[below] + own * (len(totals) - below) - own
+                    result[entry] = higher + before + others
+            higher += sums[-1]
+        return result
 
     def _account(self, tenant: str, *, now: float) -> float:
         tokens, at = self._served.get(tenant, (0.0, now))
@@ -164,12 +205,11 @@ class Queue:
 
     def _lift(self, tenant: str, *, now: float) -> None:
         """A tenant of whom nobody waits starts level with the least served of those who do."""
-        others = {name for _, name in self._lines}
-        if tenant in others or not others:
+        if tenant in self._by_tenant or not self._by_tenant:
             return
-        level = min(self._account(name, now=now) for name in others)
+        level = min(self._account(name, now=now) for name in self._by_tenant)
         if self._account(tenant, now=now) < level:
-            self._served[tenant] = level, now
+            self.charge(tenant, prompt_tokens=level - self._account(tenant, now=now), output_tokens=0, now=now)
 
 
 def _rank(entry: Entry) -> float:
