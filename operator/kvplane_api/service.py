@@ -396,8 +396,6 @@ class Slo(_Model):
     """ttftMilliseconds: longest time to the first token, waiting in the queue included. Default: 2000."""
     tpot_milliseconds: Annotated[int, Field(ge=1, le=600_000)] = 50
     """tpotMilliseconds: longest mean time between two output tokens of a request. Default: 50."""
-    attainment_percent: Annotated[int, Field(ge=1, le=100)] = 99
-    """attainmentPercent of the requests that must meet both. Default: 99."""
 
 
 class AdmissionQueue(_Model):

@@ -22,8 +22,6 @@ class SloConfig(_Wire):
     """Longest time to the first token, queueing included."""
     tpot_milliseconds: int = Field(default=50, ge=1)
     """Longest mean time between two output tokens of one request."""
-    attainment_percent: int = Field(default=99, ge=1, le=100)
-    """Share of requests that must meet both."""
 
 
 class QueueConfig(_Wire):

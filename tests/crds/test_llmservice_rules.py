@@ -71,7 +71,7 @@ EVERYTHING: Service = {
             "kvOffload": {"cpuMemory": "20Gi"},
             "kvTransfer": {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
         },
-        "slo": {"ttftMilliseconds": 1500, "tpotMilliseconds": 40, "attainmentPercent": 95},
+        "slo": {"ttftMilliseconds": 1500, "tpotMilliseconds": 40},
         "admission": {
             "policy": "Observe",
             "reservation": "Worst",
@@ -276,8 +276,6 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ),
     ("no time per token", {"slo__tpotMilliseconds": 0}, ("slo.tpotMilliseconds", "greater than or equal to 1")),
     ("time per token without end", {"slo__tpotMilliseconds": HUGE}, ("tpotMilliseconds", "than or equal to 600000")),
-    ("nobody has to be served well", {"slo__attainmentPercent": 0}, ("attainmentPercent", "than or equal to 1")),
-    ("more than all", {"slo__attainmentPercent": 101}, ("slo.attainmentPercent", "less than or equal to 100")),
     ("policy unknown", {"admission__policy": "Strict"}, ("admission.policy", '"Enforce", "Observe", "Off"')),
     ("policy as YAML reads off", {"admission__policy": False}, ("spec.admission.policy", "must be of type string")),
     ("reservation unknown", {"admission__reservation": "Best"}, ("admission.reservation", '"Expected", "Worst"')),

@@ -65,7 +65,6 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "engine.kvTransfer": ({}, {"kv_connector": "A"}, {"kv_connector": "B"}),
     "slo.ttftMilliseconds": ({}, 2000, 3000),
     "slo.tpotMilliseconds": ({}, 50, 40),
-    "slo.attainmentPercent": ({}, 99, 95),
     "admission.policy": ({}, "Enforce", "Observe"),
     "admission.reservation": ({}, "Expected", "Worst"),
     "admission.kvHardCapPercent": ({}, 95, 90),
@@ -145,7 +144,7 @@ def test_the_sidecars_configuration_is_fed_from_the_spec_in_every_field() -> Non
     spec = {
         **HF,
         "disruption": {"drainSeconds": 1},
-        "slo": {"ttftMilliseconds": 1, "tpotMilliseconds": 1, "attainmentPercent": 1},
+        "slo": {"ttftMilliseconds": 1, "tpotMilliseconds": 1},
         "admission": {
             "policy": "Observe",
             "reservation": "Worst",

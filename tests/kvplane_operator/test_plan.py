@@ -189,7 +189,7 @@ class TestSidecarConfiguration:
     def test_what_is_set_reaches_the_config_map(self) -> None:
         spec = {
             **HF,
-            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30, "attainmentPercent": 90},
+            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30},
             "admission": {
                 "policy": "Observe",
                 "reservation": "Worst",
@@ -208,7 +208,7 @@ class TestSidecarConfiguration:
             "servedName": "chat",
             "drainSeconds": 30,
             "maxBodyBytes": 4096,
-            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30, "attainmentPercent": 90},
+            "slo": {"ttftMilliseconds": 500, "tpotMilliseconds": 30},
             "admission": {
                 "policy": "Observe",
                 "reservation": "Worst",

@@ -37,7 +37,6 @@ def sidecar_config(spec: LLMServiceSpec, service: str, *, kv_events: bool) -> st
         slo=SloConfig(
             ttft_milliseconds=slo.ttft_milliseconds,
             tpot_milliseconds=slo.tpot_milliseconds,
-            attainment_percent=slo.attainment_percent,
         ),
         admission=AdmissionConfig(
             policy=admission.policy,

@@ -49,6 +49,8 @@ _TRIES: Final = 32
 """Lines of the queue whose first request is looked at in one go."""
 _MARGIN: Final = 0.95
 """Share of the promised time per token that is planned with."""
+_HOPELESS: Final = 2.0
+"""Times a lone request's time per token that is planned with where even that is more than was promised."""
 _EARLY: Final = 1.25
 """By how much the work before a request must exceed its time before it is refused early: rates are estimates."""
 _HELD_BY: Final = {
@@ -203,7 +205,7 @@ class Admission:
             output_tokens=-running.expected_output,
             now=now,
         )
-        entry.admitted_at = None
+        entry.admitted_at, entry.first_token_at, entry.generated = None, None, 0
         if running.returned:
             self._refuse(
                 entry, self._refusal(Reason.QUEUE_FULL, "The engine refused it twice", entry.demand, now=now), now=now
@@ -226,6 +228,8 @@ class Admission:
         """
         if self._queue.take(entry) is not None:
             return
+        if entry in self._ruled:
+            self._ruled.remove(entry)
         running = self._flight.get(entry)
         if running is None:
             return
@@ -254,6 +258,7 @@ class Admission:
     def observe(self, feedback: Feedback, *, now: float) -> None:
         """Takes in a scrape."""
         flight, view = self._flight, self._engine
+        room = view.blocks, view.block_size, view.context_tokens
         youngest = flight.youngest
         preempted, generated = view.observe(
             feedback,
@@ -265,6 +270,8 @@ class Admission:
             now=now,
         )
         flight.reshape(self._shape())
+        if room != (view.blocks, view.block_size, view.context_tokens):
+            self._next_check = 0.0  # what waits may turn out never to fit
         if preempted is not None and view.blocks is not None and not self._shape().worst:
             percent = self._config.admission.kv_peak_percent
             self._trim.learn(
@@ -390,7 +397,7 @@ class Admission:
     def _unkept(self, demand: Demand, *, enough: float) -> Reason | None:
         """The gate that a request would break its own or others' promised time per token by, if it went now."""
         flight, prefill = self._flight, self._prefill
-        promised = _MARGIN * self._promised
+        promised = _MARGIN * self._planned
         batched = self._config.engine.max_batched_tokens
         if not prefill.allows(demand.prompt_tokens, promised=promised, batched_tokens=batched):
             return Reason.PREFILL
@@ -583,6 +590,15 @@ class Admission:
     @property
     def _promised(self) -> float:
         return self._config.slo.tpot_milliseconds / 1000
+
+    @property
+    def _planned(self) -> float:
+        """The time per token that is planned with: the promised one, unless the engine needs more for a request alone.
+
+        Then no order of requests keeps the promise, and serving one after another would only waste the engine.
+        """
+        alone = self._pace.step(1)
+        return self._promised if alone is None or alone < self._promised else _HOPELESS * alone
 
     @property
     def _longest_wait(self) -> float:
