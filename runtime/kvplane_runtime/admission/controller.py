@@ -20,6 +20,7 @@ that stays silent is a condition of its own (SignalsFresh).
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from kvplane_api.wire import AdmissionState, SidecarConfig
@@ -334,7 +335,10 @@ class Admission:
 
     def _never(self, demand: Demand) -> Refused | None:
         """Refusal of a request that cannot be served however long it waits."""
-        view, prompt = self._engine, demand.prompt_tokens
+        view, certain = self._engine, demand
+        if demand.least_prompt_tokens is not None:
+            certain = replace(demand, prompt_tokens=max(1, demand.least_prompt_tokens), outputs=1)
+        prompt = certain.prompt_tokens
         if view.context_tokens is not None and prompt >= view.context_tokens:
             return self._too_long(
                 f"The prompt has {prompt} tokens and the engine's context holds {view.context_tokens}, at least one of them "
@@ -344,9 +348,9 @@ class Admission:
             return None
         most = self._hard_cap(view.blocks)
         shape = self._flight.shape
-        if held(demand, generated=0, shape=shape) > most:
+        if held(certain, generated=0, shape=shape) > most:
             return self._too_long(
-                f"The prompt has {prompt} tokens for {demand.outputs} output(s) and the engine's KV cache takes prompts of at "
+                f"The prompt has {prompt} tokens for {certain.outputs} output(s) and the engine's KV cache takes prompts of at "
                 f"most {most * view.block_size} tokens ({self._config.admission.kv_hard_cap_percent} % of {view.blocks} blocks "
                 f"of {view.block_size}); shorten the prompt, or ask for fewer outputs."
             )
@@ -386,8 +390,10 @@ class Admission:
         if view.blocks is None:
             return Reason.KV if worst and len(flight) else None
         external = max(0, view.external) if worst else view.external
-        in_use = flight.held + external + held(demand, generated=0, shape=flight.shape)
-        if in_use > self._hard_cap(view.blocks):
+        cap = self._hard_cap(view.blocks)
+        # An estimate above the cap may be wrong: such a request goes when it is alone.
+        in_use = flight.held + external + min(cap, held(demand, generated=0, shape=flight.shape))
+        if in_use > cap:
             return Reason.KV
         ceiling = self._kappa(now=now) * (1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority))
         if (len(flight) or (worst and external)) and flight.peak.blocks(own, z=Z) + external > ceiling * view.blocks:

@@ -41,6 +41,9 @@ class Demand:
     """Index into ``config.admission.priorities``; 0 is the highest, and the only one where there are no names."""
     prompt_bytes: int = 0
     """Bytes that the request holds while it waits."""
+    least_prompt_tokens: int | None = None
+    """Tokens that the longest of its prompts has for certain, by which alone it may be called too long for the engine; None:
+    ``prompt_tokens``. Less than that where tokens are estimated, or where several prompts are one request."""
 
     def __post_init__(self) -> None:
         _at_least("prompt_tokens", self.prompt_tokens, 1)
@@ -49,6 +52,8 @@ class Demand:
             _at_least("max_output_tokens", self.max_output_tokens, 1)
         _at_least("priority", self.priority, 0)
         _at_least("prompt_bytes", self.prompt_bytes, 0)
+        if self.least_prompt_tokens is not None:
+            _at_least("least_prompt_tokens", self.least_prompt_tokens, 0)
 
 
 @dataclass(frozen=True, slots=True)
