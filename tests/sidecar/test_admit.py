@@ -214,6 +214,20 @@ async def test_a_prompt_that_never_fits_is_refused_at_once_with_the_numbers(tmp_
         assert not stage.upstream.requests
 
 
+async def test_a_text_that_only_seems_too_long_is_the_engines_to_judge(tmp_path: Path) -> None:
+    async with staged(answers, tmp_path) as stage:
+        stage.scraped(blocks=20)
+        assert (await stage.ask({"prompt": "x" * 1200})).status == 200  # 400 tokens by estimate, 320 fit
+        assert (await stage.ask({"prompt": "x" * 12_000})).status == 400
+
+
+async def test_many_prompts_in_one_request_are_too_long_only_one_by_one(tmp_path: Path) -> None:
+    async with staged(answers, tmp_path) as stage:
+        stage.scraped(blocks=20)
+        assert (await stage.ask({"prompt": [ids(100)] * 4, "max_tokens": 4})).status == 200
+        assert (await stage.ask({"prompt": [ids(10), ids(400)], "max_tokens": 4})).status == 400
+
+
 async def test_malformed_json_is_refused_before_anything_is_reserved(tmp_path: Path) -> None:
     async with staged(answers, tmp_path) as stage:
         client = await stage.client()
