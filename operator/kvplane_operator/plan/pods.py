@@ -139,7 +139,8 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
             {"name": "http", "containerPort": names.PORT_SERVING, "protocol": "TCP"},
             {"name": "admin", "containerPort": names.PORT_ADMIN, "protocol": "TCP"},
         ],
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+        # Bodies held (256 MiB), the reader of large ones (512 MiB), the ledger of KV blocks (200 MB), and the rest.
+        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1536Mi"}},
         # Never waits for the engine: the engine starts only after it.
         "startupProbe": _probe("/healthz", period=1, timeout=2, failures=60),
         "readinessProbe": _probe("/ready", period=2, timeout=2, failures=2),
