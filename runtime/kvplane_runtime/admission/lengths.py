@@ -55,11 +55,10 @@ class Curve:
         body = self.longest if limit is None else min(limit, self.longest)
         step = bisect_right(self.ends, body)
         start = self.ends[step - 1] if step else 0
-        whole = self.area[step] + self.after[step] * (body - start)
-        if limit is None:
-            return whole + self.after[-1] / self.tail_rate
-        beyond = max(0, limit - self.longest)
-        return whole + self.after[-1] * -math.expm1(-beyond * self.tail_rate) / self.tail_rate
+        mean = self.area[step] + self.after[step] * (body - start)
+        beyond = math.inf if limit is None else max(0, limit - self.longest)
+        mean += self.after[-1] * -math.expm1(-beyond * self.tail_rate) / self.tail_rate
+        return max(1.0, mean)
 
 
 class OutputLengths:
@@ -68,6 +67,10 @@ class OutputLengths:
     def __init__(self) -> None:
         self._all = _Samples(_ALL_SAMPLES)
         self._buckets: OrderedDict[tuple[int, int], _Samples] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Samples remembered."""
+        return len(self._all) + sum(len(bucket) for bucket in self._buckets.values())
 
     def curve(self, *, priority: int, prompt_tokens: int) -> Curve:
         """The curve of the request's bucket; that of all while the bucket has fewer than 30 samples."""
