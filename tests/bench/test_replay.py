@@ -115,6 +115,12 @@ def test_a_policy_that_forgets_a_request_is_an_error() -> None:
         run(Scripted({0: Verdict.HOLD}, scrape_seconds=1.0), (0.0, 4, 1))
 
 
+def test_a_long_silence_between_requests_is_no_fault_of_the_policy() -> None:
+    outcome = run(Scripted({0: Verdict.HOLD}, scrape_seconds=10.0, rulings=[(1.0, Ruling(0, Verdict.REFUSE))]),
+                  (0.0, 4, 1), (2000.0, 4, 1))  # fmt: skip
+    assert outcome.fates[1].ttft == pytest.approx(0.1)
+
+
 def test_a_scrape_shows_the_end_of_the_last_step() -> None:
     policy = Scripted(scrape_seconds=0.25)
     run(policy, (0.0, 8, 4), (0.01, 8, 4))

@@ -121,7 +121,8 @@ class Replay:
         while coming < count or self._held or self._in_engine:
             arrives_at = arrivals[coming].at if coming < count else math.inf
             now = min(self._step_ends, scrape_at, arrives_at, progress_at, self._tick_at)
-            if now == math.inf or now > alive_at + _IMPATIENCE_SECONDS:
+            idle = min(self._step_ends, arrives_at) == math.inf
+            if now == math.inf or (idle and now > alive_at + _IMPATIENCE_SECONDS):
                 raise RuntimeError(
                     f"Policy {policy.name} keeps {len(self._held)} requests and would never rule on them."
                 )
