@@ -12,7 +12,6 @@ new one, itself worth one at most, makes miss. It is let in while that is small:
 runs out, and running requests end meanwhile.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -34,7 +33,7 @@ class Cost:
     step: float
     """Of the engine without prefills, as it runs now."""
     slower_step: float
-    """The same with the new request."""
+    """The same with the new request; below ``promised``."""
     under_way: float
     """Prefills sent and not computed yet."""
     stall: float
@@ -54,8 +53,8 @@ def newly_missed(running: Iterable[Running], cost: Cost, *, enough: float) -> fl
         late = one.last_at - first + cost.under_way + promised
         if late + own <= done * promised:
             continue  # it keeps its promise even if it ends at once
-        needed = max(done, (late - done * cost.step) / room) if room > 0 else math.inf
-        then = max(done, (late + own - done * cost.slower_step) / less_room) if less_room > 0 else math.inf
+        needed = max(done, (late - done * cost.step) / room)
+        then = max(done, (late + own - done * cost.slower_step) / less_room)
         missed += (_reaches(one, needed) - _reaches(one, then)) / one.curve.exceeds(done)
         if missed > enough:
             break
