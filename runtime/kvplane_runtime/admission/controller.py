@@ -7,9 +7,10 @@ exactly once; what it reserved is given back there. Gates, in the order in which
 =========  =======================================================================================================
 context    never fits: its prompt is above H x C or the engine's context limit, or (Worst) its reservation above C
 tenant     the tenant's token bucket
-sequences  the engine's ``max_num_seqs``; and those that can run at the promised time per token (:mod:`pace`)
-prefill    gate B (:mod:`prefill`)
+sequences  the engine's ``max_num_seqs``
 kv         gate C: KV known to be in use + the prompt <= H x C; gate A: the expected peak (:mod:`peak`) <= kappa x C
+prefill    gate B: prompts under way (:mod:`prefill`), and what this one costs those that run (:mod:`goals`)
+sequences  those that can run at the promised time per token (:mod:`pace`)
 =========  =======================================================================================================
 
 With nothing in flight only context, tenant and gate C are asked: an idle engine always works. While the capacity is not
@@ -106,7 +107,8 @@ class Admission:
     def offer(self, demand: Demand, *, now: float) -> Entry:
         """Decides on a new request at once, or queues it: then its entry is undecided, and ``decide`` rules on it."""
         entry = Entry(demand, arrived_at=now)
-        self._until(now)
+        self._backlog.until(now, waited=len(self._queue) > 0)
+        self._close_window(now)
         policy = self._config.admission.policy
         if policy == "Off":
             self._admit(entry, now=now)
@@ -124,6 +126,7 @@ class Admission:
         elif refusal is not None:
             self._refuse(entry, refusal, now=now)
         elif waiting is not None:
+            self._next_check = min(self._next_check, now + CHECK_SECONDS) if len(self._queue) else now + CHECK_SECONDS
             self._queue.put(waiting, now=now)
             if waiting.held_by is Reason.DEADLINE:
                 self._changed(now)  # nobody has looked whether it may go beside those before it
@@ -133,7 +136,8 @@ class Admission:
 
     def decide(self, *, now: float) -> list[Entry]:
         """Rules on what waits; the entries that were admitted or refused, in the order in which the engine shall get them."""
-        self._until(now)
+        self._backlog.until(now, waited=len(self._queue) > 0)
+        self._close_window(now)
         self._changed_at = None
         decided, self._ruled = self._ruled, []
         if self._config.admission.policy != "Enforce":
@@ -187,6 +191,7 @@ class Admission:
             self._prefilled(running, now=now)
         if not running.window_generated:
             running.window_generated = generated_tokens
+        self._close_window(now)
         self._processed += generated_tokens - entry.generated
         running.last_at = now
         self._flight.progress(running, generated_tokens)
@@ -377,28 +382,30 @@ class Admission:
     def _blocked(self, demand: Demand, *, own: Profile, forced: bool, now: float) -> Reason | None:
         """The gate that keeps a request back now, None if it may go; ``forced``: whatever its class."""
         flight, view = self._flight, self._engine
-        if len(flight):
-            most = self._config.engine.max_sequences
-            if most is None and view.blocks is None:
-                most = _SEQUENCES_UNKNOWN
-            if most is not None and flight.sequences + view.external_sequences + demand.outputs > most:
-                return Reason.SEQUENCES
-            reason = self._unkept(demand, enough=URGENT if forced else RELAXED)
-            if reason is not None:
-                return reason
+        most = self._config.engine.max_sequences
+        if most is None and view.blocks is None:
+            most = _SEQUENCES_UNKNOWN
+        if len(flight) and most is not None and flight.sequences + view.external_sequences + demand.outputs > most:
+            return Reason.SEQUENCES
+        share = 1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority)
+        if not self._holds(demand, own=own, kappa=share * self._kappa(now=now)):
+            return Reason.KV
+        return self._unkept(demand, enough=URGENT if forced else RELAXED) if len(flight) else None
+
+    def _holds(self, demand: Demand, *, own: Profile, kappa: float) -> bool:
+        """Whether the engine's KV cache has room for a request: gates C and A."""
+        flight, view = self._flight, self._engine
         worst = flight.shape.worst
         if view.blocks is None:
-            return Reason.KV if worst and len(flight) else None
+            return not (worst and len(flight))
         external = max(0, view.external) if worst else view.external
         cap = self._hard_cap(view.blocks)
         # An estimate above the cap may be wrong: such a request goes when it is alone.
-        in_use = flight.held + external + min(cap, held(demand, generated=0, shape=flight.shape))
-        if in_use > cap:
-            return Reason.KV
-        ceiling = self._kappa(now=now) * (1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority))
-        if (len(flight) or (worst and external)) and flight.peak.blocks(own, z=Z) + external > ceiling * view.blocks:
-            return Reason.KV
-        return None
+        if flight.held + external + min(cap, held(demand, generated=0, shape=flight.shape)) > cap:
+            return False
+        if not len(flight) and not (worst and external):
+            return True
+        return flight.peak.blocks(own, z=Z) + external <= kappa * view.blocks
 
     def _unkept(self, demand: Demand, *, enough: float) -> Reason | None:
         """The gate that a request would break its own or others' promised time per token by, if it went now."""
@@ -496,11 +503,11 @@ class Admission:
                 decided.append(entry)
         return decided
 
-    def _hopeless(self, entry: Entry, *, ahead: float, now: float) -> Refused | None:
+    def _hopeless(self, entry: Entry, *, ahead: int, now: float) -> Refused | None:
         """Refusal of a request that has too much before it for its time."""
         if self._backlog.seconds(ahead) <= _EARLY * (self._expires_at(entry) - now):
             return None
-        why = f"{ahead:.0f} prompt tokens wait before it, too many for its time"
+        why = f"{ahead} prompt tokens wait before it, too many for its time"
         return self._refusal(Reason.DEADLINE, why, entry.demand, now=now)
 
     def _too_late(self, waiting: Waiting, *, now: float) -> Entry:
@@ -567,9 +574,8 @@ class Admission:
         if self._changed_at is None:
             self._changed_at = now
 
-    def _until(self, now: float) -> None:
-        """Time has passed: learns from the tokens of the last half second, when it is over."""
-        self._backlog.until(now, waited=len(self._queue) > 0)
+    def _close_window(self, now: float) -> None:
+        """Learns from the tokens of the last half second, when it is over."""
         length = self._pace.window(now=now)
         if length is None:
             return

@@ -49,7 +49,7 @@ def newly_missed(running: Iterable[Running], cost: Cost, *, enough: float) -> fl
         first = one.entry.first_token_at
         if first is None:
             continue
-        done = one.entry.generated / one.entry.demand.outputs
+        done = max(1.0, one.entry.generated / one.entry.demand.outputs)
         late = one.last_at - first + cost.under_way + promised
         if late + own <= done * promised:
             continue  # it keeps its promise even if it ends at once

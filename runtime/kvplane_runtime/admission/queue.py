@@ -173,20 +173,17 @@ class Queue:
         lines = [line for (_, name), line in self._lines.items() if name == most]
         return max(lines, key=lambda line: line[-1][2].entry.demand.priority)[-1][2] if lines else None
 
-    def ahead(self, *, of: Entry | None = None) -> dict[Entry, float]:
+    def ahead(self, *, of: Entry | None = None) -> dict[Entry, int]:
         """Prompt tokens that go before each request that waits, or before a new one, when tenants take turns.
 
-        Higher classes go first. Within a class a tenant goes through its own line, and meanwhile each other tenant gets
-        as much, or all that it has.
+        A tenant goes through its own line, and meanwhile each other tenant gets as much, or all that it has. Classes are
+        taken each for itself: a lower one gets its turn by time, whatever the higher ones want.
         """
-        queued = sorted((*self._waiting, of) if of is not None else self._waiting, key=_order)
-        result: dict[Entry, float] = {}
-        higher = 0.0
-        for priority in sorted({entry.demand.priority for entry in queued}):
-            lines: defaultdict[str, list[Entry]] = defaultdict(list)
-            for entry in queued:
-                if entry.demand.priority == priority:
-                    lines[entry.demand.tenant].append(entry)
+        classes: defaultdict[int, defaultdict[str, list[Entry]]] = defaultdict(lambda: defaultdict(list))
+        for entry in sorted((*self._waiting, of) if of is not None else self._waiting, key=_rank):
+            classes[entry.demand.priority][entry.demand.tenant].append(entry)
+        result: dict[Entry, int] = {}
+        for lines in classes.values():
             totals = sorted(sum(entry.demand.prompt_tokens for entry in line) for line in lines.values())
             sums = [0, *accumulate(totals)]
             for line in lines.values():
@@ -195,8 +192,7 @@ class Queue:
                     before, own = own, own + entry.demand.prompt_tokens
                     below = bisect_right(totals, own)
                     others = sums[below] + own * (len(totals) - below) - own
-                    result[entry] = higher + before + others
-            higher += sums[-1]
+                    result[entry] = before + others
         return result
 
     def _account(self, tenant: str, *, now: float) -> float:
@@ -215,10 +211,6 @@ class Queue:
 def _rank(entry: Entry) -> float:
     # p - 1000 x (now - arrival), without the term that all have in common.
     return entry.demand.prompt_tokens + _TOKENS_PER_SECOND * entry.arrived_at
-
-
-def _order(entry: Entry) -> tuple[int, float]:
-    return entry.demand.priority, _rank(entry)
 
 
 def _key(rank: float, waiting: Waiting) -> tuple[float, int, Waiting]:
