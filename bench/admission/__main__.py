@@ -6,11 +6,10 @@ Prints its plan, then measures; what is measured already (``--folder``) is not m
 import argparse
 import asyncio
 import json
-import math
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import aiohttp
@@ -22,6 +21,7 @@ from bench.admission.figures import Results
 from bench.admission.goals import Goals
 from bench.admission.plan import Size
 from bench.admission.records import Records
+from bench.admission.replay import study
 from e2e.cluster.progress import Progress
 
 PASSING = 0.99
@@ -29,6 +29,10 @@ PASSING = 0.99
 LONGEST_LATE_SECONDS = 0.1
 FIRST_RATES = {"chat": 6.0, "mixed": 3.0, "long": 3.0, workload.SHIFT: 1.0}
 """Where the bisection begins; of the shift: the factor on the capacities of its mixes."""
+REPLAY_ENGINE = study.Size().pairs[0][0]
+"""Whose figures the last line has; the table has all."""
+REPLAY_FILE = "replay.jsonl"
+REPLAY_QUICK = replace(study.Size(), pairs=study.Size().pairs[:2], seeds=(1,), share=0.05, tuning_share=0.02)
 
 
 class Bench:
@@ -140,6 +144,13 @@ def open_records(folder: Path, size: Size) -> Records:
     return Records(folder)
 
 
+def forget_replayed(file: Path, family: str) -> None:
+    """Takes one policy's replays out of their file."""
+    if file.exists():
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if json.loads(line)["key"]["family"] != family))
+
+
 async def measure(size: Size, records: Records, folder: Path, progress: Progress) -> None:
     """Measures what is not in the records yet."""
     timeout = aiohttp.ClientTimeout(total=None)
@@ -179,9 +190,12 @@ def main() -> None:
     records = open_records(folder, size)
     if arguments.again:
         records.forget(arguments.again)
+        forget_replayed(folder / REPLAY_FILE, arguments.again)
     asyncio.run(measure(size, records, folder, progress))
     results = Results(records.runs.values())
-    replayed = figures.Replay(math.nan, math.nan, math.nan, math.nan)
+    replayed = study.study(
+        REPLAY_QUICK if arguments.quick else study.Size(), study.Results(folder / REPLAY_FILE), progress.say
+    )
 
     written = report.Report(
         bench="admission",
@@ -190,16 +204,15 @@ def main() -> None:
         settings={"quick": int(arguments.quick), "window_seconds": size.window_seconds, "seeds": len(size.seeds)},
         header=figures.HEADER,
         rows=figures.rows(results),
-        last_line=figures.last_line(results, replayed),
-        samples=settings(size) | records.plain(),
+        last_line=figures.last_line(results, replayed.figures(REPLAY_ENGINE)),
+        samples=settings(size) | records.plain() | {"replay": replayed.rows()},
     )
     progress.say(f"written: {written.write()}")
     if arguments.again:
         print(f"{arguments.again} was measured later than the others: no claim is made from these figures.")
     if arguments.quick:
         print("A quick run shows that the benchmark works: no claim is made from its figures.")
-    print(figures.comparison(results))
-    print()
+    print(f"{figures.comparison(results)}\n\n{report.table(study.HEADER, replayed.rows())}\n")
     print(written.text())
 
 
