@@ -138,6 +138,11 @@ def main() -> None:
     for part in loaded:
         decided = differences(Recording(VLLM, CONFIG, renumbered(part))) or ["every decision is the same"]
         progress.say(f"the schedule of {len(part)} steps, repeated: {decided[0]}")
+    progress.say(
+        f"{fit.steps} steps: {1e3 * step_time.base:.2f} ms + {1e6 * step_time.per_prefill_token:.1f} us a prefill token + "
+        f"{1e6 * step_time.per_decode:.1f} us a decode + {1e6 * step_time.per_context_token:.3f} us a context token; "
+        f"MAPE {fit.mape_percent:.1f} %, R^2 {fit.r_squared:.2f}"
+    )
     if arguments.write_fit:
         progress.say(f"written: {fit.write(arguments.write_fit)}")
     written = report.Report(
@@ -181,7 +186,6 @@ def summary(fit: Fit, pairs: Sequence[tuple[Run, Run]]) -> dict[str, report.Valu
         "preemptions_real": sum(real.preemptions for real, _ in pairs),
         "preemptions_sim": sum(simulated.preemptions for _, simulated in pairs),
         "usage_rmse": statistics.fmean(usage_rmse(real, simulated) for real, simulated in pairs),
-        "fit_r2": fit.r_squared,
     }
 
 
