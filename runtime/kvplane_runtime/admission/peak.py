@@ -79,10 +79,14 @@ def expected(
         if share < _LEAST_SHARE:
             break
         size = (first + min(moment, left)) / block_size + waste
-        gone = 1.0 - share
-        some = 1.0 - gone**outputs
-        mean.append(round(ONE * (outputs * share * size + common * some)))
-        variance.append(round(ONE * (outputs * share * gone * size * size + common * common * some * (1.0 - some))))
+        held = outputs * share * size
+        spread = held * (1.0 - share) * size
+        if common:
+            some = 1.0 - (1.0 - share) ** outputs  # while one output lives, so does the prompt that they share
+            held += common * some
+            spread += common * common * some * (1.0 - some)
+        mean.append(round(ONE * held))
+        variance.append(round(ONE * spread))
         before = moment
     return Profile(tuple(mean), tuple(variance))
 
