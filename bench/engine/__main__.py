@@ -8,6 +8,7 @@
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short, to see that it works; its figures are none")
     parser.add_argument("--write-fit", metavar="NAME", help=f"keep the fit as {FITS.name}/NAME.json")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is ended
     size = Size(grid_seconds=1.0, rates=(8.0,), load_seconds=10.0) if arguments.quick else Size()
     started, machine, progress = report.now(), report.machine(), Progress()
     with tempfile.TemporaryDirectory(prefix="kvplane-bench-") as folder:

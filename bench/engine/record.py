@@ -6,6 +6,8 @@ here: decisions depend on what came before which step, not on how long a step to
 """
 
 import asyncio
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -62,6 +64,7 @@ async def record(config: EngineConfig, file: Path, progress: Progress) -> Record
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the engine is ended
     progress = Progress()
     for name, config in CONFIGS.items():
         with tempfile.TemporaryDirectory(prefix="kvplane-bench-") as folder:
