@@ -27,7 +27,7 @@ from e2e.cluster.progress import Progress
 PASSING = 0.99
 """Goodput that capacity means."""
 LONGEST_LATE_SECONDS = 0.1
-FIRST_RATES = {"chat": 6.0, "mixed": 3.0, "long": 3.0, workload.SHIFT: 1.0}
+FIRST_RATES = {"chat": 12.0, "mixed": 6.0, "long": 5.0, workload.SHIFT: 1.0}
 """Where the bisection begins; of the shift: the factor on the capacities of its mixes."""
 REPLAY_ENGINE = study.Size().pairs[0][0]
 """Whose figures the last line has; the table has all."""

@@ -23,7 +23,9 @@ END_TOKEN: Final = 1
 FIRST_TOKEN: Final = 5
 """Tokens below are special ones."""
 VOCABULARY: Final = 8192
-_COUNT: Final = b'"completion_tokens":'
+_USAGE: Final = b'"completion_tokens":'
+_EVENT: Final = b'"choices":[{'
+"""In every event with output, and not in the last one, which has the usage and no choice."""
 
 
 class RefusedError(Exception):
@@ -46,7 +48,7 @@ def body(arrival: Arrival, *, model: str, salt: str) -> bytes:
             "logit_bias": {str(END_TOKEN): 100},
             "temperature": 0,
             "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+            "stream_options": {"include_usage": True},
         }
     ).encode()
 
@@ -56,6 +58,7 @@ class Progress:
     """How far one completion is; times on the clock of the caller."""
 
     tokens: int = 0
+    """Events so far, each of one token or now and then of several; exact at the end, from the engine's own count."""
     first_token: float | None = None
     last_token: float | None = None
 
@@ -70,7 +73,7 @@ async def complete(
     progress: Progress,
     on_tokens: Callable[[int], None],
 ) -> None:
-    """Sends it and reads to the end; ``on_tokens`` gets the count whenever it has grown.
+    """Sends it and reads to the end; ``on_tokens`` gets the count so far whenever it has grown.
 
     Raises RefusedError, or CompletionError (or what aiohttp raises) if anything but a whole stream came back.
     """
@@ -79,24 +82,26 @@ async def complete(
             raise RefusedError
         if answer.status != 200:
             raise CompletionError(f"{answer.status}: {(await answer.text())[:300]}")
-        rest, done = b"", False
+        rest, done, exact = b"", False, None
         async for piece in answer.content.iter_any():
             lines, _, rest = (rest + piece).rpartition(b"\n")
             done = done or b"data: [DONE]" in lines
-            tokens = counted(lines)
-            if tokens is not None and tokens > progress.tokens:
-                progress.tokens, progress.last_token = tokens, clock()
+            exact = counted(lines) or exact
+            if events := lines.count(_EVENT):
+                progress.last_token = clock()
                 if progress.first_token is None:
                     progress.first_token = progress.last_token
-                on_tokens(tokens)
-        if not done or progress.tokens != output_tokens:
-            raise CompletionError(f"The stream ended after {progress.tokens} of {output_tokens} tokens.")
+                progress.tokens += events
+                on_tokens(progress.tokens)
+        if not done or exact != output_tokens:
+            raise CompletionError(f"The stream ended after {exact or progress.tokens} of {output_tokens} tokens.")
+        progress.tokens = exact
 
 
 def counted(lines: bytes) -> int | None:
-    """The last ``completion_tokens`` in whole lines of a stream; None where there is none."""
-    at = lines.rfind(_COUNT)
+    """The usage's ``completion_tokens`` in whole lines of a stream; None where they have no usage."""
+    at = lines.rfind(_USAGE)
     if at < 0:
         return None
-    digits = lines[at + len(_COUNT) : at + len(_COUNT) + 12].lstrip()
+    digits = lines[at + len(_USAGE) :][:12].lstrip()
     return int(digits[: len(digits) - len(digits.lstrip(b"0123456789"))])

@@ -146,8 +146,10 @@ class Store:
         config = self._content(json.loads(manifest)["config"]["digest"])
         diff_ids = json.loads(config)["rootfs"]["diff_ids"]
         self._remove_draft()
-        self.command("snapshots", "view", DRAFT, chain_ids(tuple(diff_ids))[-1])
-        numbers = shown_snapshots(self.command("snapshots", "mounts", "/", DRAFT))
+        # Not `view`: the garbage collector, awake when an image was dropped before, may take one before it is asked for.
+        self.command("snapshots", "prepare", DRAFT, chain_ids(tuple(diff_ids))[-1])
+        mounts = self.command("snapshots", "mounts", "/", DRAFT)
+        numbers = [number for number in shown_snapshots(mounts) if number != writable_snapshot(mounts)]
         self.command("snapshots", "rm", DRAFT)
         trees = [self.root / SNAPSHOTS / number / "fs" for number in numbers]
         layers = tuple(Layer(diff_id, tree) for diff_id, tree in zip(diff_ids, trees, strict=True))
@@ -270,5 +272,5 @@ def writable_snapshot(mounts: str) -> str:
 
 
 def shown_snapshots(mounts: str) -> list[str]:
-    """The folders' names of all layers, lowest first, from what `ctr snapshots mounts` prints of a read-only view."""
+    """The folders' names of all layers, lowest first, from what `ctr snapshots mounts` prints; among them a writable one's own."""
     return re.findall(r"/snapshots/(\d+)/fs\b", mounts)[::-1]

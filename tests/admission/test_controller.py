@@ -375,12 +375,21 @@ def test_observe_lets_everything_pass_and_counts() -> None:
     world = with_(admission={"policy": "Observe", "queue": {"maxRequests": 1}})
     entries = [world.offer(2000) for _ in range(3)] + [world.offer(10**6)]
     assert all(entry.admitted_at == world.now for entry in entries)
-    assert [entry.would_refuse for entry in entries] == [None, None, None, Reason.CONTEXT]
+    assert [entry.would_refuse for entry in entries] == [None, Reason.KV, Reason.KV, Reason.CONTEXT]
     world.admission.configure(configuration(admission={"policy": "Observe", "queue": {"maxRequests": 0}}))
     assert world.offer(2000).would_refuse is Reason.KV
-    assert world.admission.decisions["would-refuse", "kv"] == 1
+    assert world.admission.decisions["would-refuse", "kv"] == 3
     assert world.admission.decisions["would-refuse", "context-length"] == 1
     assert world.admission.decisions["admitted", ""] == 5
+
+
+def test_observe_lets_pass_what_would_only_have_waited() -> None:
+    world = with_(admission={"policy": "Observe"})
+    world.teach(output_tokens=8)
+    assert world.offer(2000, max_output_tokens=8).would_refuse is None
+    second = world.offer(2000, max_output_tokens=8)
+    assert second.admitted_at == world.now
+    assert second.would_refuse is None  # the first is over within a second
 
 
 def test_off_decides_nothing() -> None:
@@ -431,6 +440,13 @@ def test_an_unknown_capacity_neither_halts_nor_is_guessed() -> None:
     assert world.admission.state(now=world.now).kv_peak_ratio is None
     world.scrape(kv_blocks=10**6)
     assert len(world.decide()) == 44
+
+
+def test_blocks_of_unknown_size_are_no_capacity() -> None:
+    world = World()
+    world.scrape(block_size_tokens=None)
+    assert world.offer(2900).admitted_at is not None
+    assert world.admission.state(now=world.now).kv_peak_ratio is None
 
 
 def test_worst_without_a_capacity_lets_in_one_at_a_time() -> None:

@@ -14,7 +14,8 @@ from kvplane_runtime.admission.peak import blocks_held
 from tests.admission.world import BLOCK_SIZE, BLOCKS, configuration
 
 PRIORITIES = ["high", "low", "batch"]
-HARD_CAP = 90
+HARD_CAP = 60
+"""Well below kappa, so that both bind."""
 WAIT_SECONDS = 2
 MOST_QUEUED = 12
 
@@ -69,6 +70,15 @@ class Traffic(RuleBasedStateMachine):
         else:
             self.waiting[entry] = None
 
+    @precondition(lambda self: self.capacity_known)
+    @rule(prompts=st.lists(st.integers(200, 1500), min_size=3, max_size=6), priority=st.integers(0, 2))
+    def fill(self, prompts: list[int], priority: int) -> None:
+        """Prompts that are computed as they come, with short outputs."""
+        for prompt in prompts:
+            self.offer(prompt=prompt, outputs=1, most=8, tenant="", priority=priority)
+            for entry in self.running:
+                self.admission.first_token(entry, now=self.now)
+
     @rule()
     def decide(self) -> None:
         admitted = []
@@ -80,11 +90,12 @@ class Traffic(RuleBasedStateMachine):
             else:
                 self.refused(entry)
         self.admitted(admitted)
+        assert all(entry.admitted_at is None and entry.refusal is None for entry in self.waiting)
         if self.waiting and not self.running and not self.others_use:
             # Work conserving: an idle engine never lets a request wait, unless it sent that one back just now.
             assert all(entry in self.returned for entry in self.waiting)
 
-    @rule(seconds=st.floats(0, 0.6))
+    @rule(seconds=st.floats(0, 0.3) | st.floats(0, 3))
     def time_passes(self, seconds: float) -> None:
         until = self.now + seconds
         while (due := self.admission.next_decision_at()) is not None and due <= until:

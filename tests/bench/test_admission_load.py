@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from bench.admission.client import body, counted
+from bench.admission.client import CompletionError, Progress, body, complete, counted
 from bench.admission.gate import Gate
 from bench.admission.goals import End, Goals
 from bench.admission.load import LoadGenerator, Run
@@ -24,10 +24,13 @@ GOALS = Goals(ttft_seconds=5.0, tpot_seconds=5.0)
 
 
 class StubEngine:
-    """Streams as many tokens as ``min_tokens`` says and one, all at once or (``stuck``) never the last one."""
+    """Streams as many tokens as ``min_tokens`` says and one.
 
-    def __init__(self, *, status: int = 200, stuck: bool = False, cut: bool = False) -> None:
-        self.status, self.stuck, self.cut = status, stuck, cut
+    ``stuck``: the last one never comes; ``cut``: the end of the stream does not; ``merged``: one event has two tokens.
+    """
+
+    def __init__(self, *, status: int = 200, stuck: bool = False, cut: bool = False, merged: bool = False) -> None:
+        self.status, self.stuck, self.cut, self.merged = status, stuck, cut, merged
         self.bodies: list[dict[str, object]] = []
         self.most_at_once = self._at_once = 0
         self.aborted = 0
@@ -43,12 +46,14 @@ class StubEngine:
             answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await answer.prepare(request)
             wanted = int(document["min_tokens"]) + 1
-            for tokens in range(1, wanted + (0 if self.stuck else 1)):
-                event = {"choices": [{"text": "x"}], "usage": {"completion_tokens": tokens}}
-                await answer.write(f"data: {json.dumps(event)}\n\n".encode())
+            for _ in range(wanted - (1 if self.stuck or self.merged else 0)):
+                await answer.write(b'data: {"choices":[{"index":0,"text":"x"}]}\n\n')
             if self.stuck:
                 await asyncio.Event().wait()
             if not self.cut:
+                await answer.write(
+                    b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":%d}}\n\n' % wanted
+                )
                 await answer.write(b"data: [DONE]\n\n")
         except asyncio.CancelledError:
             self.aborted += 1
@@ -162,6 +167,28 @@ async def test_what_can_no_longer_be_in_time_is_aborted_at_the_end() -> None:
     assert engine.aborted == 3
 
 
+async def test_tokens_are_the_engines_count_and_not_the_events() -> None:
+    run = await _run(StubEngine(merged=True), _arrivals(1, output=5))
+    assert [(outcome.end, outcome.tokens) for outcome in run.outcomes] == [(End.COMPLETE, 5)]
+
+
+async def test_an_answer_of_another_length_is_a_failure() -> None:
+    engine = StubEngine()
+    async with _serving(engine) as (session, url):
+        progress = Progress()
+        short = body(_arrivals(1, output=4)[0], model="demo", salt="s")
+        with pytest.raises(CompletionError, match="after 4 of 5 tokens"):
+            await complete(
+                session,
+                f"{url}/v1/completions",
+                short,
+                output_tokens=5,
+                clock=asyncio.get_running_loop().time,
+                progress=progress,
+                on_tokens=lambda tokens: None,
+            )
+
+
 async def test_a_closed_loop_keeps_its_concurrency() -> None:
     engine = StubEngine()
     async with _serving(engine) as (session, url):
@@ -239,10 +266,11 @@ def test_prompts_differ_by_salt_and_nothing_else_does() -> None:
     ("lines", "tokens"),
     [
         (b'data: {"usage":{"prompt_tokens":4,"completion_tokens":12,"total_tokens":16}}', 12),
-        (b'data: {"usage": {"completion_tokens": 3}}\n\ndata: {"usage": {"completion_tokens": 4}}\n', 4),
+        (b'data: {"choices":[],"usage": {"completion_tokens": 4}}\n\n', 4),
+        (b'data: {"choices":[{"text":"x"}]}\n', None),
         (b"data: [DONE]\n", None),
         (b"", None),
     ],
 )
-def test_tokens_are_counted_by_what_the_engine_says(lines: bytes, tokens: int | None) -> None:
+def test_the_count_of_the_usage(lines: bytes, tokens: int | None) -> None:
     assert counted(lines) == tokens

@@ -119,9 +119,9 @@ class Admission:
             waiting = self._wait(entry, held_by=reason, now=now)
             refusal = self._no_room(waiting, now=now)
         if policy == "Observe":
-            if refusal is not None:
-                entry.would_refuse = refusal.reason
-                self.decisions["would-refuse", refusal.reason] += 1
+            entry.would_refuse = refusal.reason if refusal is not None else self._would_expire(waiting, now=now)
+            if entry.would_refuse is not None:
+                self.decisions["would-refuse", entry.would_refuse] += 1
             self._admit(entry, now=now)
         elif refusal is not None:
             self._refuse(entry, refusal, now=now)
@@ -509,6 +509,14 @@ class Admission:
             return None
         why = f"{ahead} prompt tokens wait before it, too many for its time"
         return self._refusal(Reason.DEADLINE, why, entry.demand, now=now)
+
+    def _would_expire(self, waiting: Waiting | None, *, now: float) -> Reason | None:
+        """The gate that would keep a request beyond its time, as far as can be foreseen."""
+        if waiting is None:
+            return None
+        prefills = self._prefill.seconds(self._prefill.outstanding) if self._prefill.outstanding else 0.0
+        wait = max(prefills, self._expected_wait(waiting.entry.demand, now=now))
+        return waiting.held_by if wait > waiting.expires_at - now else None
 
     def _too_late(self, waiting: Waiting, *, now: float) -> Entry:
         entry = waiting.entry

@@ -20,7 +20,6 @@ class EngineView:
     """The newest scrape and what follows from it."""
 
     def __init__(self) -> None:
-        self.blocks: int | None = None
         self.block_size: int | None = None
         self.context_tokens: int | None = None
         self.external = 0
@@ -28,11 +27,17 @@ class EngineView:
         self.external_sequences = 0
         """Sequences in the engine beyond those known of."""
         self.stale = False
+        self._blocks: int | None = None
         self._last: Feedback = Feedback()
         self._differences: tuple[tuple[int, int], ...] = ()
         self._unknown_sequences: tuple[int, ...] = ()
         self._preempted_at = -math.inf
         self._restarted_at = -math.inf
+
+    @property
+    def blocks(self) -> int | None:
+        """Blocks that requests can use; None while they, or their size, are not known."""
+        return None if self.block_size is None else self._blocks
 
     def observe(
         self,
@@ -53,7 +58,7 @@ class EngineView:
         last, self._last = self._last, feedback
         self.stale = False
         if feedback.kv_blocks is not None:
-            self.blocks = feedback.kv_blocks
+            self._blocks = feedback.kv_blocks
         if feedback.block_size_tokens is not None:
             self.block_size = feedback.block_size_tokens
         if feedback.max_model_len_tokens is not None:
