@@ -87,17 +87,23 @@ def cpu_service(
             {"name": "VLLM_CPU_KVCACHE_SPACE", "value": "1"},
             # Else each engine pins itself to the first core of the node, and they all share it.
             {"name": "VLLM_CPU_OMP_THREADS_BIND", "value": "nobind"},
-            {"name": "OMP_NUM_THREADS", "value": "2"},
+            {"name": "OMP_NUM_THREADS", "value": "1"},
         ],
         "extraArgs": ["--enforce-eager"],
         "resources": {"requests": {"cpu": "200m", "memory": "1Gi"}, "limits": {"memory": "6Gi"}},
         **(engine or {}),
     }
+    defaults = {
+        "model": {"source": source},
+        "context": {"maxTokens": 2048},
+        # What two busy cores can keep; with a GPU's defaults admission would turn away most of what comes.
+        "slo": {"ttftMilliseconds": 10_000, "tpotMilliseconds": 1000},
+    }
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
         "metadata": {"name": name, "namespace": namespace},
-        "spec": {"model": {"source": source}, "context": {"maxTokens": 2048}, "engine": settings, **spec},
+        "spec": {**defaults, "engine": settings, **spec},
     }
 
 
