@@ -78,7 +78,9 @@ class Recorder:
             request.method, request.raw_path, headers=headers, data=await request.read() or None
         ) as answer:
             if answer.status in (401, 403):
-                self.refused.append(f"{request.method} {request.path_qs}")
+                text = await answer.text()
+                self.refused.append(f"{request.method} {request.path_qs}: {text}")
+                return web.Response(status=answer.status, text=text, content_type=answer.content_type)
             if right is not None and request.method == "PATCH" and answer.status == 201:
                 self.used.add(("create", *right[1:]))
             response = web.StreamResponse(status=answer.status)

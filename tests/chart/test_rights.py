@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pytest
 
+from e2e.cluster.errors import CommandError
 from tests.chart.helm import Helm, Rendered, rights
 from tests.chart.installation import get, get_all, installed, is_gone
 from tests.chart.recorder import Right
@@ -25,6 +26,8 @@ def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: 
     with installed(cluster, tmp_path, scope, values={"watchNamespaces": watched}) as installation:
         assert bool(installation.rendered.of("ClusterRole")) == (scope == "everywhere")
         cluster.kubectl("wait", "--for=condition=Established", "crd/llmservices.kvplane.dev", "--timeout=60s")
+        account = f"system:serviceaccount:{scope}:{installation.rendered.pod['spec']['serviceAccountName']}"
+        eventually(partial(_knows_owners, cluster, models, account), what="the API server's look at the new kind")
         cluster.apply(llmservice("elsewhere", others))
         with installation.operator() as operator:
             everything_a_service_causes(cluster, models)
@@ -115,6 +118,21 @@ def _object(kind: str, name: str, namespace: str, *, owner: str = "") -> dict[st
         metadata["labels"] = {"kvplane.dev/service": "chat"}
         metadata["ownerReferences"] = [reference | {"controller": True}]
     return {"kind": kind, "metadata": metadata, **OBJECTS[kind]}
+
+
+def _knows_owners(cluster: Cluster, namespace: str, account: str) -> bool:
+    """Whether the account may name an LLMService as owner.
+
+    The API server looks for new kinds of owners every 30 seconds only, and forbids references to others till then.
+    """
+    owned = _object("ConfigMap", "owned", namespace, owner="5f6c7dd2-7a0e-4b0c-8f0e-6d8a3a0f1b11")
+    owned["metadata"]["ownerReferences"][0]["blockOwnerDeletion"] = True
+    try:
+        cluster.kubectl("create", f"--as={account}", "--dry-run=server", "-f", "-", stdin=json.dumps(owned))
+    except CommandError as error:
+        assert "cannot find RESTMapping" in str(error), error
+        return False
+    return True
 
 
 def _conflicts(cluster: Cluster, namespace: str, name: str) -> bool:
