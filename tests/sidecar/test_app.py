@@ -254,6 +254,28 @@ async def test_a_drain_loses_no_request(tmp_path: Path, method: str, monkeypatch
             assert await over.json() == {"inFlight": 0}
 
 
+async def test_a_drain_ends_the_connections_that_clients_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a client goes on using one long after the Service has stopped to send others here."""
+    monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 3600)
+    body = b'{"prompt": "x"}'
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with running(tmp_path) as sidecar:
+        idle, silent = await asyncio.open_connection("127.0.0.1", sidecar.settings.port)
+        busy, writer = await asyncio.open_connection("127.0.0.1", sidecar.settings.port)
+        writer.write(request)
+        head = await busy.readuntil(b"\r\n\r\n")
+        assert b"connection: close" not in head.lower()
+        drained = asyncio.ensure_future(sidecar.admin("/drain"))
+        await sidecar.becomes("/ready", 503)
+        assert await idle.read() == b""
+        sidecar.engine.finish.set()
+        assert (await busy.read()).endswith(b"0\r\n\r\n")
+        monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 0)
+        await drained
+        writer.close()
+        silent.close()
+
+
 async def test_a_drain_gives_up_after_drain_seconds(tmp_path: Path) -> None:
     async with running(tmp_path, drainSeconds=0) as sidecar:
         stuck = await sidecar.complete()

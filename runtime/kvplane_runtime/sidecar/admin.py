@@ -43,6 +43,8 @@ class Admin:
     drain_gate: DrainGate
     gate: AdmissionGate
     registry: CollectorRegistry
+    close_idle: Callable[[], None]
+    """Closes the client connections on which no request is served."""
     clock: Callable[[], float]
 
     def application(self) -> web.Application:
@@ -81,6 +83,7 @@ class Admin:
         if not self.drain_gate.draining:
             log.info("Draining, with %d requests in flight.", self.drain_gate.in_flight)
         self.drain_gate.begin()
+        self.close_idle()
         # Polled, since the end depends on the clock, the configuration and the engine's health, not on one event.
         while not self.drain_gate.drained(drain_seconds=self.config.current.drain_seconds):  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)

@@ -69,7 +69,14 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
     admin = Admin(
-        pod=settings.pod, config=config, engine=engine, drain_gate=drain, gate=gate, registry=registry, clock=clock
+        pod=settings.pod,
+        config=config,
+        engine=engine,
+        drain_gate=drain,
+        gate=gate,
+        registry=registry,
+        close_idle=proxy.close_idle,
+        clock=clock,
     )
 
     runner = web.AppRunner(

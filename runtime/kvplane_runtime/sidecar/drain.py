@@ -2,10 +2,10 @@
 
 A drain exists so that a pod can go without losing a request. The order (kubelet calls ``/drain`` from the engine's
 preStop, before the engine gets SIGTERM): unready at once; new requests are still served, since clients and Services learn
-of it late, but each answer says ``Connection: close``; when none has come for DRAIN_GRACE_SECONDS, or after
-LONGEST_GRACE_SECONDS, 503 with Retry-After; over when nothing is in flight, or drainSeconds are over, or the engine is
-dead. An engine that is started again ends the drain: the probe that killed the old one runs preStop too, and the pod goes
-on living.
+of it late, but their connections end: the idle ones at once, the others with their answer; when no request has come for
+DRAIN_GRACE_SECONDS, or after LONGEST_GRACE_SECONDS, 503 with Retry-After; over when nothing is in flight, or drainSeconds
+are over, or the engine is dead. An engine that is started again ends the drain: the probe that killed the old one runs
+preStop too, and the pod goes on living.
 """
 
 import asyncio
