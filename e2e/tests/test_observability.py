@@ -43,7 +43,12 @@ def test_every_alert_watches_something_that_is_there(overload: Overload) -> None
     assert len(rules) >= 6
     selectors = {(rule["name"], selector) for rule in rules for selector in prometheus.selectors(rule["query"])}
     assert {name for name, _ in selectors} == {rule["name"] for rule in rules}
-    missing = [f"{name}: {s}" for name, s in sorted(selectors) if not prometheus.query(s, at=overload.ended)]
+    # Of the last minute: a busy target misses a scrape now and then.
+    missing = [
+        f"{name}: {s}"
+        for name, s in sorted(selectors)
+        if not prometheus.query(f"last_over_time({s}[1m])", at=overload.ended)
+    ]
     assert missing == []
 
 

@@ -1,0 +1,85 @@
+"""Replicas go, on purpose, while their service is in use: not one request is lost, as client.py defines it."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from e2e.stack import Images, Stack
+from e2e.tests import sidecar
+from e2e.tests.client import Load, address
+from e2e.tests.conftest import chat_service
+
+CALLERS = 4
+OUTPUT_TOKENS = 100
+PAUSE_SECONDS = 0.5
+"""Of each caller: engines that start need the cores too."""
+REPLICAS = 4
+"""So that three can go."""
+
+
+@pytest.mark.timeout(600)
+def test_a_rollout_a_node_drain_and_three_scale_downs_lose_nothing(stack: Stack, images: Images, chat: str) -> None:
+    """Each engine that starts takes a core for half a minute, so the replicas start together.
+
+    First a rollout of the only replica, which brings four; then scale-downs to two, the drain of the node of one of these,
+    and a last scale-down.
+    """
+    with _load(stack, chat) as rollout:
+        old = _pods(stack, chat)
+        stack.apply(chat_service(chat, images, maxSequences=12))
+        _scale(stack, chat, REPLICAS)
+        _until(lambda: not old & _pods(stack, chat))
+        _until(lambda: _ready(stack, chat) == REPLICAS)
+        time.sleep(2)
+
+    with _load(stack, chat) as rest:
+        for replicas in (3, 2):
+            _scale(stack, chat, replicas)
+            _until(partial(_pods_are, stack, chat, replicas))
+        node = sidecar.pods(stack, chat, "chat")[0]["spec"]["nodeName"]
+        going = _pods(stack, chat, node=node)
+        stack.kubectl("cordon", node)
+        stack.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=200s")
+        _until(lambda: not going & _pods(stack, chat))
+        stack.kubectl("uncordon", node)
+        _until(lambda: _ready(stack, chat) == 2)
+        _scale(stack, chat, 1)
+        _until(partial(_pods_are, stack, chat, 1))
+        time.sleep(2)
+    for what, load in {"rollout": rollout, "drain and scale-downs": rest}.items():
+        assert load.done > 20, f"{what}: answered {load.done}"
+        assert load.lost == [], what
+        assert load.got_in == load.came_back, f"{what}: {load.refusals}"
+
+
+def _load(stack: Stack, namespace: str) -> Load:
+    where = address(stack, namespace, "chat")
+    return Load(where, "chat", workers=CALLERS, max_tokens=OUTPUT_TOKENS, pause_seconds=PAUSE_SECONDS)
+
+
+def _scale(stack: Stack, namespace: str, replicas: int) -> None:
+    stack.kubectl("scale", "llms", "chat", "-n", namespace, f"--replicas={replicas}")
+
+
+def _ready(stack: Stack, namespace: str) -> int:
+    """Ready replicas, once the operator has seen what is asked for."""
+    service = stack.get(namespace, "llmservice", "chat")
+    status = service["status"]
+    current = status["observedGeneration"] == service["metadata"]["generation"]
+    return int(status.get("readyReplicas", 0)) if current else -1
+
+
+def _pods(stack: Stack, namespace: str, *, node: str | None = None) -> set[str]:
+    """UIDs of the service's pods, of those on one node if given."""
+    found = sidecar.pods(stack, namespace, "chat")
+    return {pod["metadata"]["uid"] for pod in found if node in (None, pod["spec"].get("nodeName"))}
+
+
+def _pods_are(stack: Stack, namespace: str, count: int) -> bool:
+    return len(_pods(stack, namespace)) == count
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    sidecar.eventually(holds, seconds=240, otherwise=lambda: "not within 240 s")
