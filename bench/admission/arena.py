@@ -21,6 +21,7 @@ from bench.admission.records import RunRecord
 from bench.admission.sidecar import SidecarProcess, config
 from bench.admission.workload import Arrival
 from bench.engine.real import RealEngine
+from bench.speed import SpeedWatch
 from e2e.cluster.progress import Progress
 
 FACTS: Final = Engine(blocks=97, block_size=32, max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=2048)
@@ -77,15 +78,27 @@ class Arena:
         return _sound(run)
 
     async def run(
-        self, key: RunKey, contestant: Contestant, arrivals: Sequence[Arrival], goals: Goals, *, rate: float
+        self,
+        key: RunKey,
+        contestant: Contestant,
+        arrivals: Sequence[Arrival],
+        goals: Goals,
+        *,
+        rate: float,
+        reference_seconds: float,
     ) -> RunRecord:
-        """One run, measured. Raises ValueError where a request failed for no reason that a policy has."""
+        """One run, measured, also against the machine's reference speed.
+
+        Raises:
+            ValueError: a request failed for no reason that a policy has.
+        """
         running = await self._engine(contestant.engine)
         if contestant.engine is Engines.SIDECAR:
             await self._with_sidecar(running, key.mix, goals)
         load = self._load(running, contestant.policy(goals) if contestant.policy else None)
         before, position = await self._idle(running), running.log.stat().st_size
-        run = await load.open_loop(arrivals, goals, salt=str(key))
+        with SpeedWatch() as watch:
+            run = await load.open_loop(arrivals, goals, salt=str(key))
         after = await self._idle(running)
         with running.log.open("rb") as log:
             log.seek(position)
@@ -99,6 +112,7 @@ class Arena:
             computed_tokens=work.computed_tokens,
             recomputed_tokens=work.recomputed_tokens,
             late_seconds=run.late_seconds,
+            speed=reference_seconds / watch.seconds,
             met="".join("01"[goals.met(outcome)] for outcome in run.outcomes),
         )
 
