@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).parents[2]
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product's periods are seconds; what is tested is their order."""
     monkeypatch.setattr(engine, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(engine, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "METRICS_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "HEALTH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(engine, "SILENCE_TOLERANCE_SECONDS", 60)
     monkeypatch.setattr(config, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(app, "CHECK_SECONDS", 0.02)

@@ -20,10 +20,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 1.0
-TIMEOUT_SECONDS: Final = 2.0
+METRICS_TIMEOUT_SECONDS: Final = 5.0
 SILENCE_TOLERANCE_SECONDS: Final = 10.0
 """An engine whose ``/health`` hangs is still ready and alive this long: a long tokenization blocks its server briefly.
 The kubelet's periods and thresholds come on top."""
+HEALTH_TIMEOUT_SECONDS: Final = SILENCE_TOLERANCE_SECONDS
+"""One question waits as long: on a starved node each answer may take seconds, and all of them would be missed."""
 _MAX_EXPOSITION_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -117,7 +119,7 @@ class EngineMonitor:
 
     async def run(self) -> None:
         """Polls until cancelled."""
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(self._base_url, timeout=timeout) as session, asyncio.TaskGroup() as polls:
             polls.create_task(_every(POLL_SECONDS, lambda: self._poll_health(session)))
             polls.create_task(_every(POLL_SECONDS, lambda: self._poll_metrics(session)))
@@ -149,7 +151,8 @@ class EngineMonitor:
 
     async def _poll_metrics(self, session: aiohttp.ClientSession) -> None:
         try:
-            async with session.get("/metrics") as response:
+            timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_SECONDS)
+            async with session.get("/metrics", timeout=timeout) as response:
                 if response.status != 200:
                     return
                 scrape = normalise((await _bounded(response)).decode("utf-8", errors="replace"))
