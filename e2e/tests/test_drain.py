@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
 from e2e.stack import Images, Stack
 from e2e.tests import sidecar
 from e2e.tests.client import Load, address
-from e2e.tests.conftest import chat_service
+from e2e.tests.conftest import PROGRESS, chat_service
 from kvplane_api import names
 
 CALLERS = 4
@@ -26,19 +27,22 @@ def test_a_rollout_a_node_drain_and_three_scale_downs_lose_nothing(stack: Stack,
 
     First a rollout of one replica; then scale-downs from five to two, and the drain of the node of one of these.
     """
-    with _load(stack, chat) as rollout:
+    with PROGRESS.step("a rollout under load"), _load(stack, chat) as rollout:
         old = _pods(stack, chat)
         stack.apply(chat_service(chat, images, maxSequences=12))
         _until(lambda: not old & _pods(stack, chat))
         stack.wait_ready(chat, "chat")
         time.sleep(2)
-    _scale(stack, chat, REPLICAS)
-    _until(lambda: _ready(stack, chat) == REPLICAS)
+    with PROGRESS.step(f"{REPLICAS} replicas"):
+        _scale(stack, chat, REPLICAS)
+        _until(lambda: _ready(stack, chat) == REPLICAS)
 
-    with _load(stack, chat) as rest:
+    with PROGRESS.step("scale-downs and a node drain under load"), _load(stack, chat) as rest:
         for replicas in (4, 3, 2):
             _scale(stack, chat, replicas)
-            _until(partial(_pods_are, stack, chat, replicas))
+            _until(partial(_staying_are, stack, chat, replicas))
+            time.sleep(3)
+        _until(lambda: len(_pods(stack, chat)) == 2)
         node = sidecar.pods(stack, chat, "chat")[0]["spec"]["nodeName"]
         going = _pods(stack, chat, node=node)
         stack.kubectl("cordon", node)
@@ -47,7 +51,7 @@ def test_a_rollout_a_node_drain_and_three_scale_downs_lose_nothing(stack: Stack,
         stack.kubectl("uncordon", node)
         time.sleep(2)
     _scale(stack, chat, 1)
-    _until(lambda: _pods_are(stack, chat, 1))
+    _until(lambda: len(_pods(stack, chat)) == 1)
     for what, load in {"rollout": rollout, "drain and scale-downs": rest}.items():
         assert load.done > 20, f"{what}: answered {load.done}"
         assert load.lost == [], what
@@ -55,7 +59,7 @@ def test_a_rollout_a_node_drain_and_three_scale_downs_lose_nothing(stack: Stack,
 
 
 def test_a_replica_that_still_starts_goes_at_once(stack: Stack, chat: str) -> None:
-    """vLLM listens to no signal before it serves; without help it would stay for the ten minutes of its grace period."""
+    """vLLM heeds no signal for sure before it serves; without help it would stay for the ten minutes of its grace period."""
     before = _pods(stack, chat)
     _scale(stack, chat, len(before) + 1)
     _until(lambda: len(_engines_run(stack, chat)) > len(before))
@@ -86,10 +90,18 @@ def _scale(stack: Stack, namespace: str, replicas: int) -> None:
     stack.kubectl("scale", "llms", "chat", "-n", namespace, f"--replicas={replicas}")
 
 
+def _staying(stack: Stack, namespace: str) -> list[dict[str, Any]]:
+    """Pods that are not about to go; status counts one that has just been told for a moment more."""
+    return [p for p in sidecar.pods(stack, namespace, "chat") if "deletionTimestamp" not in p["metadata"]]
+
+
+def _staying_are(stack: Stack, namespace: str, count: int) -> bool:
+    return len(_staying(stack, namespace)) == count
+
+
 def _ready(stack: Stack, namespace: str) -> int:
-    """Pods that are Ready and stay; their own words, as status counts one that has just gone for a moment more."""
-    staying = [p for p in sidecar.pods(stack, namespace, "chat") if "deletionTimestamp" not in p["metadata"]]
-    conditions = [condition for pod in staying for condition in pod["status"].get("conditions", [])]
+    """Those of them that are Ready."""
+    conditions = [c for pod in _staying(stack, namespace) for c in pod["status"].get("conditions", [])]
     return sum(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
@@ -97,10 +109,6 @@ def _pods(stack: Stack, namespace: str, *, node: str | None = None) -> set[str]:
     """UIDs of the service's pods, of those on one node if given."""
     found = sidecar.pods(stack, namespace, "chat")
     return {pod["metadata"]["uid"] for pod in found if node in (None, pod["spec"].get("nodeName"))}
-
-
-def _pods_are(stack: Stack, namespace: str, count: int) -> bool:
-    return len(_pods(stack, namespace)) == count
 
 
 def _until(holds: Callable[[], bool]) -> None:

@@ -89,7 +89,7 @@ def test_grace_covers_the_drain() -> None:
 
 
 def test_an_engine_that_starts_can_be_told_to_stop(world: World) -> None:
-    """As process 1 it would never see the signal; e2e/tests/test_drain.py shows that it does."""
+    """By its sidecar, which sees it then; e2e/tests/test_drain.py shows that it goes."""
     assert world.template()["spec"]["shareProcessNamespace"] is True
 
 

@@ -285,6 +285,19 @@ async def test_a_drain_gives_up_after_drain_seconds(tmp_path: Path) -> None:
         stuck.close()
 
 
+async def test_a_drain_ends_an_engine_that_loads_and_none_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(app, "end_engine", lambda *, port: ended.append(port))
+    async with running(tmp_path) as sidecar:
+        assert (await sidecar.admin("/drain"))[0] == 200
+        assert ended == []
+    async with running(tmp_path, engine_up=False) as sidecar:
+        assert (await sidecar.admin("/drain"))[0] == 200
+        assert ended == [sidecar.engine.port]
+
+
 async def test_a_drain_of_a_dead_engine_is_over_at_once_and_its_restart_ends_it(tmp_path: Path) -> None:
     async with running(tmp_path) as sidecar:
         await sidecar.engine.stop()

@@ -82,8 +82,7 @@ def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: O
     kv_events = engine_args.publishes_kv_events(spec.engine)
     return {
         "terminationGracePeriodSeconds": names.DRAIN_GRACE_SECONDS + drain + names.TERMINATION_MARGIN_SECONDS,
-        # The engine must not be process 1 of its own namespace: the kernel keeps SIGTERM from that while it has no handler,
-        # as vLLM has none for most of its start, and a replica that is taken back then would hold its GPU for the whole grace.
+        # For the sidecar to end an engine that loads, and for an engine to hear signals that it has no handler for (0010).
         "shareProcessNamespace": True,
         # Neither container talks to the Kubernetes API.
         "automountServiceAccountToken": False,

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import CHECK_SECONDS, WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.engine_process import end_engine
 from kvplane_runtime.sidecar.kv_events import KvEventReader
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
@@ -76,6 +78,7 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
         gate=gate,
         registry=registry,
         close_idle=proxy.close_idle,
+        end_engine=partial(end_engine, port=settings.engine_port),
         clock=clock,
     )
 

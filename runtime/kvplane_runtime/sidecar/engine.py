@@ -69,6 +69,11 @@ class EngineHealth:
         heard = self._since if self._last_ok is None else self._last_ok
         return now - heard <= SILENCE_TOLERANCE_SECONDS
 
+    @property
+    def loading(self) -> bool:
+        """Whether the engine's present life has not served yet."""
+        return self._refused or self._last_ok is None
+
     def dead(self, now: float) -> bool:
         """Whether waiting for the engine is pointless: it says so, nothing listens, or it is silent for too long."""
         return self._failing or not self.alive(now)
