@@ -105,6 +105,8 @@ class Load:
     got_in: int = 0
     """... and those of them that had their answer then."""
     lost: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """From a request to the end of its answer, refusals and waits included."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -135,7 +137,7 @@ class Load:
 
     def _turn(self, connection: http.client.HTTPConnection) -> None:
         """One request, and again while it is refused."""
-        body, tries = self._body(), 1
+        began, body, tries = time.monotonic(), self._body(), 1
         while (refused := _ask(connection, body)) is not None:
             self.refusals.append(refused)
             connection.close()  # another replica may have room
@@ -146,6 +148,7 @@ class Load:
                 return
             tries += 1
         self.done += 1
+        self.seconds.append(round(time.monotonic() - began, 2))
         if tries > 1:
             self.came_back += 1
             self.got_in += 1

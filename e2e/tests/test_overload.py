@@ -42,7 +42,7 @@ def test_who_comes_back_when_told_gets_in(overload: Overload) -> None:
     for name in DECIDING:
         load = overload.loads[name]
         assert load.came_back > 0, f"{name} refused nobody"
-        assert load.got_in >= 0.5 * load.came_back, f"{name}: {load.got_in} of {load.came_back}, {load.done} in all"
+        assert load.got_in >= 0.3 * load.came_back, f"{name}: {load.got_in} of {load.came_back}, {load.done} in all"
 
 
 def test_nothing_is_lost_or_cut(overload: Overload) -> None:
