@@ -130,7 +130,7 @@ class Bench:
                         f"{record.recomputed_tokens} tokens again, {_speed(record.speed)}"
                     )
                 tried.append(record)
-            record = tried[steadiest([each.speed for each in tried])]
+            record = tried[steadiest([run.speed for run in tried])]
             if record.late_seconds > LONGEST_LATE_SECONDS:
                 self._progress.say(f"The generator was {record.late_seconds:.2f} s late: the machine is busy.")
             self._records.add_run(record)

@@ -45,7 +45,7 @@ class EngineHealth:
 
     def answered(self, now: float) -> None:
         """``/health`` said 200."""
-        if self._refused or self._last_ok is None:
+        if self.loading:
             self.starts += 1
         if self._refused and self._last_ok is None:
             self.startup_seconds = now - self._since
