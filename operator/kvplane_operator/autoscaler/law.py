@@ -11,7 +11,7 @@ Blind is static: where one replica's signals are missing, what the others tell m
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -180,7 +180,7 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
         if watched_since is None or watched_at is None or now - watched_at > GAP_SECONDS:
             watched_since = now
         watched_at = now
-    coming = _coming(signals, starts, horizon=horizon, now=now, unknown=tuning.unknown_startup_seconds)
+    coming = _coming(signals, starts, horizon=horizon, now=now)
     overload = panics.overload(
         panics.Load(
             demand=demand.total,
@@ -212,7 +212,7 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
             series=series,
             outlook=outlook,
             panic=panic,
-            idle_since=_idle_since(signals, meters.values(), history.idle_since, complete=complete, now=now),
+            idle_since=_idle_since(signals, meters, history.idle_since, now=now),
             decided_at=now,
             watched_since=watched_since,
             watched_at=watched_at,
@@ -243,14 +243,14 @@ def _starts(signals: Signals, history: History, now: float) -> tuple[StartTimes,
     return starts, ready | (history.known & there)
 
 
-def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float, unknown: float) -> float:
+def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float) -> float:
     """Ready, and each other one asked for by its chance to be ready within the horizon; never more than asked for.
 
     One that is refused by the scheduler or a quota counts as if it came: to ask for another would not help.
     """
 
     def chance(age: float, image_cached: bool | None) -> float:
-        return starts.chance(max(0.0, age), within=horizon, image_cached=image_cached, unknown=unknown)
+        return starts.chance(max(0.0, age), within=horizon, image_cached=image_cached)
 
     coming = float(len(signals.ready))
     for replica in signals.pending:
@@ -264,16 +264,17 @@ def _reach(signals: Signals, share: float) -> float:
     return sum(max(1.0, kappa / share) for kappa in kappas) / len(kappas) if kappas else 1.0
 
 
-def _idle_since(
-    signals: Signals, meters: Iterable[Meter], since: float | None, *, complete: bool, now: float
-) -> float | None:
+def _idle_since(signals: Signals, meters: Mapping[str, Meter], since: float | None, *, now: float) -> float | None:
     """Since when nothing was there; as before while a new replica's rates cannot be told."""
-    if signals.wake or not complete:
+    if signals.wake or not signals.ready:
         return None
-    for meter in meters:
+    for replica in signals.ready:
+        reading, meter = replica.reading, meters.get(replica.name)
+        if reading is None or meter is None or reading.running or reading.queued:
+            return None
         rates = meter.rates
         events = (rates.admitted, rates.refused, rates.prompt_tokens, rates.generation_tokens)
-        if meter.reading.running or meter.reading.queued or any(events):
+        if any(events):
             return None
         if all(event is None for event in events):
             return since

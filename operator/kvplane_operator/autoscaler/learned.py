@@ -29,6 +29,8 @@ _RAISE: Final = 0.01
 _LOWER: Final = 0.03
 _KV_SPARE: Final = 0.9
 """Of kappa x capacity: below it requests wait for something other than KV memory."""
+_LEAST_RATE: Final = 1.0
+"""Tokens per second; less is a replica that stands still."""
 _RATE_UP: Final = 0.5
 _RATE_DOWN: Final = 0.02
 _RESIDENCE_WEIGHT: Final = 0.1
@@ -91,7 +93,7 @@ def learn(
 def _prefill(rate: float | None, reading: Reading, meter: Meter) -> float | None:
     seen = meter.rates.prompt_tokens
     spare = reading.held_tokens < _KV_SPARE * reading.kappa * reading.capacity_tokens
-    if not seen or not spare or not meter.kept_waiting or not reading.queued_prompt_tokens:
+    if seen is None or seen < _LEAST_RATE or not spare or not meter.kept_waiting or not reading.queued_prompt_tokens:
         return rate
     if rate is None:
         return seen

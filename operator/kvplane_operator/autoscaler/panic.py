@@ -40,7 +40,7 @@ class Panic:
     until: float | None = None
     """``None``: no panic."""
     peak: int | None = None
-    """Replicas asked for in the last panic, while some of them are left to go; ``None``: none are."""
+    """Most replicas asked for since the last panic began, while some of them are left to go; ``None``: none are."""
     gliding_since: float | None = None
     """Since when they go; ``None``: the law still needs them all."""
 
@@ -92,10 +92,9 @@ def renewed(panic: Panic, *, seen: bool, lasts_seconds: float, now: float, tunin
 
 def raised(panic: Panic, *, desired: int) -> Panic:
     """The state after replicas were asked for that are not to go yet."""
-    peak = panic.peak
-    if panic.until is not None:
-        peak = desired if peak is None else max(peak, desired)
-    return replace(panic, peak=peak, gliding_since=None)
+    if panic.until is None and panic.peak is None:
+        return replace(panic, gliding_since=None)
+    return replace(panic, peak=max(desired, panic.peak or 0), gliding_since=None)
 
 
 def lowered(panic: Panic, *, asked: int, low: int, lasts_seconds: float, now: float) -> tuple[int, Panic]:

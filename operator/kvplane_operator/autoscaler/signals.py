@@ -15,6 +15,7 @@ _MOST_TOTAL: Final = 1e15
 _MOST_REQUESTS: Final = 1e7
 _MOST_USAGE: Final = 1.05
 """Of KV blocks in use over those there are: 1, and a rounding error."""
+_LEAST_KAPPA: Final = 0.1
 _MOST_KAPPA: Final = 3.0
 
 
@@ -102,7 +103,7 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
     usage = _sound(engine.kv_cache_usage_ratio, _MOST_USAGE)
     running = _sound(engine.requests_running, _MOST_REQUESTS)
     waiting = _sound(engine.requests_waiting, _MOST_REQUESTS)
-    if not capacity or usage is None or running is None or waiting is None:
+    if capacity is None or capacity < 1 or usage is None or running is None or waiting is None:
         return None
     wasted = _sound(state.thrash.wasted_tokens_per_second, _MOST_TOKENS) if state.thrash.kind else None
     prompt_total = _sound(engine.prompt_tokens_total, _MOST_TOTAL)
@@ -125,7 +126,9 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
     queued_prompt = _sound(admission.queued_prompt_tokens, _MOST_TOKENS)
     queued = _sound(admission.queued, _MOST_REQUESTS)
     kappa = _sound(admission.kappa, _MOST_KAPPA)
-    if reserved is None or queued_tokens is None or queued_prompt is None or queued is None or not kappa:
+    if reserved is None or queued_tokens is None or queued_prompt is None or queued is None:
+        return None
+    if kappa is None or kappa < _LEAST_KAPPA:
         return None
     return Reading(
         at=at,

@@ -41,9 +41,11 @@ class StartTimes:
         others = self.cached + self.pulled
         return max(unknown, _p90(others)) if others else unknown
 
-    def chance(self, age: float, *, within: float, image_cached: bool | None, unknown: float) -> float:
-        """That a replica of this age, not yet ready, will be within the next ``within`` seconds."""
-        samples = self._of(image_cached) or (unknown,)
+    def chance(self, age: float, *, within: float, image_cached: bool | None) -> float:
+        """That a replica of this age, not yet ready, will be within the next ``within`` seconds; 1 before any was timed."""
+        samples = self._of(image_cached) or self.cached + self.pulled
+        if not samples:
+            return 1.0
         longer = [seconds for seconds in samples if seconds > age]
         if longer:
             return sum(seconds <= age + within for seconds in longer) / len(longer)

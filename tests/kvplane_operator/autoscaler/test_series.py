@@ -1,0 +1,108 @@
+"""Demand so far: what is kept, for how long, and what it says."""
+
+import math
+
+import pytest
+
+from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, RECENT_MOST, Series
+from tests.kvplane_operator.autoscaler.world import START
+
+DAY = 86_400.0
+
+
+def noted(*demands: float, step: float = 5.0, start: float = START) -> Series:
+    series = Series()
+    for number, demand in enumerate(demands):
+        series = series.noted(demand, now=start + number * step)
+    return series
+
+
+class TestBounds:
+    def test_each_length_is_bounded(self) -> None:
+        series = Series()
+        for step in range(3 * BUCKETS):
+            series = series.noted(1.0, now=START + 300 * step)
+        assert len(series.buckets) == BUCKETS
+        for step in range(2 * MINUTES):
+            series = series.noted(1.0, now=START + 10 * DAY + 60 * step)
+        assert len(series.minutes) == MINUTES
+        for step in range(2 * RECENT_MOST):
+            series = series.noted(1.0, now=START + 20 * DAY + step)
+        assert len(series.recent) == RECENT_MOST
+
+    def test_what_is_old_is_dropped(self) -> None:
+        series = noted(9.0).noted(1.0, now=START + 10 * DAY)
+        assert [demand for _, demand in series.recent] == [1.0]
+        assert [demand for _, demand in series.minutes] == [1.0]
+        assert [bucket.mean for bucket in series.buckets] == [1.0]
+
+    def test_what_is_from_the_future_is_dropped(self) -> None:
+        series = noted(9.0, start=START + DAY).noted(1.0, now=START)
+        assert [demand for _, demand in series.recent] == [1.0]
+        assert [demand for _, demand in series.minutes] == [1.0]
+        assert [bucket.mean for bucket in series.buckets] == [1.0]
+
+
+def test_highest_is_of_whole_minutes() -> None:
+    """START is 20 s into its minute."""
+    series = noted(5.0, 1.0, 2.0, step=60.0)
+    assert series.highest(since=START + 120) == 2.0
+    assert series.highest(since=START + 39) == 5.0
+    assert series.highest(since=START + 40) == 2.0
+    assert series.highest(since=START + 1000) == 0.0
+
+
+def test_highest_of_a_minute_is_its_highest_moment() -> None:
+    assert noted(1.0, 4.0, 2.0).highest(since=START) == 4.0
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.9, 9.0), (0.5, 5.0), (1.0, 10.0), (0.0, 1.0)])
+def test_quantile_is_nearest_rank(share: float, value: float) -> None:
+    assert noted(*(float(n) for n in range(10, 0, -1))).quantile(share) == value
+
+
+def test_nothing_has_no_quantile() -> None:
+    assert Series().quantile(0.9) is None
+
+
+class TestNoise:
+    def test_a_level_has_none(self) -> None:
+        assert noted(*[2.0] * 12).noise(now=START + 60) == 0.0
+
+    def test_a_trend_has_little(self) -> None:
+        """A replica more each 5 s: its differences are 1, so it counts as sqrt(1/2) however far it goes."""
+        assert noted(*(float(n) for n in range(12))).noise(now=START + 60) == pytest.approx(math.sqrt(0.5))
+
+    def test_it_is_the_standard_deviation_of_independent_values(self) -> None:
+        """Up and down by 1: differences of 2, so sqrt(4 / 2)."""
+        assert noted(*[1.0, 3.0] * 6).noise(now=START + 60) == pytest.approx(math.sqrt(2.0))
+
+    def test_only_the_last_minute_counts(self) -> None:
+        assert noted(*[1.0, 3.0] * 6, *[2.0] * 13).noise(now=START + 125) == 0.0
+
+    def test_two_values_are_too_few(self) -> None:
+        assert noted(1.0, 9.0).noise(now=START + 10) == 0.0
+
+
+class TestYesterday:
+    def days(self, count: float) -> Series:
+        """Each five minutes' demand is its number in the day."""
+        series = Series()
+        for number in range(int(count * 288)):
+            series = series.noted(float(number % 288), now=START + 300 * number)
+        return series
+
+    def test_the_mean_of_the_same_five_minutes(self) -> None:
+        assert self.days(2.5).yesterday(at=START + 2.5 * DAY) == 144.0
+
+    def test_not_before_two_days_are_known(self) -> None:
+        assert self.days(1.9).yesterday(at=START + 1.9 * DAY) is None
+        assert Series().yesterday(at=START) is None
+
+    def test_a_gap_is_not_guessed(self) -> None:
+        series = self.days(2.5).noted(1.0, now=START + 3.5 * DAY)
+        assert series.yesterday(at=START + 3.6 * DAY) is None
+
+    def test_several_looks_make_a_mean(self) -> None:
+        series = noted(1.0, 2.0, 6.0)
+        assert [(bucket.mean, bucket.count) for bucket in series.buckets] == [(3.0, 3)]
