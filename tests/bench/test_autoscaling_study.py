@@ -1,0 +1,140 @@
+"""Traffic, and the arithmetic of what is reported."""
+
+import math
+
+import pytest
+
+from bench.admission.replay.traces import Line
+from bench.autoscaling.study import (
+    HEADER,
+    OURS,
+    PEERS,
+    Cell,
+    Result,
+    Run,
+    Size,
+    Study,
+    cells,
+    chosen,
+    line,
+    reported_runs,
+    tuning_runs,
+)
+from bench.autoscaling.variants import STEP_SECONDS, STEPS, VARIANTS, diurnal, raw, steps, stretched, wave
+
+TRACE = [Line(at=0.5 * number, prompt_tokens=100 + number, output_tokens=20) for number in range(4000)]
+
+
+class TestVariants:
+    @pytest.mark.parametrize("name", sorted(VARIANTS))
+    def test_in_order_and_the_same_again(self, name: str) -> None:
+        made = VARIANTS[name](TRACE, rate=4.0, seed=1)
+        assert [each.at for each in made] == sorted(each.at for each in made)
+        assert made == VARIANTS[name](TRACE, rate=4.0, seed=1)
+        assert made != VARIANTS[name](TRACE, rate=4.0, seed=2)
+
+    def test_stretched_lasts_four_times_as_long_at_the_same_rate(self) -> None:
+        short, long = raw(TRACE, rate=4.0, seed=1), stretched(TRACE, rate=4.0, seed=1)
+        assert long[-1].at == pytest.approx(4 * short[-1].at, rel=0.05)
+        assert len(long) == 4 * len(short)
+
+    def test_a_day_has_a_night(self) -> None:
+        made = diurnal(TRACE, rate=4.0, seed=1)
+        length = made[-1].at
+        night = sum(each.at < length / 8 for each in made)
+        noon = sum(length * 7 / 16 < each.at < length * 9 / 16 for each in made)
+        assert noon > 3 * night
+
+    def test_the_wave(self) -> None:
+        assert [wave(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 1.0, 0.2])
+
+    def test_steps_have_their_levels(self) -> None:
+        made = steps(TRACE, rate=6.0, seed=1)
+        counts = [
+            sum(number * STEP_SECONDS <= each.at < (number + 1) * STEP_SECONDS for each in made)
+            for number in range(len(STEPS))
+        ]
+        assert [count / counts[0] for count in counts] == pytest.approx(list(STEPS), rel=0.15)
+        assert len(made) / (STEP_SECONDS * len(STEPS)) == pytest.approx(6.0, rel=0.1)
+
+
+CELL = Cell("conv", "stretched", 60.0)
+CODE = Cell("code", "raw", 60.0)
+
+
+def result(
+    name: str, goodput: float, hours: float, *, cell: Cell = CELL, setting: int = 0, after: float | None = None
+) -> Result:
+    return Result(Run(cell, 1, name, setting), goodput, hours, 0.0, 0.5, after)
+
+
+class TestLine:
+    POINTS = ((50.0, 4.0), (80.0, 8.0), (100.0, 12.0), (100.0, 16.0))
+
+    @pytest.mark.parametrize(
+        ("goodput", "hours"), [(50.0, 4.0), (65.0, 6.0), (90.0, 10.0), (100.0, 12.0), (25.0, 2.0), (101.0, 12.0)]
+    )
+    def test_between_two_counts(self, goodput: float, hours: float) -> None:
+        assert line(self.POINTS, goodput) == pytest.approx(hours)
+
+
+def test_a_peers_best_setting_is_the_one_with_the_most_goodput() -> None:
+    tried = [
+        result("knative", 80.0, 4.0, setting=0),
+        result("knative", 90.0, 9.0, setting=1),
+        result("knative", 90.0, 7.0, setting=2),
+        result("hpa", 70.0, 1.0, setting=1),
+        result("hpa", 60.0, 1.0, setting=0),
+    ]
+    assert chosen(tried) == {"knative": 2, "hpa": 1}
+
+
+def test_every_contestant_runs_in_every_cell_with_the_same_seeds() -> None:
+    size = Size()
+    runs = reported_runs(size, {"knative": 3})
+    per = len(PEERS) + 1 + size.highest
+    assert len(runs) == len(cells(size)) * len(size.seeds) * per
+    assert {run.setting for run in runs if run.contestant == "knative"} == {3}
+    assert {run.seed for run in tuning_runs(size)}.isdisjoint(size.seeds)
+
+
+class TestFigures:
+    STATIC = tuple(
+        result("static", goodput, hours, cell=cell, setting=number)
+        for cell in (CELL, CODE)
+        for number, (goodput, hours) in enumerate(((50.0, 4.0), (90.0, 8.0), (100.0, 12.0)), start=1)
+    )
+    STUDY = Study(
+        [
+            *STATIC,
+            result(OURS, 95.0, 6.0, after=68.0),
+            result("hpa", 92.0, 8.0),
+            result("knative", 85.0, 5.0),
+            result(OURS, 90.0, 6.0, cell=CODE),
+            result("hpa", 52.0, 4.0, cell=CODE),
+            result("knative", 50.0, 4.0, cell=CODE),
+        ]
+    )
+
+    def test_against_the_peer_with_the_highest_goodput(self) -> None:
+        figures = self.STUDY.figures()
+        assert figures.best_peer == "hpa"
+        assert figures.hours_vs_best_peer == pytest.approx(0.75)
+        assert figures.goodput_vs_best_peer_points == pytest.approx(3.0)
+
+    def test_against_the_line_of_static_counts(self) -> None:
+        figures = self.STUDY.figures()
+        assert figures.hours_vs_static_line == pytest.approx(6 / 10)
+        assert figures.code_hours_vs_static_line == pytest.approx(6 / 8)
+        assert figures.code_goodput_percent == pytest.approx(90.0)
+
+    def test_time_to_capacity_is_counted_from_a_start(self) -> None:
+        assert self.STUDY.figures().capacity_after_step_minus_startup_s == pytest.approx(8.0)
+        assert math.isnan(
+            Study([*self.STATIC, result(OURS, 1, 1), result("hpa", 1, 1)]).figures().capacity_after_step_minus_startup_s
+        )
+
+    def test_rows_have_the_headers_columns(self) -> None:
+        rows = self.STUDY.rows()
+        assert {len(row) for row in rows} == {len(HEADER)}
+        assert len(rows) == 6
