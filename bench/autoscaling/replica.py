@@ -25,6 +25,8 @@ _TOKENS: Final = 1e-6
 _FIRST_OUTPUT: Final = 256.0
 _OUTPUT_WEIGHT: Final = 0.02
 _LEAST_OUTPUT: Final = 16.0
+_CHECK_SECONDS: Final = 0.25
+"""Between two looks at those that wait."""
 _EARLY: Final = 1.25
 """By how much the work ahead must exceed the time before a request is refused at once, as in our admission."""
 
@@ -108,10 +110,13 @@ class Replica:
         self.context = 0.0
         """Tokens in the KV cache."""
         self.reserved = 0.0
+        self.waiting_tokens = 0.0
+        """To compute for those that wait."""
         self._clock = 0.0
         self._ends: list[tuple[float, int, Job]] = []
         self._pushed = 0
         self._mean_output = _FIRST_OUTPUT
+        self._checked_at = -math.inf
 
     @property
     def running(self) -> int:
@@ -120,7 +125,7 @@ class Replica:
     @property
     def load(self) -> float:
         """Tokens in it and before it: by this requests are spread."""
-        return self.context + sum(job.prompt for job in self.waiting)
+        return self.context + self.waiting_tokens
 
     def expected(self, job: Job) -> float:
         """KV tokens that a request is expected to hold at its end."""
@@ -130,15 +135,16 @@ class Replica:
         """A new request."""
         job.left = float(job.prompt)
         if self.gate is not None:
-            ahead = self._prefill_left() + sum(each.prompt for each in self.waiting)
+            ahead = self._prefill_left() + self.waiting_tokens
             if (ahead + job.prompt) * self.engine.step_time.per_prefill_token > _EARLY * self.gate.ttft_seconds:
                 self._refuse(job)
                 return
         self.waiting.append(job)
+        self.waiting_tokens += job.left
         self._let_in(now)
 
     def advance(self, now: float, seconds: float) -> None:
-        """Work for so long from ``now`` on."""
+        """Work for so long from ``now`` on; in small steps, as context that grows slows only the steps after the next event."""
         until = now + seconds
         self._let_in(now)
         while now < until and self.running:
@@ -227,11 +233,13 @@ class Replica:
         self.reserved -= job.reserved
         job.left = job.prompt + job.generated
         self.waiting.appendleft(job)
+        self.waiting_tokens += job.left
 
     def _let_in(self, now: float) -> None:
         self._refuse_late(now)
         while self.waiting and self.running < self.engine.max_sequences and self._fits(self.waiting[0]):
             job = self.waiting.popleft()
+            self.waiting_tokens -= job.left
             job.reserved = self.expected(job)
             self.reserved += job.reserved
             self.totals.admitted += job.first_at is None  # one that was preempted was let in before
@@ -248,8 +256,9 @@ class Replica:
 
     def _refuse_late(self, now: float) -> None:
         """Those that waiting cannot help any more; one that was preempted has its first token."""
-        if self.gate is None or not self.waiting:
+        if self.gate is None or not self.waiting or now < self._checked_at + _CHECK_SECONDS:
             return
+        self._checked_at = now
         time, kept = self.engine.step_time, deque[Job]()
         for job in self.waiting:
             late = now + job.left * time.per_prefill_token - job.at > self.gate.ttft_seconds
@@ -258,6 +267,7 @@ class Replica:
             else:
                 kept.append(job)
         self.waiting = kept
+        self.waiting_tokens = sum(job.left for job in kept)
 
     def _refuse(self, job: Job) -> None:
         job.refused = True

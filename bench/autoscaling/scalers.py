@@ -92,8 +92,10 @@ class OurScaler:
 
     name = "kvplane"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, stale_seconds: float = 30.0) -> None:
+        """Figures older than ``stale_seconds`` are missing."""
         self._settings = settings
+        self._stale_seconds = stale_seconds
         self._history: History = fresh(settings.tuning)
 
     @property
@@ -106,13 +108,18 @@ class OurScaler:
                 name=seen.name,
                 created_at=seen.created_at,
                 ready=seen.ready,
-                reading=None if seen.scraped is None else _reading(seen.scraped),
+                reading=self._reading(seen.scraped, now),
             )
             for seen in replicas
         )
         decision = decide(Signals(asked=asked, replicas=shown), self._history, self._settings, now)
         self._history = decision.history
         return decision.desired
+
+    def _reading(self, scraped: Scraped | None, now: float) -> Reading | None:
+        if scraped is None or now - scraped.at > self._stale_seconds:
+            return None
+        return _reading(scraped)
 
 
 def _engine(seen: Seen) -> Engine | None:

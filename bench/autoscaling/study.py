@@ -5,6 +5,7 @@ seed. Peers whose target depends on the engine get several and keep the one with
 reported; ours has one set of parameters for all cells. Static N for every N gives the line that hours are measured by.
 """
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -131,6 +132,7 @@ def scaler_of(run: Run, size: Size) -> Scaler:
 
 
 def cells(size: Size) -> list[Cell]:
+    """All that are run."""
     return [
         Cell(trace, variant, startup)
         for trace, _ in size.rates
@@ -167,8 +169,8 @@ def reported_runs(size: Size, settings: dict[str, int]) -> list[Run]:
         for cell in cells(size)
         for seed in size.seeds
         for run in (
-            Run(cell, seed, OURS),
-            *(Run(cell, seed, name, settings.get(name, 0)) for name in PEERS),
+            *(Run(cell, seed, OURS, gated=gated) for gated in (True, False)),
+            *(Run(cell, seed, name, settings.get(name, 0), gated=gated) for name in PEERS for gated in (True, False)),
             *(Run(cell, seed, "static", replicas) for replicas in range(1, size.highest + 1)),
         )
     ]
@@ -183,6 +185,7 @@ def run_all(runs: Sequence[Run], size: Size) -> list[Result]:
 
 
 def mean(results: Iterable[Result], field: str) -> float:
+    """Of one field of the results."""
     return statistics.fmean(getattr(result, field) for result in results)
 
 
@@ -219,23 +222,24 @@ class Study:
     """All results, by cell and contestant."""
 
     def __init__(self, results: Sequence[Result]) -> None:
-        self._by: dict[tuple[Cell, str, int], list[Result]] = {}
+        self._by: dict[tuple[Cell, str, int, bool], list[Result]] = {}
         for result in results:
             setting = result.run.setting if result.run.contestant == "static" else 0
-            self._by.setdefault((result.run.cell, result.run.contestant, setting), []).append(result)
-        self.cells = sorted({cell for cell, _, _ in self._by})
-        self.names = list(dict.fromkeys(name for _, name, _ in self._by if name != "static"))
+            run = result.run
+            self._by.setdefault((run.cell, run.contestant, setting, run.gated), []).append(result)
+        self.cells = sorted({cell for cell, _, _, _ in self._by})
+        self.names = list(dict.fromkeys(name for _, name, _, _ in self._by if name != "static"))
 
-    def mean(self, field: str, name: str, cells: Iterable[Cell]) -> float:
+    def mean(self, field: str, name: str, cells: Iterable[Cell], *, gated: bool = True) -> float:
         """Over these cells, each cell the same weight."""
-        return statistics.fmean(mean(self._by[cell, name, 0], field) for cell in cells)
+        return statistics.fmean(mean(self._by[cell, name, 0, gated], field) for cell in cells)
 
     def against_line(self, name: str, cells: Iterable[Cell]) -> float:
         """Hours over those of the static line at the same goodput, mean over cells."""
         return statistics.fmean(self._against(name, cell) for cell in cells)
 
     def figures(self) -> Figures:
-        """Against the dynamic peer with the highest goodput on the variants that can be followed."""
+        """Against the dynamic peer with the highest goodput on the variants that can be followed, all behind our admission."""
         followed = [cell for cell in self.cells if cell.variant != "raw"]
         code = [cell for cell in self.cells if cell.trace == "code" and cell.variant == "raw"] or followed
         peers = [name for name in self.names if name != OURS]
@@ -243,7 +247,7 @@ class Study:
         late = [
             result.seconds_after_step - cell.startup
             for cell in followed
-            for result in self._by[cell, OURS, 0]
+            for result in self._by[cell, OURS, 0, True]
             if result.seconds_after_step is not None
         ]
         return Figures(
@@ -259,30 +263,46 @@ class Study:
         )
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The Pareto table: one line for each cell and contestant."""
+        """The Pareto table: one line for each cell, contestant and admission."""
         return [
             (
                 cell.trace,
                 cell.variant,
                 f"{cell.startup:.0f}",
                 name,
-                f"{self.mean('goodput_percent', name, [cell]):.1f}",
-                f"{self.mean('hours', name, [cell]):.2f}",
-                f"{self._against(name, cell):.2f}",
-                f"{self.mean('lost_percent', name, [cell]):.1f}",
-                f"{self.mean('reversals_per_hour', name, [cell]):.1f}",
+                "kvplane" if gated else "vllm",
+                f"{self.mean('goodput_percent', name, [cell], gated=gated):.1f}",
+                f"{self.mean('hours', name, [cell], gated=gated):.2f}",
+                f"{self._against(name, cell, gated=gated):.2f}",
+                f"{self.mean('lost_percent', name, [cell], gated=gated):.1f}",
+                f"{self.mean('reversals_per_hour', name, [cell], gated=gated):.1f}",
             )
             for cell in self.cells
             for name in self.names
+            for gated in (True, False)
+            if (cell, name, 0, gated) in self._by
         ]
 
-    def _against(self, name: str, cell: Cell) -> float:
+    def _against(self, name: str, cell: Cell, *, gated: bool = True) -> float:
         static = [
             (mean(results, "goodput_percent"), mean(results, "hours"))
-            for (of, contestant, _), results in self._by.items()
+            for (of, contestant, _, _), results in self._by.items()
             if of == cell and contestant == "static"
         ]
-        return self.mean("hours", name, [cell]) / line(static, self.mean("goodput_percent", name, [cell]))
+        hours = self.mean("hours", name, [cell], gated=gated)
+        on_line = line(static, self.mean("goodput_percent", name, [cell], gated=gated))
+        return hours / on_line if on_line else math.inf
 
 
-HEADER: Final = ("trace", "variant", "startup_s", "scaler", "goodput_%", "hours", "vs_static", "lost_%", "reversals/h")
+HEADER: Final = (
+    "trace",
+    "variant",
+    "startup_s",
+    "scaler",
+    "admission",
+    "goodput_%",
+    "hours",
+    "vs_static",
+    "lost_%",
+    "reversals/h",
+)

@@ -32,7 +32,8 @@ def worked(*jobs: Job, engine: Engine = ENGINE, gate: Gate | None = None, second
     replica = Replica(engine, gate)
     for each in jobs:
         replica.offer(each, 0.0)
-    replica.advance(0.0, seconds)
+    for step in range(round(seconds / 0.5)):
+        replica.advance(0.5 * step, 0.5)
     return replica
 
 
@@ -72,7 +73,7 @@ class TestFluid:
         assert (replica.running, len(replica.waiting)) == (0, 0)
         assert (replica.context, replica.reserved) == (0.0, 0.0)
         assert replica.totals.prompt_tokens == sum(each.prompt for each in jobs)
-        assert replica.totals.admitted == len(jobs)
+        assert replica.totals.admitted >= len(jobs)  # once more for one that lost its place within its prompt
 
     def test_memory_is_never_exceeded_and_the_newest_pays(self) -> None:
         jobs = [job(prompt=2000, output=1500) for _ in range(4)]
@@ -91,9 +92,11 @@ class TestFluid:
         assert jobs[0].done_at < jobs[3].done_at
 
     def test_the_gate_keeps_what_would_not_fit(self) -> None:
-        jobs = [job(prompt=2000, output=1500) for _ in range(4)]
-        replica = worked(*jobs, gate=Gate(ttft_seconds=1000.0), seconds=300.0)
-        assert replica.totals.lost_tokens == 0 or replica.totals.lost_tokens < 4 * 3500
+        """Two of three are expected to fit, 2,256 tokens each."""
+        jobs = [job(prompt=2000, output=200) for _ in range(4)]
+        small = replace(ENGINE, kv_tokens=6000)
+        replica = worked(*jobs, engine=small, gate=Gate(ttft_seconds=1000.0))
+        assert replica.totals.lost_tokens == 0
         assert all(each.done_at is not None for each in jobs)
 
     def test_the_gate_refuses_whom_waiting_cannot_help(self) -> None:
@@ -102,7 +105,7 @@ class TestFluid:
         assert replica.totals.refused > 0
         assert replica.totals.refused == sum(each.refused for each in jobs)
         assert replica.totals.shed_tokens > 0
-        assert all(each.first_at is None or each.first_at <= 2.5 for each in jobs if each.refused)
+        assert all(each.first_at is None for each in jobs if each.refused)
 
     def test_without_a_gate_nobody_is_refused(self) -> None:
         assert worked(*[job(prompt=3000, output=2000) for _ in range(20)], seconds=10.0).totals.refused == 0
@@ -218,19 +221,19 @@ def test_what_a_scaler_is_shown() -> None:
     ages = [
         5.0 * number - seen.scraped.at for number, each in enumerate(watching.shown) for seen in each if seen.scraped
     ]
-    assert 0.0 <= min(ages)
+    assert min(ages) >= 0.0
     assert max(ages) <= 15.5
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_our_law_follows_a_step(gated: bool) -> None:
     """From 10 to 90 requests a second, with an engine that takes some 40."""
-    late = [replace(each, at=each.at + 600) for each in arrivals(90.0, 600.0, seed=2)]
+    late = [replace(each, at=each.at + 600) for each in arrivals(90.0, 300.0, seed=2)]
     world = replace(WORLD, gated=gated)
     outcome = simulate([*arrivals(10.0, 600.0), *late], world, OurScaler(Settings(max_replicas=10)))
     asked = [asked for at, asked, _ in outcome.counts if 600 <= at <= 640]
     assert max(asked) >= 2
-    assert outcome.ready_at(1150.0) >= 2
+    assert outcome.ready_at(850.0) >= 2
 
 
 def test_a_peer_is_kept_within_the_bounds() -> None:

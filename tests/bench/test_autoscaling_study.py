@@ -92,7 +92,7 @@ def test_a_peers_best_setting_is_the_one_with_the_most_goodput() -> None:
 def test_every_contestant_runs_in_every_cell_with_the_same_seeds() -> None:
     size = Size()
     runs = reported_runs(size, {"knative": 3})
-    per = len(PEERS) + 1 + size.highest
+    per = 2 * (len(PEERS) + 1) + size.highest
     assert len(runs) == len(cells(size)) * len(size.seeds) * per
     assert {run.setting for run in runs if run.contestant == "knative"} == {3}
     assert {run.seed for run in tuning_runs(size)}.isdisjoint(size.seeds)
@@ -130,9 +130,11 @@ class TestFigures:
 
     def test_time_to_capacity_is_counted_from_a_start(self) -> None:
         assert self.STUDY.figures().capacity_after_step_minus_startup_s == pytest.approx(8.0)
-        assert math.isnan(
-            Study([*self.STATIC, result(OURS, 1, 1), result("hpa", 1, 1)]).figures().capacity_after_step_minus_startup_s
-        )
+
+    def test_without_steps_there_is_no_time_to_capacity(self) -> None:
+        static = [each for each in self.STATIC if each.run.cell == CELL]
+        figures = Study([*static, result(OURS, 95.0, 6.0), result("hpa", 92.0, 8.0)]).figures()
+        assert math.isnan(figures.capacity_after_step_minus_startup_s)
 
     def test_rows_have_the_headers_columns(self) -> None:
         rows = self.STUDY.rows()

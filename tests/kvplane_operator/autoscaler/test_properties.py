@@ -62,12 +62,12 @@ works = st.builds(
 ticks = st.builds(
     Tick,
     seconds=st.sampled_from([0.0, 1.0, 5.0, 5.0, 5.0, 30.0, 55.0, 100.0, 400.0, -5.0, -4000.0]),
-    ready=st.lists(st.none() | works, max_size=6).map(tuple) | st.lists(works, max_size=6).map(tuple),
+    ready=st.lists(st.none() | works, max_size=4).map(tuple) | st.lists(works, max_size=4).map(tuple),
     pending=st.integers(0, 4),
     refused=st.booleans(),
     wake=st.booleans(),
 )
-lives = st.lists(ticks, max_size=12)
+lives = st.lists(ticks, max_size=8)
 specs = st.builds(
     Settings,
     min_replicas=st.integers(1, 4),
