@@ -124,8 +124,8 @@ class Replica:
 
     @property
     def load(self) -> float:
-        """Tokens in it and before it: by this requests are spread."""
-        return self.context + self.waiting_tokens
+        """Tokens in it, under way and before it: by this requests are spread."""
+        return self.context + self._prefill_left() + self.waiting_tokens
 
     def expected(self, job: Job) -> float:
         """KV tokens that a request is expected to hold at its end."""

@@ -1,8 +1,9 @@
 """One run: arrivals, replicas that start and drain, a scaler that sees old figures, and what became of the requests.
 
 Time goes in steps of half a second, in which the scaler's world is still; within a step each replica works on by events.
-A request goes to the ready replica with the fewest tokens. While none is ready it waits in front, as at a gateway, for as
-long as it may wait for its first token. A replica costs from the moment it is asked for until it has drained.
+A request goes to the ready replica with the fewest tokens, up to a step late, for every contestant alike. While none is
+ready it waits in front, as at a gateway, for as long as it may wait for its first token. A replica costs from the moment it
+is asked for until it has drained.
 """
 
 from collections import deque

@@ -1,8 +1,8 @@
 """Traffic that autoscaling is judged by: the Azure hours as they are, stretched, under a day's envelope, and in steps. Pure.
 
 Raw, the bursts of those hours are shorter than a start: no scaler can follow them, only headroom meets them. Stretched by
-four they last minutes, so that scaling pays; a day's envelope moves the mean by five; steps come without
-a warning. Every variant is made of real requests, and a seed decides which, as in ``bench.admission.replay.traces``.
+four they last minutes, so that scaling pays; a day's envelope moves the mean by five; steps come without a warning. Every
+variant is made of real requests, and a seed decides which, as in ``bench.admission.replay.traces``.
 """
 
 import math
