@@ -69,7 +69,8 @@ class Truncate(msgspec.Struct, frozen=True, array_like=True):
 class Step(Message, frozen=True, tag=True):
     """One turn of the ring. Each rank does, in this order: releases, truncations, forks, the decode batch, the window.
 
-    A sequence is created by its first window or by a fork. Rank 0 gets one row of logits for each ``decode``, in that order,
+    A sequence is created by its first window or by a fork; the release of one that a rank does not know does nothing, so
+    that a step may be sent again after a new epoch. Rank 0 gets one row of logits for each ``decode``, in that order,
     and then one for the window where its ``logits`` is set.
     """
 
@@ -204,22 +205,22 @@ class Stop(Message, frozen=True, tag=True):
     reason: str
 
 
-Any = Step | Join | Loading | Refused | Form | Formed | Heartbeat | Done | Fault | Stop
+AnyMessage = Step | Join | Loading | Refused | Form | Formed | Heartbeat | Done | Fault | Stop
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(Any)
+_DECODER: Final = msgspec.msgpack.Decoder(AnyMessage)
 
 
 class MalformedMessageError(Exception):
     """The bytes are none of the messages above: the peer runs another version, or is no rank."""
 
 
-def encode(message: Any) -> bytes:
+def encode(message: AnyMessage) -> bytes:
     """``message`` as MessagePack, without framing."""
     return _ENCODER.encode(message)
 
 
-def decode(data: bytes | bytearray | memoryview) -> Any:
+def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
     """The message in ``data``; raises MalformedMessageError."""
     try:
         return _DECODER.decode(data)
