@@ -18,15 +18,16 @@ class Message(msgspec.Struct, frozen=True, tag=True):
     """Base of the union: the tag on the wire is the name of the class."""
 
 
-class Span(msgspec.Struct, frozen=True, array_like=True):
-    """Half-open range of token positions, as :class:`kvplane_runtime.ring.ranges.Range` goes over the wire."""
+class Positions(msgspec.Struct, frozen=True, array_like=True):
+    """Positions ``first``, ``first + step``, ...: a :class:`kvplane_runtime.ring.ranges.Run` on the wire."""
 
-    begin: int
-    end: int
+    first: int
+    count: int
+    step: int = 1
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Prompt tokens at positions ``start`` to ``start + len(tokens)``, whose KV is missing and is computed by this step.
+    """Tokens whose KV is missing and is computed by this step; their positions ascend.
 
     Where earlier work was lost, later positions may be there already: who sees whom is decided by position, never by the
     order of arrival. Whoever wants the logits of the last token sets ``logits``: the window ends its prompt.
@@ -34,10 +35,14 @@ class Window(msgspec.Struct, frozen=True):
 
     sequence: int
     start: int
+    """Position of the first token."""
     tokens: list[int]
     placement: Literal["zigzag"] | int
     """Cut over all ranks, or whole on this rank (only where no other rank holds KV of the sequence)."""
     logits: bool
+    parts: list[Positions] = []
+    """Where the positions are not ``start`` to ``start + len(tokens)``: what a lost rank held of the generated tokens lies
+    scattered, and is computed again in one window."""
 
 
 class Decode(msgspec.Struct, frozen=True, array_like=True):
@@ -90,7 +95,7 @@ class Table(msgspec.Struct, frozen=True):
     sequence: int
     tokens: list[int]
     """Of positions 0 on: all positions that hold KV, or held it before a rank was lost."""
-    held: list[list[Span]]
+    held: list[list[Positions]]
     """By rank, in slot order. In a ``Form`` by the new ranks; a position that nobody holds is missing."""
 
 
