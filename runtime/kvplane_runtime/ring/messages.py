@@ -27,22 +27,19 @@ class Positions(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Window(msgspec.Struct, frozen=True):
-    """Tokens whose KV is missing and is computed by this step; their positions ascend.
+    """The missing positions of ``start`` to ``start + len(tokens)``, at least one, whose KV is computed by this step.
 
-    Where earlier work was lost, later positions may be there already: who sees whom is decided by position, never by the
-    order of arrival. Whoever wants the logits of the last token sets ``logits``: the window ends its prompt.
+    After a loss some of these positions may be there, and are left as they are, and later ones too: who sees whom is decided
+    by position, never by the order of arrival. ``logits``: those of the last token, which is missing, go to rank 0.
     """
 
     sequence: int
     start: int
-    """Position of the first token."""
     tokens: list[int]
+    """Of all positions, those that are there included."""
     placement: Literal["zigzag"] | int
     """Cut over all ranks, or whole on this rank (only where no other rank holds KV of the sequence)."""
     logits: bool
-    parts: list[Positions] = []
-    """Where the positions are not ``start`` to ``start + len(tokens)``: what a lost rank held of the generated tokens lies
-    scattered, and is computed again in one window."""
 
 
 class Decode(msgspec.Struct, frozen=True, array_like=True):
