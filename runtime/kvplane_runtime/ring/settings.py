@@ -1,0 +1,195 @@
+"""What a rank is told from outside: the environment of a StatefulSet's pod, or the same words from ``kvplane-ring local``.
+
+Identity comes from where the pod runs: the ordinal is the end of its host name, rank 0's address follows from the name
+of the set and its headless Service (both bear the set's name). All else has a default, and every value is checked before
+weights are read: a mistake should cost seconds. Values that change what the ring computes are part of the configuration
+hash, so that ranks with different ones refuse each other.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from kvplane_api.names import PORT_ENGINE
+from kvplane_runtime.ring.membership import Limits
+
+T = TypeVar("T")
+
+PORT_STORE: Final = 29500
+"""Rendezvous of the ring: the store through which ranks learn each other's sockets."""
+PORT_CONTROL: Final = 29501
+"""Control connections of the workers to rank 0."""
+STRATEGY: Final = "RING"
+_ORDINAL: Final = re.compile(r"^(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})$")
+_MAX_WORLD: Final = 1024
+
+
+class SettingsError(Exception):
+    """A setting is missing or cannot be meant; the message names it, its bound, its value and the cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One rank's settings, with the environment variable of each."""
+
+    world_size: int
+    """``WORLD_SIZE``: N, the ranks of a whole ring. With one rank it is an ordinary engine."""
+    ordinal: int
+    """``KVPLANE_RING_ORDINAL``, else the number at the end of the host name. 0 decides and serves, the others follow."""
+    leader: str
+    """``KVPLANE_RING_LEADER``: rank 0's host. Default: pod 0 of this pod's set, in the set's headless Service."""
+    address: str
+    """``POD_IP``, else the host name: where other ranks reach this one."""
+    model: Path
+    """``KVPLANE_RING_MODEL``: a folder in the Hugging Face layout (config.json, safetensors, tokenizer)."""
+    served_name: str
+    """``KVPLANE_RING_SERVED_NAME``: what clients call the model. Default: the folder's name."""
+    pod: str
+    """``POD_UID``: tells two pods of one ordinal apart in messages. Default: the host name."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``KVPLANE_RING_DTYPE``: of weights and KV. Default auto: as the model was saved."""
+    kv_tokens: int | None = None
+    """``KVPLANE_RING_KV_TOKENS``: KV tokens this rank may hold. Default: what fits ``kv_percent`` of the memory."""
+    kv_percent: int = 60
+    """``KVPLANE_RING_KV_PERCENT``: share of the memory left after the weights that KV may take. The rest is for
+    activations and the blocks in flight, which a window of a second needs."""
+    window_tokens: int = 2048
+    """``KVPLANE_RING_WINDOW_TOKENS``: new tokens per rank and prefill window. Small windows let short requests pass sooner,
+    large ones hide communication better (docs: sizing); 2048 is about a second on a few CPU cores."""
+    reserve: Literal["Off", "Survive"] = "Off"
+    """``KVPLANE_RING_RESERVE``: Survive admits only what N-1 ranks can hold, so that a lost rank parks nobody. Default Off:
+    all memory serves."""
+    park_seconds: float = 600.0
+    """``KVPLANE_RING_PARK_SECONDS``: how long a request that does not fit N-1 waits, its stream open, for the lost rank.
+    Ten minutes: a pod on a new node pulls its image and loads weights."""
+    threads: int | None = None
+    """``KVPLANE_RING_THREADS``: CPU threads of the model. Default: the cores this process may use."""
+    host: str = "127.0.0.1"
+    """``KVPLANE_RING_HOST``: where rank 0's API listens. Default: loopback; the sidecar serves it to others."""
+    port: int = PORT_ENGINE
+    """``KVPLANE_RING_PORT``: of rank 0's API."""
+    control_port: int = PORT_CONTROL
+    """``KVPLANE_RING_CONTROL_PORT``: where rank 0 hears its workers."""
+    store_port: int = PORT_STORE
+    """``KVPLANE_RING_STORE_PORT``: of rank 0's rendezvous store."""
+    parent: int | None = None
+    """``KVPLANE_RING_PARENT``: end with this process. Set by ``kvplane-ring local`` for its ranks."""
+    limits: Limits = field(default_factory=Limits)
+    """``KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS``, ``_STOP_SECONDS``, ``_FORM_SECONDS``, ``_GATHER_SECONDS``: see
+    :class:`kvplane_runtime.ring.membership.Limits`."""
+
+    def deciding(self) -> tuple[str, ...]:
+        """The values that must be equal on all ranks beside the model itself, as words."""
+        return (f"dtype={self.dtype}", f"window={self.window_tokens}")
+
+
+def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settings:
+    """Settings of this process; raises SettingsError with all that is wrong, a sentence each."""
+    reader = _Reader(environment)
+    strategy = environment.get("PROMPT_SPLIT_STRATEGY", STRATEGY)
+    if strategy.upper() != STRATEGY:
+        reader.faults.append(
+            f"PROMPT_SPLIT_STRATEGY is {strategy!r}, this engine splits prompts over a ring only: set {STRATEGY} or unset it."
+        )
+    world_size = reader.integer("WORLD_SIZE", None, 1, _MAX_WORLD, "the number of ranks")
+    named = _ORDINAL.match(hostname)
+    ordinal = reader.integer(
+        "KVPLANE_RING_ORDINAL",
+        int(named["ordinal"]) if named else (0 if world_size == 1 else None),
+        0,
+        _MAX_WORLD - 1,
+        f"this rank, as the host name {hostname!r} does not end in a number",
+    )
+    if world_size is not None and ordinal is not None and ordinal >= world_size:
+        reader.faults.append(
+            f"This is rank {ordinal} (host {hostname}), and WORLD_SIZE={world_size} has ranks 0 to {world_size - 1}: "
+            "make WORLD_SIZE the StatefulSet's replicas."
+        )
+    leader = environment.get("KVPLANE_RING_LEADER") or (f"{named['set']}-0.{named['set']}" if named else "127.0.0.1")
+    model = reader.required("KVPLANE_RING_MODEL", "the folder of the model")
+    defaults = Limits()
+    limits = Limits(
+        heartbeat=reader.seconds("KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS", defaults.heartbeat, least=0.4),
+        stop=reader.seconds("KVPLANE_RING_STOP_SECONDS", defaults.stop, least=1.0),
+        form=reader.seconds("KVPLANE_RING_FORM_SECONDS", defaults.form, least=1.0),
+        gather=reader.seconds("KVPLANE_RING_GATHER_SECONDS", defaults.gather, least=0.0),
+    )
+    chosen = {
+        "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),
+        "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", 256, 1 << 40),
+        "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", 60, 1, 95),
+        "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 2048, 16, 1 << 24),
+        "reserve": reader.choice("KVPLANE_RING_RESERVE", "Off", ("Off", "Survive")),
+        "park_seconds": reader.seconds("KVPLANE_RING_PARK_SECONDS", 600.0, least=0.0),
+        "threads": reader.optional("KVPLANE_RING_THREADS", 1, 4096),
+        "host": environment.get("KVPLANE_RING_HOST") or "127.0.0.1",
+        "port": reader.integer("KVPLANE_RING_PORT", PORT_ENGINE, 1, 65535),
+        "control_port": reader.integer("KVPLANE_RING_CONTROL_PORT", PORT_CONTROL, 1, 65535),
+        "store_port": reader.integer("KVPLANE_RING_STORE_PORT", PORT_STORE, 1, 65535),
+        "parent": reader.optional("KVPLANE_RING_PARENT", 1, 1 << 31),
+    }
+    if reader.faults or world_size is None or ordinal is None or model is None:
+        raise SettingsError(" ".join(reader.faults))
+    folder = Path(model)
+    return Settings(
+        world_size=world_size,
+        ordinal=ordinal,
+        leader=leader,
+        address=environment.get("POD_IP") or hostname,
+        model=folder,
+        served_name=environment.get("KVPLANE_RING_SERVED_NAME") or folder.name,
+        pod=environment.get("POD_UID") or hostname,
+        limits=limits,
+        **chosen,  # type: ignore[arg-type]  # each value was checked by the reader of its field
+    )
+
+
+class _Reader:
+    """Reads values and collects sentences about those that cannot be."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+        self.faults: list[str] = []
+
+    def required(self, name: str, meaning: str) -> str | None:
+        value = self._environment.get(name)
+        if not value:
+            self.faults.append(f"{name} is not set; set it to {meaning}.")
+            return None
+        return value
+
+    def integer(self, name: str, default: int | None, least: int, most: int, meaning: str = "a number") -> int | None:
+        text = self._environment.get(name)
+        if not text:
+            if default is None:
+                self.faults.append(f"{name} is not set; set it to {meaning}.")
+            return default
+        return self._number(name, text, int, least, most)
+
+    def optional(self, name: str, least: int, most: int) -> int | None:
+        text = self._environment.get(name)
+        return self._number(name, text, int, least, most) if text else None
+
+    def seconds(self, name: str, default: float, *, least: float) -> float:
+        text = self._environment.get(name)
+        value = self._number(name, text, float, least, 86400.0) if text else default
+        return default if value is None else value
+
+    def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
+        value = self._environment.get(name) or default
+        if value not in allowed:
+            self.faults.append(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        return value
+
+    def _number(self, name: str, text: str, kind: Callable[[str], T], least: T, most: T) -> T | None:
+        try:
+            value = kind(text)
+        except ValueError:
+            self.faults.append(f"{name} is {text!r}, which is no number; set one from {least} to {most}.")
+            return None
+        if not least <= value <= most:  # type: ignore[operator]  # int or float, as least and most are
+            self.faults.append(f"{name} is {text}; it must be from {least} to {most}.")
+            return None
+        return value
