@@ -19,14 +19,14 @@ Tokens = tuple[int, ...]
 class Reserve(enum.Enum):
     """What admission keeps free."""
 
-    NONE = "None"
+    OFF = "Off"
     SURVIVE = "Survive"
     """What the share of any one rank needs on the others."""
 
 
 def limit(capacity: int, ranks: int, reserve: Reserve) -> int:
     """KV tokens that sequences in progress may take on a rank of ``capacity``; 0 where a lone rank is to be survived."""
-    if reserve is Reserve.NONE:
+    if reserve is Reserve.OFF:
         return capacity
     return capacity * (ranks - 1) * 99 // (ranks * 100)
 

@@ -1,0 +1,946 @@
+"""What the ring does next: each step is the decode batch of all running outputs and one window of one prefill.
+
+Rank 0 alone decides. A step is planned, run by all ranks, and only then applied here (:meth:`Scheduler.complete`): a step
+that breaks leaves no trace, and the next epoch goes on from what the ranks still hold (:meth:`Scheduler.reform`).
+
+*Order.* The prefill with the least slack goes first: its promised time to first token, less what its prefill is expected
+to take. A prompt longer than a window is *long*, and is promised twice its own time. A long prefill may hold up a short one
+for the window under way and no longer: while a short one waits that has waited for such a window, no long one gets a turn.
+Short ones that came later have not waited for one, so the long ones go on too. Slack is taken as it was when a prefill
+began to wait: with the work that remains, two equal long prompts would take turns and both end last.
+
+*Windows* take at most a slice of time, by the learned cost, and at least what hides communication. All but a prompt's last
+are multiples of 2N, so the zigzag gives every rank the same. Prompts that are too short to be worth cutting lie whole on
+the rank with the least.
+
+*Room.* What is admitted has room for all that it may come to hold (:mod:`accounting`); nothing is preempted. Finished
+sequences are kept for their prefixes until the room is needed. A request finds its prefix in one of these and goes on in
+it, or has it copied (a *fork*), as the further outputs of one prompt do. After a loss, requests for which there is no room
+are parked, those with most slack, until there is, or too long.
+
+Pure: the time is an argument, and so is randomness.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from kvplane_runtime.admission import retry
+from kvplane_runtime.ring import admission, recovery
+from kvplane_runtime.ring.accounting import Accounting, Reserve, Tokens, decode_shares, zigzag_share
+from kvplane_runtime.ring.admission import Refusal, Room
+from kvplane_runtime.ring.cost import Cost, Work, work
+from kvplane_runtime.ring.layout import Layout, Placement
+from kvplane_runtime.ring.messages import Decode, Fork, Positions, Step, Table, Truncate, Window
+from kvplane_runtime.ring.prefix import BLOCK_TOKENS, Prefixes
+from kvplane_runtime.ring.ranges import Run
+from kvplane_runtime.ring.sampling import Draw, Sampled, Sampling
+
+_GROWTH: Final = 2
+"""A window is at most so many times the largest one of which the cost is known."""
+_WASTE: Final = 4
+"""A kept sequence is gone on in, rather than copied, if at most the reused tokens over this are thrown away."""
+_HITS: Final = 4
+"""Sequences with a common prefix that are tried before it is computed anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the ring is shared. Times in seconds."""
+
+    slice_seconds: float = 1.0
+    """Longest window: what a short prompt may have to wait for a long one. Longer hides more communication."""
+    window_tokens: int = 1024
+    """Least new tokens per rank and window, whatever they take: below, communication is no longer hidden (docs: sizing)."""
+    short_tokens: int = 1024
+    """Prompts of fewer than 2N times this lie whole on one rank. 0: every prompt is cut."""
+    ttft_seconds: float = 2.0
+    """Promised time to the first token."""
+    stretch: float = 2.0
+    """A prompt whose prefill alone takes longer is promised so many times its own."""
+    max_sequences: int = 64
+    """Most outputs at a time: the size of the decode batch."""
+    default_output_tokens: int = 4096
+    """Longest output of a request that does not say: all of it is reserved, so it is not the whole context."""
+    park_seconds: float = 600.0
+    """How long a request that lost its room with a rank waits for the ring to be whole again."""
+    reserve: Reserve = Reserve.OFF
+    """Survive: admit only what the ring can hold without any one rank."""
+    model_tokens: int | None = None
+    """Longest prompt + output of the model; None: no bound."""
+    prefix_block_tokens: int = BLOCK_TOKENS
+    """Shortest prefix that is reused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client wants."""
+
+    id: str
+    """Its own, unique among those in progress."""
+    prompt: Sequence[int]
+    """At least one token."""
+    max_tokens: int | None = None
+    """Most tokens of each output; None: the policy's default, or as many as fit."""
+    sampling: Sampling = field(default_factory=Sampling)
+    outputs: int = 1
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end an output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The request has room and will be served."""
+
+    request: str
+    cached_tokens: int
+    """Of the prompt, found computed."""
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """So much of the prompt is computed; sent after each window but the last."""
+
+    request: str
+    computed: int
+    prompt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One more token of an output; the one that ends it included."""
+
+    request: str
+    output: int
+    sampled: Sampled
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An output is complete."""
+
+    request: str
+    output: int
+    reason: str
+    """``stop`` (a stop token) or ``length``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request cannot be served to its end; nothing follows."""
+
+    request: str
+    refusal: Refusal
+
+
+Event = Accepted | Progress | Token | Ended | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the scheduler holds and has done, for people and metrics."""
+
+    waiting: int
+    """Outputs whose prompt is not begun."""
+    prefilling: int
+    decoding: int
+    parked: int
+    kept: int
+    """Finished sequences kept for their prefixes."""
+    queued_prompt_tokens: int
+    """Of prompts, not computed yet."""
+    capacity_tokens: int
+    """KV tokens of each rank."""
+    limit_tokens: int
+    """KV tokens of each rank that requests in progress may take."""
+    held: Tokens
+    """KV tokens by rank, of sequences in progress and kept ones."""
+    active: Tokens
+    """By rank, what sequences in progress hold or may come to hold."""
+    kept_tokens: Tokens
+    """By rank, of kept sequences."""
+    counts: Mapping[str, int]
+    """What was done since the start: see ``COUNTS``."""
+
+
+COUNTS: Final = (
+    "admitted",
+    "refused_never",
+    "refused_kv",
+    "refused_requests",
+    "prompt_tokens",
+    "cached_tokens",
+    "computed_tokens",
+    "refilled_tokens",
+    "generated_tokens",
+    "windows",
+    "steps",
+    "evicted_sequences",
+    "parked_requests",
+    "cancelled",
+)
+"""Counters of a snapshot. Prompt tokens are those of admitted requests; computed ones include what was refilled."""
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request in progress."""
+
+    request: Request
+    max_tokens: int
+    outputs: set[int]
+    """Sequences that are not over."""
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    """One output, or what is kept of one."""
+
+    id: int
+    job: _Job | None
+    """None: finished, and kept."""
+    output: int
+    prompt: int
+    """Tokens of the prompt."""
+    tokens: list[int]
+    layout: Layout
+    placement: Placement
+    lead: int | None = None
+    """The sequence that computes the prompt for this one; None once it is there."""
+    since: float = 0.0
+    """When it began to wait for its prefill."""
+    work: Work = Work(0.0, 0.0)
+    """Of its prefill, when it began to wait."""
+    long: bool = False
+    held_up: bool = False
+    """It has waited for a window of a long prefill."""
+    begun: bool = False
+    reached: int = 0
+    """Positions that were computed once."""
+    parked_since: float | None = None
+
+    @property
+    def target(self) -> int:
+        """Positions whose KV the next token needs: the prompt, or all but the newest token."""
+        return max(self.prompt, len(self.tokens) - 1)
+
+    @property
+    def ready(self) -> bool:
+        return self.layout.length >= self.target and self.layout.complete()
+
+    @property
+    def decodes(self) -> bool:
+        return self.job is not None and self.lead is None and self.parked_since is None and self.ready
+
+    @property
+    def prefills(self) -> bool:
+        return self.job is not None and self.lead is None and self.parked_since is None and not self.ready
+
+    def missing(self) -> tuple[Run, ...]:
+        return self.layout.missing(0, self.target)
+
+    def held(self) -> Tokens:
+        return tuple(self.layout.tokens(rank) for rank in range(self.layout.ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One way to give a request room."""
+
+    layout: Layout
+    placement: Placement
+    source: int | None = None
+    """Sequence with a common prefix."""
+    fork: bool = False
+    """Its prefix is copied; else it is gone on in."""
+
+
+class Scheduler:
+    """Decides the steps of one ring; see the module for how."""
+
+    def __init__(self, *, policy: Policy, ranks: int, capacity: int, uniform: Callable[[], float]) -> None:
+        """``capacity``: KV tokens of each rank. ``uniform`` draws from [0, 1) and spreads Retry-After."""
+        self.policy = policy
+        self._uniform = uniform
+        self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=policy.reserve)
+        self._prefixes = Prefixes(block=policy.prefix_block_tokens)
+        self._cost = Cost()
+        self._decode_seconds = 0.0
+        self._largest = 0
+        """Most missing positions of a window whose cost is known."""
+        self._jobs: dict[str, _Job] = {}
+        self._sequences: dict[int, _Sequence] = {}
+        self._next = 0
+        self._release: list[int] = []
+        self._truncate: list[Truncate] = []
+        self._forks: dict[int, Fork] = {}
+        """By child; not yet carried out by the ranks."""
+        self._flight: Step | None = None
+        self._cancelled: list[tuple[str, int | None]] = []
+        """While a step is under way, for its end."""
+        self._counts = dict.fromkeys(COUNTS, 0)
+
+    # Requests come and go.
+
+    @property
+    def room(self) -> Room:
+        """What the ring holds when it is empty."""
+        accounting = self._accounting
+        return Room(accounting.ranks, accounting.capacity, self.policy.reserve, self.policy.model_tokens)
+
+    def submit(self, request: Request, *, now: float) -> Accepted | Refusal:
+        """Takes a request in, or says why not."""
+        if request.id in self._jobs:
+            raise ValueError(f"The request {request.id!r} is in progress already; give each its own id.")
+        room, prompt, outputs = self.room, len(request.prompt), request.outputs
+        most = request.max_tokens
+        if most is None:
+            most = room.output_tokens(prompt, outputs, most=self.policy.default_output_tokens)
+        refusal = admission.never_fits(prompt, most, outputs, room)
+        if refusal is not None:
+            self._counts["refused_never"] += 1
+            return refusal
+        active = sum(len(job.outputs) for job in self._jobs.values())
+        if active + outputs > self.policy.max_sequences:
+            self._counts["refused_requests"] += 1
+            return admission.too_many(self.policy.max_sequences, self._retry_after(active + outputs, None))
+        job = _Job(request, most, set())
+        option = self._find_room(job)
+        if option is None:
+            self._counts["refused_kv"] += 1
+            needed = tuple(outputs * tokens for tokens in admission.demand(prompt, most, ranks=room.ranks))
+            free = tuple(self._accounting.limit - tokens for tokens in self._accounting.active)
+            return admission.no_room(needed, free, self._retry_after(None, needed))
+        return self._admit(job, option, now)
+
+    def cancel(self, request: str, output: int | None = None) -> None:
+        """Ends a request, or one output of it, without an event; what is computed of its prompt is kept."""
+        if self._flight is not None:
+            self._cancelled.append((request, output))
+        else:
+            self._cancel(request, output)
+
+    def fail_all(self, refusal: Refusal) -> list[Event]:
+        """Ends all requests: the ring is over."""
+        failed: list[Event] = [Failed(request, refusal) for request in self._jobs]
+        for request in list(self._jobs):
+            self._cancel(request, None)
+        return failed
+
+    def expire(self, *, now: float) -> list[Event]:
+        """Ends the requests that were parked too long, and lets others take their room."""
+        late = [
+            sequence.job.request.id
+            for sequence in self._sequences.values()
+            if sequence.job is not None
+            and sequence.parked_since is not None
+            and now - sequence.parked_since >= self.policy.park_seconds
+        ]
+        if self._flight is not None or not late:
+            return []
+        refusal = admission.parked_too_long(self.policy.park_seconds, self._accounting.ranks)
+        events: list[Event] = [Failed(request, refusal) for request in dict.fromkeys(late)]
+        for request in dict.fromkeys(late):
+            self._cancel(request, None)
+        self._unpark(now)
+        return events
+
+    # Steps.
+
+    def plan(self, *, epoch: int, number: int, now: float) -> Step | None:
+        """The next step; None where there is nothing to compute. It is under way until ``complete`` or ``reform``."""
+        if self._flight is not None:
+            raise RuntimeError("A step is under way; complete it, or form the ring anew, before the next is planned.")
+        decode = [
+            Decode(sequence.id, len(sequence.tokens) - 1, sequence.tokens[-1])
+            for sequence in self._sequences.values()
+            if sequence.decodes
+        ]
+        chosen = self._choose(now)
+        if not decode and chosen is None:
+            return None
+        self._flight = Step(
+            epoch=epoch,
+            number=number,
+            decode=decode,
+            window=None if chosen is None else self._window(chosen),
+            release=list(self._release),
+            truncate=list(self._truncate),
+            fork=list(self._forks.values()),
+        )
+        return self._flight
+
+    def draws(self, step: Step) -> list[Draw]:
+        """The tokens that have to be chosen from the logits of ``step``."""
+        drawn = [self._draw(row, self._sequences[decode.sequence]) for row, decode in enumerate(step.decode)]
+        if step.window is not None and step.window.logits:
+            lead = step.window.sequence
+            for sequence in self._sequences.values():
+                if sequence.id == lead or sequence.lead == lead:
+                    drawn.append(self._draw(len(step.decode), sequence))
+        return drawn
+
+    def complete(self, step: Step, sampled: Mapping[int, Sampled], *, seconds: float, now: float) -> list[Event]:
+        """Applies ``step``, which took ``seconds``; ``sampled`` has the token of each draw, by sequence."""
+        if step is not self._flight:
+            raise RuntimeError(f"Step {step.number} of epoch {step.epoch} is not the one under way.")
+        self._flight = None
+        self._carried_out(step)
+        self._learn(step, seconds)
+        self._counts["steps"] += 1
+        events: list[Event] = []
+        for decode in step.decode:
+            sequence = self._sequences[decode.sequence]
+            sequence.layout.append_token(decode.position)
+            sequence.reached = sequence.layout.length
+            self._charge(sequence)
+        if step.window is not None:
+            events += self._computed(step.window)
+        for identity, token in sampled.items():
+            events += self._sampled(self._sequences[identity], token)
+        cancelled, self._cancelled = self._cancelled, []
+        gone = {(request, output) for request, output in cancelled}
+        for request, output in cancelled:
+            self._cancel(request, output)
+        self._unpark(now)
+        return [event for event in events if not _is_gone(event, gone)]
+
+    # The ring changes.
+
+    def lengths(self) -> dict[int, int]:
+        """By sequence that ranks know of, the positions that have been placed: what :func:`recovery.reconcile` needs."""
+        return {
+            sequence.id: sequence.layout.length
+            for sequence in self._sequences.values()
+            if sequence.id not in self._forks and sequence.layout.length
+        }
+
+    def tables(self) -> list[Table]:
+        """All sequences that ranks are to hold KV of, for a ``Form``."""
+        return [
+            Table(
+                sequence=sequence.id,
+                tokens=sequence.tokens[: sequence.layout.length],
+                held=[
+                    [Positions(run.first, run.count, run.step) for run in sequence.layout.runs(rank)]
+                    for rank in range(sequence.layout.ranks)
+                ],
+            )
+            for sequence in self._sequences.values()
+            if sequence.id not in self._forks and sequence.layout.length
+        ]
+
+    def reform(self, layouts: Mapping[int, Layout], *, ranks: int, capacity: int, now: float) -> None:
+        """The ring has ``ranks`` from now on, which hold ``layouts``: all that :meth:`lengths` names, less what was lost.
+
+        A step under way is forgotten. Requests for which there is no room are parked.
+        """
+        self._flight = None
+        for sequence in self._sequences.values():
+            if sequence.id not in self._forks:
+                sequence.layout = layouts.get(sequence.id) or Layout(ranks)
+        self._refork(ranks)
+        self._release, self._truncate = [], []
+        for request, output in self._cancelled:
+            self._cancel(request, output)
+        self._cancelled = []
+        self._release, self._truncate = [], []
+        self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
+        for sequence in list(self._sequences.values()):
+            if sequence.job is None and not any(sequence.held()):
+                self._forget(sequence)
+            elif sequence.job is None:
+                self._accounting.charge(sequence.id, held=sequence.held(), coming=(0,) * ranks, kept=True)
+        self._release = []
+        self._share_out(now)
+
+    def restore(self, tables: Sequence[Table], *, ranks: int) -> None:
+        """Takes over what workers hold of a ring whose rank 0 is gone: as sequences that are kept for their prefixes.
+
+        For a scheduler that has nothing yet; positions that nobody holds are computed when they are needed.
+        """
+        for table in tables:
+            held = [
+                [part for run in mine for part in Run(run.first, run.count, run.step).ranges()] for mine in table.held
+            ]
+            layout = Layout(ranks, held=held, length=len(table.tokens))
+            self._next = max(self._next, table.sequence + 1)
+            sequence = _Sequence(
+                id=table.sequence,
+                job=None,
+                output=0,
+                prompt=len(table.tokens),
+                tokens=list(table.tokens),
+                layout=layout,
+                placement="zigzag",
+                reached=len(table.tokens),
+            )
+            self._sequences[sequence.id] = sequence
+            self._keep(sequence)
+
+    # What is known.
+
+    def snapshot(self) -> Snapshot:
+        """The state now."""
+        sequences = list(self._sequences.values())
+        in_progress = [sequence for sequence in sequences if sequence.job is not None]
+        ranks = self._accounting.ranks
+        return Snapshot(
+            waiting=sum(not s.begun and s.parked_since is None for s in in_progress),
+            prefilling=sum(s.begun and s.prefills for s in in_progress),
+            decoding=sum(s.begun and s.decodes for s in in_progress),
+            parked=sum(s.parked_since is not None for s in in_progress),
+            kept=len(sequences) - len(in_progress),
+            queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
+            capacity_tokens=self._accounting.capacity,
+            limit_tokens=self._accounting.limit,
+            held=tuple(sum(s.layout.tokens(rank) for s in sequences) for rank in range(ranks)),
+            active=self._accounting.active,
+            kept_tokens=self._accounting.kept,
+            counts=dict(self._counts),
+        )
+
+    # Room.
+
+    def _find_room(self, job: _Job) -> _Option | None:
+        """The best way in which there is room, once kept sequences are dropped where needed."""
+        for option in self._options(job.request.prompt):
+            demand = [job.request.outputs * tokens for tokens in self._demand(job, option)]
+            taken = () if option.source is None or option.fork else (option.source,)
+            if self._evict_for(demand, taken=taken, spared=option.source):
+                return option
+        return None
+
+    def _evict_for(self, demand: Sequence[int], *, taken: Sequence[int] = (), spared: int | None = None) -> bool:
+        """Whether there is room for ``demand`` where ``taken`` gives up its own; drops as few kept sequences as needed."""
+        parents = {fork.parent for fork in self._forks.values()}
+        droppable = [kept for kept in self._prefixes.kept() if kept not in parents and kept != spared]
+        if not self._accounting.fits(demand, without=(*taken, *droppable)):
+            return False
+        for kept in droppable:
+            if self._accounting.fits(demand, without=taken):
+                break
+            self._forget(self._sequences[kept])
+            self._counts["evicted_sequences"] += 1
+        return True
+
+    def _options(self, prompt: Sequence[int]) -> Iterator[_Option]:
+        """Ways to give a prompt room, the best first."""
+        parents = {fork.parent for fork in self._forks.values()}
+        for source, length in self._prefixes.find(prompt)[:_HITS]:
+            sequence = self._sequences[source]
+            layout = sequence.layout.copy()
+            layout.truncate(length)
+            placement = self._placement(layout, len(prompt))
+            thrown_away = sequence.layout.length - length
+            go_on = [False] if self._prefixes.is_kept(source) and source not in parents else []
+            fork = [True] if layout.complete() else []
+            cheap = thrown_away * _WASTE <= length
+            for copied in (*go_on, *fork) if cheap else (*fork, *go_on):
+                yield _Option(layout.copy(), placement, source, fork=copied)
+        ranks = self._accounting.ranks
+        if self._is_short(len(prompt)):
+            active = self._accounting.active
+            for rank in sorted(range(ranks), key=lambda rank: (active[rank], rank)):
+                yield _Option(Layout(ranks), rank)
+        yield _Option(Layout(ranks), "zigzag")
+
+    def _is_short(self, prompt: int) -> bool:
+        ranks = self._accounting.ranks
+        return ranks > 1 and prompt < 2 * ranks * self.policy.short_tokens
+
+    def _placement(self, layout: Layout, prompt: int) -> Placement:
+        """Where the rest of a prompt goes: a short one stays whole where it is."""
+        holders = [rank for rank in range(layout.ranks) if layout.tokens(rank)]
+        return holders[0] if len(holders) == 1 and self._is_short(prompt) else "zigzag"
+
+    def _demand(self, job: _Job, option: _Option) -> Tokens:
+        """Most KV tokens of one output of ``job``, by rank."""
+        prompt = len(job.request.prompt)
+        missing = sum(run.count for run in option.layout.missing(0, prompt))
+        coming = self._coming(missing, option.placement, prompt, job.max_tokens - 1)
+        return tuple(option.layout.tokens(rank) + more for rank, more in enumerate(coming))
+
+    def _coming(self, missing: int, placement: Placement, first: int, outputs: int) -> Tokens:
+        """KV tokens by rank of ``missing`` positions to be computed and of ``outputs`` more from position ``first`` on."""
+        ranks = self._accounting.ranks
+        tail = decode_shares(first, outputs, ranks)
+        if placement == "zigzag":
+            return tuple(zigzag_share(missing, ranks) + share for share in tail)
+        return tuple((missing if rank == placement else 0) + share for rank, share in enumerate(tail))
+
+    def _charge(self, sequence: _Sequence) -> None:
+        """Charges a sequence in progress what it holds and may come to hold; a parked one only what it holds."""
+        held = sequence.held()
+        coming = (0,) * len(held) if sequence.parked_since is not None else self._still_coming(sequence)
+        self._accounting.charge(sequence.id, held=held, coming=coming)
+
+    def _still_coming(self, sequence: _Sequence) -> Tokens:
+        assert sequence.job is not None  # noqa: S101  (only sequences in progress have more coming)
+        lead = self._sequences[sequence.lead] if sequence.lead is not None else None
+        computing = sequence if lead is None else lead
+        missing = sum(run.count for run in computing.missing())
+        first = max(sequence.layout.length, sequence.target)
+        coming = self._coming(missing, computing.placement, first, sequence.prompt + sequence.job.max_tokens - 1 - first)
+        return coming if lead is None else tuple(map(sum, zip(lead.held(), coming, strict=True)))
+
+    def _retry_after(self, sequences: int | None, needed: Tokens | None) -> int:
+        """Seconds until so many outputs, or so much room, may be free, if all run to their longest."""
+        ends: list[tuple[float, _Sequence]] = []
+        computing = 0.0
+        for sequence in self._sequences.values():
+            if sequence.job is None or sequence.parked_since is not None:
+                continue
+            if sequence.prefills:
+                computing += self._cost.seconds(self._work(sequence))
+            left = sequence.prompt + sequence.job.max_tokens - len(sequence.tokens)
+            ends.append((left * self._decode_seconds + computing, sequence))
+        ends.sort(key=lambda end: end[0])
+        gone: list[int] = []
+        for wait, sequence in ends:
+            gone.append(sequence.id)
+            enough = needed is None or self._accounting.fits(needed, without=(*gone, *self._prefixes.kept()))
+            if enough and (sequences is None or sequences - len(gone) <= self.policy.max_sequences):
+                return retry.seconds(wait, uniform=self._uniform())
+        return retry.MOST_SECONDS
+
+    # A request's life.
+
+    def _admit(self, job: _Job, option: _Option, now: float) -> Accepted:
+        request = job.request
+        lead = self._begin(job, option)
+        for output in range(1, request.outputs):
+            child = self._new(job, output, Layout(self._accounting.ranks), option.placement)
+            child.lead = lead.id
+        cached = sum(lead.held())
+        self._await_prefill(lead, now)
+        for identity in sorted(job.outputs):
+            self._charge(self._sequences[identity])
+        self._jobs[request.id] = job
+        self._counts["admitted"] += 1
+        self._counts["prompt_tokens"] += len(request.prompt)
+        self._counts["cached_tokens"] += cached
+        return Accepted(request.id, cached, job.max_tokens)
+
+    def _begin(self, job: _Job, option: _Option) -> _Sequence:
+        """The sequence that computes the prompt."""
+        if option.source is None or option.fork:
+            sequence = self._new(job, 0, option.layout, option.placement)
+            if option.source is not None:
+                self._forks[sequence.id] = Fork(option.source, sequence.id, option.layout.length)
+                if self._prefixes.is_kept(option.source):
+                    self._prefixes.keep(option.source)
+        else:
+            sequence = self._sequences[option.source]
+            self._prefixes.take(sequence.id)
+            if option.layout.length < sequence.layout.length:
+                self._truncate.append(Truncate(sequence.id, option.layout.length))
+            sequence.job, sequence.output, sequence.begun = job, 0, False
+            sequence.prompt, sequence.tokens = len(job.request.prompt), list(job.request.prompt)
+            sequence.layout, sequence.placement = option.layout, option.placement
+            job.outputs.add(sequence.id)
+            del self._sequences[sequence.id]  # it is now the newest: decode batches are in the order of admission
+            self._sequences[sequence.id] = sequence
+        sequence.reached = min(sequence.reached, option.layout.length) if not option.fork else option.layout.length
+        self._prefixes.add(sequence.id, sequence.tokens, known=option.layout.length)
+        return sequence
+
+    def _new(self, job: _Job, output: int, layout: Layout, placement: Placement) -> _Sequence:
+        prompt = job.request.prompt
+        sequence = _Sequence(self._next, job, output, len(prompt), list(prompt), layout, placement)
+        self._sequences[sequence.id] = sequence
+        self._next += 1
+        job.outputs.add(sequence.id)
+        return sequence
+
+    def _await_prefill(self, sequence: _Sequence, now: float) -> None:
+        """From now on the sequence waits for its prefill, or for what is missing of it."""
+        missing = sum(run.count for run in sequence.missing())
+        sequence.since, sequence.held_up = now, False
+        sequence.work = self._work(sequence)
+        sequence.long = missing > self._window_size(sequence)
+
+    def _computed(self, window: Window) -> list[Event]:
+        sequence = self._sequences[window.sequence]
+        end = window.start + len(window.tokens)
+        missing = sequence.layout.missing(window.start, end)
+        count = sum(run.count for run in missing)
+        again = sum(run.before(sequence.reached) for run in missing)
+        if window.placement == "zigzag":
+            sequence.layout.append_window(window.start, len(window.tokens))
+        else:
+            sequence.layout.append_whole(window.placement, window.start, len(window.tokens))
+        sequence.begun = True
+        sequence.reached = max(sequence.reached, end)
+        self._charge(sequence)
+        self._prefixes.add(sequence.id, sequence.tokens, known=sequence.layout.length)
+        self._counts["windows"] += 1
+        self._counts["computed_tokens"] += count
+        self._counts["refilled_tokens"] += again
+        self._largest = max(self._largest, count)
+        if sequence.long:
+            for other in self._sequences.values():
+                if other.prefills and not other.long:
+                    other.held_up = True
+        if window.logits:
+            self._fork_outputs(sequence)
+            return []
+        assert sequence.job is not None  # noqa: S101  (cancelling waits for the end of the step)
+        return [Progress(sequence.job.request.id, sum(sequence.held()), sequence.prompt)] if sequence.prefills else []
+
+    def _fork_outputs(self, lead: _Sequence) -> None:
+        """The prompt is computed: the other outputs begin as copies."""
+        for child in self._sequences.values():
+            if child.lead == lead.id:
+                child.lead, child.layout, child.begun = None, lead.layout.copy(), True
+                child.reached = lead.layout.length
+                self._forks[child.id] = Fork(lead.id, child.id, lead.layout.length)
+                self._charge(child)
+
+    def _sampled(self, sequence: _Sequence, sampled: Sampled) -> list[Event]:
+        job = sequence.job
+        assert job is not None  # noqa: S101  (cancelling waits for the end of the step)
+        sequence.tokens.append(sampled.token)
+        self._counts["generated_tokens"] += 1
+        request = job.request
+        events: list[Event] = [Token(request.id, sequence.output, sampled)]
+        stopped = sampled.token in request.stop_ids
+        if stopped or len(sequence.tokens) - sequence.prompt >= job.max_tokens:
+            events.append(Ended(request.id, sequence.output, "stop" if stopped else "length"))
+            self._finish(sequence)
+        return events
+
+    def _cancel(self, request: str, output: int | None) -> None:
+        job = self._jobs.get(request)
+        if job is None:
+            return
+        for sequence in [self._sequences[identity] for identity in sorted(job.outputs)]:
+            if output is None or sequence.output == output:
+                self._finish(sequence)
+        self._counts["cancelled"] += output is None
+
+    def _finish(self, sequence: _Sequence) -> None:
+        """The output is over. What the first output of a request has computed is kept; the others share its prompt."""
+        job = sequence.job
+        assert job is not None  # noqa: S101  (a sequence finishes once)
+        job.outputs.discard(sequence.id)
+        if not job.outputs:
+            del self._jobs[job.request.id]
+        self._succeed(sequence, job)
+        sequence.job, sequence.lead, sequence.parked_since = None, None, None
+        if sequence.output == 0 and sequence.layout.length >= self.policy.prefix_block_tokens:
+            self._keep(sequence)
+        else:
+            self._forget(sequence)
+
+    def _succeed(self, sequence: _Sequence, job: _Job) -> None:
+        """The outputs that wait for the prompt that this one computes get another to compute it."""
+        waiting = [self._sequences[i] for i in sorted(job.outputs) if self._sequences[i].lead == sequence.id]
+        if not waiting:
+            return
+        first = waiting[0]
+        first.lead, first.since, first.work, first.long = None, sequence.since, sequence.work, sequence.long
+        for other in waiting[1:]:
+            other.lead = first.id
+        for other in waiting:
+            self._charge(other)
+
+    def _keep(self, sequence: _Sequence) -> None:
+        none = (0,) * self._accounting.ranks
+        del sequence.tokens[sequence.layout.length :]
+        self._accounting.charge(sequence.id, held=sequence.held(), coming=none, kept=True)
+        self._prefixes.add(sequence.id, sequence.tokens, known=sequence.layout.length)
+        self._prefixes.keep(sequence.id)
+
+    def _forget(self, sequence: _Sequence) -> None:
+        """Drops a sequence and its KV; ranks hear of it with the next step."""
+        pending = self._forks.get(sequence.id)
+        carried = self._flight is not None and pending in self._flight.fork
+        if pending is None or carried:
+            self._release.append(sequence.id)
+        self._forks.pop(sequence.id, None)
+        self._truncate = [cut for cut in self._truncate if cut.sequence != sequence.id]
+        del self._sequences[sequence.id]
+        self._accounting.drop(sequence.id)
+        self._prefixes.remove(sequence.id)
+
+    # Steps in detail.
+
+    def _choose(self, now: float) -> _Sequence | None:
+        """The prefill whose turn it is."""
+        waiting = [sequence for sequence in self._sequences.values() if sequence.prefills]
+        if not waiting:
+            return None
+        first = min(waiting, key=lambda sequence: (self._slack(sequence, now), sequence.id))
+        held_up = [sequence for sequence in waiting if sequence.held_up and not sequence.long]
+        if first.long and held_up:
+            return min(held_up, key=lambda sequence: (self._slack(sequence, now), sequence.id))
+        return first
+
+    def _slack(self, sequence: _Sequence, now: float) -> float:
+        """Seconds until its prefill has to begin, for its first token to come when it is promised."""
+        seconds = self._cost.seconds(sequence.work)
+        promised = max(self.policy.ttft_seconds, self.policy.stretch * seconds)
+        return sequence.since + promised - seconds - now
+
+    def _window(self, sequence: _Sequence) -> Window:
+        missing = sequence.missing()
+        begin, end = _span(missing, self._window_size(sequence))
+        last = missing[-1].last + 1
+        return Window(
+            sequence=sequence.id,
+            start=begin,
+            tokens=sequence.tokens[begin:end],
+            placement=sequence.placement,
+            logits=end == last and len(sequence.tokens) == sequence.prompt,
+        )
+
+    def _window_size(self, sequence: _Sequence) -> int:
+        """Most missing positions of its next window: at most a slice of work, at least what hides communication."""
+        ranks = self._accounting.ranks
+        zigzag = sequence.placement == "zigzag"
+        unit = 2 * ranks if zigzag else 1
+        least = max(1, self.policy.window_tokens * (ranks if zigzag else 1) // unit)
+        missing = sequence.missing()
+        if not missing or not self._cost.known:
+            return least * unit
+        begin = missing[0].first
+        most = max(least, _GROWTH * self._largest // unit)
+        while least < most:  # the most units that take no longer than a slice
+            middle = (least + most + 1) // 2
+            done = work(begin, begin + middle * unit, middle * unit, ranks=ranks, placement=sequence.placement)
+            if self._cost.seconds(done) <= self.policy.slice_seconds:
+                least = middle
+            else:
+                most = middle - 1
+        return least * unit
+
+    def _work(self, sequence: _Sequence) -> Work:
+        """Of all that is missing."""
+        missing = sequence.missing()
+        if not missing:
+            return Work(0.0, 0.0)
+        count = sum(run.count for run in missing)
+        ranks, placement = self._accounting.ranks, sequence.placement
+        return work(missing[0].first, missing[-1].last + 1, count, ranks=ranks, placement=placement)
+
+    def _draw(self, row: int, sequence: _Sequence) -> Draw:
+        assert sequence.job is not None  # noqa: S101  (cancelling waits for the end of the step)
+        sampling = sequence.job.request.sampling
+        return Draw(row, sequence.id, sampling, sequence.output, len(sequence.tokens) - sequence.prompt)
+
+    def _carried_out(self, step: Step) -> None:
+        """The ranks have done what the step told them to do beside computing."""
+        released, cut = set(step.release), set(step.truncate)
+        self._release = [sequence for sequence in self._release if sequence not in released]
+        self._truncate = [item for item in self._truncate if item not in cut]
+        for fork in step.fork:
+            self._forks.pop(fork.child, None)
+
+    def _learn(self, step: Step, seconds: float) -> None:
+        """Takes in what a step took: the decode batch by itself, or the window beside it."""
+        window = step.window
+        if window is None:
+            share = 0.2 if self._decode_seconds else 1.0
+            self._decode_seconds += share * (seconds - self._decode_seconds)
+            return
+        end = window.start + len(window.tokens)
+        count = sum(run.count for run in self._sequences[window.sequence].layout.missing(window.start, end))
+        done = work(window.start, end, count, ranks=self._accounting.ranks, placement=window.placement)
+        beside = self._decode_seconds if step.decode else 0.0
+        self._cost.learn(done, max(seconds - beside, 0.1 * seconds))
+
+    # The ring changes, in detail.
+
+    def _refork(self, ranks: int) -> None:
+        """Copies that were not carried out yet are made from what their parents still have, or computed anew."""
+        for child, fork in list(self._forks.items()):
+            parent = self._sequences.get(fork.parent)
+            layout = Layout(ranks)
+            if parent is not None:
+                layout = parent.layout.copy()
+                layout.truncate(fork.length)
+            if layout.length < fork.length or not layout.complete():
+                layout = Layout(ranks)
+                del self._forks[child]
+            self._sequences[child].layout = layout
+
+    def _share_out(self, now: float) -> None:
+        """Gives the requests in progress their room on the new ring, least slack first, and parks the rest."""
+        leads = [s for s in self._sequences.values() if s.job is not None and s.lead is None]
+        for sequence in leads:
+            sequence.parked_since = None
+            sequence.placement = self._replaced(sequence)
+            if sequence.prefills:
+                self._await_prefill(sequence, now)
+        leads.sort(key=lambda sequence: (self._slack(sequence, now), sequence.id))
+        parked = set(
+            recovery.park(
+                [recovery.Need(s.id, held=s.held(), missing=0, coming=self._unit_coming(s)) for s in leads],
+                capacity=self._accounting.capacity,
+            )
+        )
+        for sequence in leads:
+            self._park(sequence, now if sequence.id in parked else None)
+        self._counts["parked_requests"] += len(parked)
+        self._drop_overhang()
+
+    def _drop_overhang(self) -> None:
+        """Drops kept sequences until what goes on has its room."""
+        none = (0,) * self._accounting.ranks
+        for kept in self._prefixes.kept():
+            if min(self._accounting.free) >= 0:
+                return
+            if not any(fork.parent == kept for fork in self._forks.values()):
+                self._forget(self._sequences[kept])
+                self._counts["evicted_sequences"] += 1
+        assert self._accounting.free >= none  # noqa: S101  (what is parked holds only what is there)
+
+    def _replaced(self, sequence: _Sequence) -> Placement:
+        """Where a sequence goes on in a new ring."""
+        if not self._is_short(sequence.prompt):
+            return "zigzag"
+        if not any(sequence.held()):
+            charged = self._accounting.active
+            return min(range(self._accounting.ranks), key=lambda rank: (charged[rank], rank))
+        return self._placement(sequence.layout, sequence.prompt)
+
+    def _unit(self, lead: _Sequence) -> list[_Sequence]:
+        """A sequence and those that wait for it to compute their prompt."""
+        return [lead, *(s for s in self._sequences.values() if s.lead == lead.id)]
+
+    def _unit_coming(self, lead: _Sequence) -> Tokens:
+        return tuple(map(sum, zip(*(self._still_coming(sequence) for sequence in self._unit(lead)), strict=True)))
+
+    def _park(self, lead: _Sequence, since: float | None) -> None:
+        for sequence in self._unit(lead):
+            sequence.parked_since = since
+            self._charge(sequence)
+
+    def _unpark(self, now: float) -> None:
+        """Lets parked requests go on for which there is room again, least slack first."""
+        parked = [s for s in self._sequences.values() if s.parked_since is not None and s.lead is None]
+        for sequence in sorted(parked, key=lambda sequence: (self._slack(sequence, now), sequence.id)):
+            if self._evict_for(self._unit_coming(sequence)):
+                self._park(sequence, None)
+                self._await_prefill(sequence, now)
+
+
+def _span(missing: Sequence[Run], most: int) -> tuple[int, int]:
+    """Begin and end of the positions that hold the first ``most`` missing ones."""
+    left = most
+    end = missing[0].first
+    for run in missing:
+        taken = min(left, run.count)
+        if not taken:
+            break
+        end = run.part(0, taken).last + 1
+        left -= taken
+    return missing[0].first, end
+
+
+def _is_gone(event: Event, gone: set[tuple[str, int | None]]) -> bool:
+    if (event.request, None) in gone:
+        return True
+    return isinstance(event, Token | Ended) and (event.request, event.output) in gone
