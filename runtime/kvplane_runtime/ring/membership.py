@@ -243,6 +243,12 @@ class Membership:
         member.answered = number
         return self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True) + self._advance(now)
 
+    def withdrawn(self, now: float) -> list[Action]:
+        """The members were never told of the ring that was to be built: it was fenced before."""
+        for member in self._members.values():
+            member.answered = BUILT
+        return self._advance(now)
+
     def stopped(self, epoch: int, now: float) -> list[Action]:
         """Rank 0 itself has stopped, as the fence of ``epoch`` asked, and sends no more steps."""
         if self.phase is not Phase.FENCING or epoch != self.epoch:
