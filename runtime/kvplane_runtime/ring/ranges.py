@@ -139,13 +139,14 @@ def cut(parts: Sequence[Run], counts: Sequence[int]) -> tuple[tuple[Run, ...], .
     """``parts`` cut into pieces of that many positions each; the counts add up to all of them."""
     pieces: list[tuple[Run, ...]] = []
     index, used = 0, 0
-    for wanted in counts:
+    for size in counts:
         piece: list[Run] = []
-        while wanted:
+        rest = size
+        while rest:
             run = parts[index]
-            taken = min(wanted, run.count - used)
+            taken = min(rest, run.count - used)
             piece.append(run.part(used, used + taken))
-            wanted, used = wanted - taken, used + taken
+            rest, used = rest - taken, used + taken
             if used == run.count:
                 index, used = index + 1, 0
         pieces.append(tuple(piece))

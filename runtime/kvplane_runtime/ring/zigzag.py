@@ -6,6 +6,7 @@ from Striped and zigzag ring attention (arXiv 2311.09431; zhuzilin/ring-flash-at
 parallelism (arXiv 2411.01783, section 3.5.1). The last token of a window lies on rank 0, which samples.
 """
 
+import itertools
 from typing import TypeVar
 
 from kvplane_runtime.ring.ranges import Range
@@ -18,7 +19,7 @@ def counts(length: int, ranks: int) -> tuple[int, ...]:
     if length < 1 or ranks < 1:
         raise ValueError(f"A window has at least one token and a ring one rank; they are {length} and {ranks}.")
     bounds = [length * piece // (2 * ranks) for piece in range(2 * ranks + 1)]
-    return tuple(end - begin for begin, end in zip(bounds, bounds[1:], strict=False))
+    return tuple(end - begin for begin, end in itertools.pairwise(bounds))
 
 
 def deal(pieces: tuple[T, ...]) -> tuple[tuple[T, T], ...]:

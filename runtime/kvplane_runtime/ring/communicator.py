@@ -1,0 +1,258 @@
+"""The ring of one epoch: who talks to whom, and how nobody waits for the dead. The only module on torch.distributed.
+
+Each epoch has a process group of its own, under its own prefix of the rendezvous store, and never the default group: a
+ring that broke is left behind as it is, and the next one is made by the same processes with their memory untouched.
+
+A wait in gloo cannot be woken: not by ``abort`` of the group, and a peer that was stopped is noticed only by the timeout.
+So nobody but a thread of this ring's own ever waits for the network. The model's thread waits for that thread, and
+:meth:`Ring.abort`, from any thread, wakes it with RingBrokenError; the waiting thread is left to its timeout.
+
+Nothing is reduced by the network: results are gathered and merged by rank, so that all ranks compute the same bits.
+"""
+
+import datetime
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Final
+
+import torch.distributed as dist
+from torch import Tensor
+
+Store = dist.Store
+
+FORM_SECONDS: Final = 30.0
+"""Longest time for all members to come to a new ring."""
+QUIET_SECONDS: Final = 60.0
+"""Longest silence of a peer in the midst of a step. Whether a rank lives is for heartbeats to say, which are much faster;
+this bounds how long what was left behind keeps its buffers."""
+
+
+class RingBrokenError(Exception):
+    """The ring of this epoch works no more: a peer is gone or silent, or the ring was aborted. The KV held is untouched."""
+
+    def __init__(self, message: str, *, peers: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.peers = tuple(peers)
+        """The ranks that were waited for; empty where that is not known."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over the ring since it was made."""
+
+    operations: int = 0
+    sent_bytes: int = 0
+    seconds: float = 0.0
+    """From posting to completion, summed; operations overlap."""
+    waited_seconds: float = 0.0
+    """Time that the model stood still for communication."""
+
+
+def serve(*, host: str, port: int = 0) -> tuple[Store, int]:
+    """A rendezvous store in this process, and its port (a free one for 0)."""
+    store = dist.TCPStore(host, port, None, is_master=True, wait_for_workers=False)
+    return store, store.port
+
+
+def connect(*, host: str, port: int, seconds: float = FORM_SECONDS) -> Store:
+    """The store that another process serves; raises RingBrokenError if it does not answer in time."""
+    try:
+        return dist.TCPStore(
+            host, port, None, is_master=False, timeout=datetime.timedelta(seconds=seconds), wait_for_workers=False
+        )
+    except RuntimeError as error:
+        raise RingBrokenError(f"The rendezvous store at {host}:{port} did not answer in {seconds:g} s ({error}).") from error
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """Communication under way."""
+
+    ring: "Ring"
+    works: list[dist.Work]
+    buffers: list[Tensor]
+    """Kept from being freed or reused until all is done."""
+    peers: tuple[int, ...]
+    posted_at: float
+    error: RingBrokenError | None = None
+    done: threading.Lock = field(default_factory=threading.Lock)
+    """Held until it is over."""
+
+    def wait(self) -> None:
+        """Returns when all of it is done; raises RingBrokenError."""
+        begin = time.perf_counter()
+        self.done.acquire()
+        self.done.release()
+        self.ring.traffic.waited_seconds += time.perf_counter() - begin
+        if self.error is not None:
+            raise self.error
+
+
+class Ring:
+    """One epoch's ring, seen from one of its ranks. All ranks must call the same operations in the same order."""
+
+    def __init__(self, *, epoch: int, rank: int, size: int, group: "dist.ProcessGroupGloo | None") -> None:
+        """Use :meth:`form`, or :meth:`alone`."""
+        self.epoch = epoch
+        self.rank = rank
+        self.size = size
+        self.traffic = Traffic()
+        self._group = group
+        self._guard = threading.Lock()
+        self._under_way: set[Pending] = set()
+        self._broken: RingBrokenError | None = None
+        self._queue: SimpleQueue[Pending | None] = SimpleQueue()
+        if group is not None:
+            threading.Thread(target=self._finish_all, name=f"ring-epoch-{epoch}", daemon=True).start()
+
+    @classmethod
+    def alone(cls, *, epoch: int = 0) -> "Ring":
+        """A ring of one, which needs no network."""
+        return cls(epoch=epoch, rank=0, size=1, group=None)
+
+    @classmethod
+    def form(
+        cls,
+        *,
+        store: Store,
+        epoch: int,
+        rank: int,
+        size: int,
+        address: str,
+        form_seconds: float = FORM_SECONDS,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> "Ring":
+        """Makes the ring with all members of ``epoch``, each calling this; ``address`` is this rank's own host or IP.
+
+        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``.
+        """
+        if size == 1:
+            return cls.alone(epoch=epoch)
+        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+        options._timeout = datetime.timedelta(seconds=form_seconds)
+        own = dist.PrefixStore(f"epoch-{epoch}", store)
+        own.set_timeout(options._timeout)
+        try:
+            group = dist.ProcessGroupGloo(own, rank, size, options)
+        except RuntimeError as error:
+            raise RingBrokenError(
+                f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
+            ) from error
+        group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
+        return cls(epoch=epoch, rank=rank, size=size, group=group)
+
+    # What the model does.
+
+    @property
+    def next(self) -> int:
+        return (self.rank + 1) % self.size
+
+    @property
+    def previous(self) -> int:
+        return (self.rank - 1) % self.size
+
+    def post(
+        self, *, sends: Sequence[tuple[Tensor, int]] = (), receives: Sequence[tuple[Tensor, int]] = (), tag: int = 0
+    ) -> Pending:
+        """Starts sending contiguous tensors to ranks and receiving into contiguous tensors from ranks.
+
+        Between two ranks, messages of one tag arrive in the order in which they were posted.
+        """
+        group = self._alive()
+        try:
+            works = [group.send([tensor], peer, tag) for tensor, peer in sends]
+            works += [group.recv([tensor], peer, tag) for tensor, peer in receives]
+        except RuntimeError as error:
+            raise self._break(error, [peer for _, peer in (*sends, *receives)]) from error
+        return self._watch(
+            works,
+            [tensor for tensor, _ in (*sends, *receives)],
+            tuple(peer for _, peer in (*receives, *sends)),
+            sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
+        )
+
+    def all_gather(self, mine: Tensor, everyone: Tensor) -> None:
+        """Fills ``everyone`` [N, ...] with what each rank gave as ``mine`` [...], by rank; all contiguous, of equal size."""
+        if self.size == 1:
+            everyone.copy_(mine.unsqueeze(0))
+            return
+        group = self._alive()
+        others = tuple(rank for rank in range(self.size) if rank != self.rank)
+        try:
+            work = group._allgather_base(everyone.view(-1), mine.view(-1))
+        except RuntimeError as error:
+            raise self._break(error, others) from error
+        sent = mine.numel() * mine.element_size() * (self.size - 1)
+        self._watch([work], [mine, everyone], others, sent=sent).wait()
+
+    def abort(self, reason: str = "it was aborted") -> None:
+        """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
+        with self._guard:
+            if self._broken is None:
+                self._broken = RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}.")
+            broken = self._broken
+            under_way, self._under_way = self._under_way, set()
+        for pending in under_way:
+            pending.error = broken
+            pending.done.release()
+        self._queue.put(None)
+
+    @property
+    def broken(self) -> RingBrokenError | None:
+        """Why it works no more; None while it does."""
+        return self._broken
+
+    # The thread that waits.
+
+    def _alive(self) -> "dist.ProcessGroupGloo":
+        group = self._group
+        if self._broken is not None:
+            raise self._broken
+        if group is None:
+            raise RuntimeError("A ring of one has nobody to talk to.")
+        return group
+
+    def _watch(self, works: list[dist.Work], buffers: list[Tensor], peers: tuple[int, ...], *, sent: int) -> Pending:
+        pending = Pending(self, works, buffers, peers, posted_at=time.perf_counter())
+        pending.done.acquire()
+        with self._guard:
+            if self._broken is not None:
+                raise self._broken
+            self._under_way.add(pending)
+        self.traffic.operations += 1
+        self.traffic.sent_bytes += sent
+        self._queue.put(pending)
+        return pending
+
+    def _finish_all(self) -> None:
+        while (pending := self._queue.get()) is not None:
+            try:
+                for work in pending.works:
+                    work.wait()
+            except RuntimeError as error:
+                self._break(error, pending.peers)
+            with self._guard:
+                finished = pending in self._under_way
+                self._under_way.discard(pending)
+                self.traffic.seconds += time.perf_counter() - pending.posted_at
+            pending.works, pending.buffers = [], []
+            if finished:
+                pending.done.release()
+        # Only now, when nothing is under way any more: a group that is freed earlier joins its threads, and they wait.
+        self._group = None
+
+    def _break(self, error: RuntimeError, peers: Sequence[int]) -> RingBrokenError:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        ranks = ", ".join(str(peer) for peer in sorted(set(peers)))
+        with self._guard:
+            if self._broken is None:
+                self._broken = RingBrokenError(
+                    f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).", peers=peers
+                )
+            broken = self._broken
+        self.abort()
+        return broken
