@@ -24,7 +24,7 @@ class Reserve(enum.Enum):
     """What the share of any one rank needs on the others."""
 
 
-def limit(capacity: int, ranks: int, reserve: Reserve) -> int:
+def usable(capacity: int, ranks: int, reserve: Reserve) -> int:
     """KV tokens that sequences in progress may take on a rank of ``capacity``; 0 where a lone rank is to be survived."""
     if reserve is Reserve.OFF:
         return capacity
@@ -44,7 +44,7 @@ class Accounting:
         self.ranks = ranks
         self.capacity = capacity
         """KV tokens of each rank."""
-        self.limit = limit(capacity, ranks, reserve)
+        self.limit = usable(capacity, ranks, reserve)
         """KV tokens of each rank that sequences in progress may take."""
         self._charges: dict[int, _Charge] = {}
         self._active = [0] * ranks
@@ -68,13 +68,17 @@ class Accounting:
         charge = self._charges.get(sequence)
         return (0,) * self.ranks if charge is None else charge.tokens
 
-    def fits(self, demand: Sequence[int], *, without: Iterable[int] = ()) -> bool:
-        """Whether ``demand`` tokens more can be charged now, once the sequences of ``without`` are dropped."""
+    def fits(self, demand: Sequence[int], *, without: Iterable[int] = (), reserved: bool = True) -> bool:
+        """Whether ``demand`` tokens more can be charged now, once the sequences of ``without`` are dropped.
+
+        ``reserved``: with the reserve kept free; else up to the capacity.
+        """
+        limit = self.limit if reserved else self.capacity
         dropped = [self._charges[sequence] for sequence in without if sequence in self._charges]
         for rank, more in enumerate(demand):
             gone = sum(charge.tokens[rank] for charge in dropped)
             gone_active = sum(charge.tokens[rank] for charge in dropped if not charge.kept)
-            if self._active[rank] - gone_active + more > self.limit:
+            if self._active[rank] - gone_active + more > limit:
                 return False
             if self._active[rank] + self._kept[rank] - gone + more > self.capacity:
                 return False

@@ -7,7 +7,7 @@ arithmetic. The refusal of a prompt that is too long says what it needs, what th
 from dataclasses import dataclass
 from typing import Final
 
-from kvplane_runtime.ring.accounting import Reserve, Tokens, decode_shares, limit, zigzag_share
+from kvplane_runtime.ring.accounting import Reserve, Tokens, decode_shares, usable, zigzag_share
 
 _MOST_RANKS: Final = 1024
 """Largest ring that is proposed."""
@@ -43,11 +43,11 @@ class Room:
     @property
     def tokens(self) -> int:
         """KV tokens that sequences in progress may take on all ranks together."""
-        return self.ranks * limit(self.capacity, self.ranks, self.reserve)
+        return self.ranks * usable(self.capacity, self.ranks, self.reserve)
 
     def holds(self, prompt: int, output: int, outputs: int, *, ranks: int) -> bool:
         """Whether a ring of ``ranks`` such ranks could hold the request, with nothing else in it."""
-        most = limit(self.capacity, ranks, self.reserve)
+        most = usable(self.capacity, ranks, self.reserve)
         return max(demand(prompt, output, ranks=ranks)) * outputs <= most
 
     def output_tokens(self, prompt: int, outputs: int, *, most: int) -> int:

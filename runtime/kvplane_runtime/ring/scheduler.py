@@ -322,7 +322,9 @@ class Scheduler:
             self._cancel(request, output)
 
     def fail_all(self, refusal: Refusal) -> list[Event]:
-        """Ends all requests: the ring is over."""
+        """Ends all requests and forgets a step under way: the ring is over."""
+        self._flight = None
+        self._cancelled = []
         failed: list[Event] = [Failed(request, refusal) for request in self._jobs]
         for request in list(self._jobs):
             self._cancel(request, None)
@@ -441,19 +443,17 @@ class Scheduler:
             if sequence.id not in self._forks:
                 sequence.layout = layouts.get(sequence.id) or Layout(ranks)
         self._refork(ranks)
-        self._release, self._truncate = [], []
+        self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
         for request, output in self._cancelled:
             self._cancel(request, output)
         self._cancelled = []
-        self._release, self._truncate = [], []
-        self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
         for sequence in list(self._sequences.values()):
             if sequence.job is None and not any(sequence.held()):
                 self._forget(sequence)
             elif sequence.job is None:
                 self._accounting.charge(sequence.id, held=sequence.held(), coming=(0,) * ranks, kept=True)
-        self._release = []
         self._share_out(now)
+        self._release, self._truncate = [], []  # the tables say it all
 
     def restore(self, tables: Sequence[Table], *, ranks: int) -> None:
         """Takes over what workers hold of a ring whose rank 0 is gone: as sequences that are kept for their prefixes.
@@ -512,14 +512,18 @@ class Scheduler:
                 return option
         return None
 
-    def _evict_for(self, demand: Sequence[int], *, taken: Sequence[int] = (), spared: int | None = None) -> bool:
-        """Whether there is room for ``demand`` where ``taken`` gives up its own; drops as few kept sequences as needed."""
-        parents = {fork.parent for fork in self._forks.values()}
+    def _evict_for(
+        self, demand: Sequence[int], *, taken: Sequence[int] = (), spared: int | None = None, reserved: bool = True
+    ) -> bool:
+        """Whether there is room for ``demand`` where ``taken`` gives up its own; drops kept sequences, oldest first, where
+        needed. ``reserved``: besides what the policy reserves.
+        """
+        parents = self._parents()
         droppable = [kept for kept in self._prefixes.kept() if kept not in parents and kept != spared]
-        if not self._accounting.fits(demand, without=(*taken, *droppable)):
+        if not self._accounting.fits(demand, without=(*taken, *droppable), reserved=reserved):
             return False
         for kept in droppable:
-            if self._accounting.fits(demand, without=taken):
+            if self._accounting.fits(demand, without=taken, reserved=reserved):
                 break
             self._forget(self._sequences[kept])
             self._counts["evicted_sequences"] += 1
@@ -527,14 +531,14 @@ class Scheduler:
 
     def _options(self, prompt: Sequence[int]) -> Iterator[_Option]:
         """Ways to give a prompt room, the best first."""
-        parents = {fork.parent for fork in self._forks.values()}
+        unsettled = self._parents() | self._forks.keys()
         for source, length in self._prefixes.find(prompt)[:_HITS]:
             sequence = self._sequences[source]
             layout = sequence.layout.copy()
             layout.truncate(length)
             placement = self._placement(layout, len(prompt))
             thrown_away = sequence.layout.length - length
-            go_on = [False] if self._prefixes.is_kept(source) and source not in parents else []
+            go_on = [False] if self._prefixes.is_kept(source) and source not in unsettled else []
             fork = [True] if layout.complete() else []
             cheap = thrown_away * _WASTE <= length
             for copied in (*go_on, *fork) if cheap else (*fork, *go_on):
@@ -545,6 +549,10 @@ class Scheduler:
             for rank in sorted(range(ranks), key=lambda rank: (active[rank], rank)):
                 yield _Option(Layout(ranks), rank)
         yield _Option(Layout(ranks), "zigzag")
+
+    def _parents(self) -> set[int]:
+        """Sequences that the next step still copies from."""
+        return {fork.parent for fork in self._forks.values()}
 
     def _is_short(self, prompt: int) -> bool:
         ranks = self._accounting.ranks
@@ -729,7 +737,8 @@ class Scheduler:
             del self._jobs[job.request.id]
         self._succeed(sequence, job)
         sequence.job, sequence.lead, sequence.parked_since = None, None, None
-        if sequence.output == 0 and sequence.layout.length >= self.policy.prefix_block_tokens:
+        worth_it = sequence.output == 0 and sequence.layout.length >= self.policy.prefix_block_tokens
+        if worth_it or sequence.id in self._parents():
             self._keep(sequence)
         else:
             self._forget(sequence)
@@ -854,11 +863,14 @@ class Scheduler:
     # The ring changes, in detail.
 
     def _refork(self, ranks: int) -> None:
-        """Copies that were not carried out yet are made from what their parents still have, or computed anew."""
+        """Copies that were not carried out yet are made from parents in progress that still have all, or computed anew.
+
+        Not from kept parents: these must be droppable when room is given out.
+        """
         for child, fork in list(self._forks.items()):
             parent = self._sequences.get(fork.parent)
             layout = Layout(ranks)
-            if parent is not None:
+            if parent is not None and parent.job is not None:
                 layout = parent.layout.copy()
                 layout.truncate(fork.length)
             if layout.length < fork.length or not layout.complete():
@@ -870,32 +882,28 @@ class Scheduler:
         """Gives the requests in progress their room on the new ring, least slack first, and parks the rest."""
         leads = [s for s in self._sequences.values() if s.job is not None and s.lead is None]
         for sequence in leads:
-            sequence.parked_since = None
+            self._park(sequence, now)
+        for sequence in leads:
             sequence.placement = self._replaced(sequence)
+            self._park(sequence, None)
             if sequence.prefills:
                 self._await_prefill(sequence, now)
         leads.sort(key=lambda sequence: (self._slack(sequence, now), sequence.id))
-        parked = set(
-            recovery.park(
-                [recovery.Need(s.id, held=s.held(), missing=0, coming=self._unit_coming(s)) for s in leads],
-                capacity=self._accounting.capacity,
-            )
-        )
+        needs = [recovery.Need(s.id, held=s.held(), missing=0, coming=self._unit_coming(s)) for s in leads]
+        parked = set(recovery.park(needs, capacity=self._accounting.capacity))
         for sequence in leads:
-            self._park(sequence, now if sequence.id in parked else None)
+            if sequence.id in parked:
+                self._park(sequence, now)
         self._counts["parked_requests"] += len(parked)
         self._drop_overhang()
 
     def _drop_overhang(self) -> None:
         """Drops kept sequences until what goes on has its room."""
-        none = (0,) * self._accounting.ranks
         for kept in self._prefixes.kept():
             if min(self._accounting.free) >= 0:
                 return
-            if not any(fork.parent == kept for fork in self._forks.values()):
-                self._forget(self._sequences[kept])
-                self._counts["evicted_sequences"] += 1
-        assert self._accounting.free >= none  # noqa: S101  (what is parked holds only what is there)
+            self._forget(self._sequences[kept])
+            self._counts["evicted_sequences"] += 1
 
     def _replaced(self, sequence: _Sequence) -> Placement:
         """Where a sequence goes on in a new ring."""
@@ -922,7 +930,7 @@ class Scheduler:
         """Lets parked requests go on for which there is room again, least slack first."""
         parked = [s for s in self._sequences.values() if s.parked_since is not None and s.lead is None]
         for sequence in sorted(parked, key=lambda sequence: (self._slack(sequence, now), sequence.id)):
-            if self._evict_for(self._unit_coming(sequence)):
+            if self._evict_for(self._unit_coming(sequence), reserved=False):
                 self._park(sequence, None)
                 self._await_prefill(sequence, now)
 
