@@ -169,6 +169,7 @@ COUNTS: Final = (
     "refused_never",
     "refused_kv",
     "refused_requests",
+    "refused_reservation_tokens",
     "prompt_tokens",
     "cached_tokens",
     "computed_tokens",
@@ -308,8 +309,9 @@ class Scheduler:
         job = _Job(request, most, set())
         option = self._find_room(job)
         if option is None:
-            self._counts["refused_kv"] += 1
             needed = tuple(outputs * tokens for tokens in admission.demand(prompt, most, ranks=room.ranks))
+            self._counts["refused_kv"] += 1
+            self._counts["refused_reservation_tokens"] += sum(needed)
             free = tuple(self._accounting.limit - tokens for tokens in self._accounting.active)
             return admission.no_room(needed, free, self._retry_after(None, needed))
         return self._admit(job, option, now)
@@ -439,14 +441,14 @@ class Scheduler:
         A step under way is forgotten. Requests for which there is no room are parked.
         """
         self._flight = None
-        for sequence in self._sequences.values():
-            if sequence.id not in self._forks:
-                sequence.layout = layouts.get(sequence.id) or Layout(ranks)
-        self._refork(ranks)
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
+        for sequence in self._sequences.values():
+            known = None if sequence.id in self._forks else layouts.get(sequence.id)
+            sequence.layout = Layout(ranks) if known is None else known
         for request, output in self._cancelled:
             self._cancel(request, output)
         self._cancelled = []
+        self._refork(ranks)
         for sequence in list(self._sequences.values()):
             if sequence.job is None and not any(sequence.held()):
                 self._forget(sequence)
