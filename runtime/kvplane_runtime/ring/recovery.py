@@ -6,16 +6,18 @@ died (its positions are missing), a step that broke half way (those who had fini
 rank that was only away (it brings its positions back, less those that were computed anew meanwhile), and a new rank 0,
 which knows nothing but what the workers bring.
 
-What is missing is computed again in windows, ascending, each spread zigzag over the living: 1/N of a sequence where one
-rank of N is lost. Requests for which the living have no room are parked: those with most slack.
+What is missing is computed again by the scheduler's windows, ascending, each spread zigzag over the living: 1/N of a
+sequence where one rank of N is lost. Requests for which the living have no room are parked: those with most slack.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvplane_runtime.ring.accounting import zigzag_share
 from kvplane_runtime.ring.layout import Layout, clip
-from kvplane_runtime.ring.ranges import Range, Run, runs
+from kvplane_runtime.ring.messages import Step, Table
+from kvplane_runtime.ring.ranges import Run, runs
 
 Report = Mapping[int, Sequence[Run]]
 """The positions of each sequence that one process holds, in slot order."""
@@ -52,27 +54,6 @@ def _claim(taken: bytearray, claimed: Iterable[Run]) -> tuple[Run, ...]:
     return tuple(mine)
 
 
-def windows(layout: Layout, *, most: int) -> tuple[Range, ...]:
-    """Windows over all that is missing of a sequence, ascending, each with at most ``most`` missing positions.
-
-    A window begins and ends with a missing position. Those in between that are held are left as they are.
-    """
-    found: list[Range] = []
-    begin, end, room = 0, 0, 0
-    for run in layout.missing():
-        at = 0
-        while at < run.count:
-            if not room:
-                if end:
-                    found.append(Range(begin, end))
-                begin, room = run.part(at, run.count).first, most
-            part = run.part(at, min(run.count, at + room))
-            at, room, end = at + part.count, room - part.count, part.last + 1
-    if end:
-        found.append(Range(begin, end))
-    return tuple(found)
-
-
 @dataclass(frozen=True, slots=True)
 class Need:
     """KV tokens of one request after a loss, by rank."""
@@ -103,3 +84,71 @@ def park(needs: Sequence[Need], *, capacity: int) -> tuple[int, ...]:
         else:
             used = [before + extra for before, extra in zip(used, more, strict=True)]
     return tuple(parked)
+
+
+class Lag:
+    """What the layouts were before the last steps, for ranks that may not have finished them."""
+
+    def __init__(self) -> None:
+        self._before: deque[tuple[int, dict[int, Layout | None]]] = deque(maxlen=4)
+
+    def begin(self, step: Step, layouts: Mapping[int, Layout]) -> None:
+        """Keeps what ``step`` is about to add to."""
+        touched = {decode.sequence for decode in step.decode}
+        if step.window:
+            touched.add(step.window.sequence)
+        before = {sequence: layouts[sequence].copy() if sequence in layouts else None for sequence in touched}
+        for cut in step.truncate:  # what is behind a cut is of other tokens, whether a rank has dropped it yet or not
+            if known := before.get(cut.sequence):
+                known.truncate(cut.length)
+        before.update(dict.fromkeys((fork.child for fork in step.fork), None))
+        self._before.append((step.number, before))
+
+    def report(self, rank: int, finished: int, layouts: Mapping[int, Layout]) -> Report:
+        """What a rank holds for sure that has finished the step of that number, where ``layouts`` are those of now."""
+        undone: dict[int, Layout | None] = {}
+        for number, before in reversed(self._before):
+            if number > finished:
+                undone |= before
+        then = {sequence: undone.get(sequence, layout) for sequence, layout in layouts.items()}
+        return {sequence: layout.runs(rank) for sequence, layout in then.items() if layout is not None}
+
+    def clear(self) -> None:
+        """A new ring begins, in which all have the same layouts."""
+        self._before.clear()
+
+
+def brought(tables: Iterable[Table], known: Mapping[int, Sequence[int]]) -> Report:
+    """What a process that was away may keep of what it brings: KV of the ``known`` tokens only.
+
+    A sequence may have been cut while it was away, and gone on with other tokens.
+    """
+    report = {}
+    for table in tables:
+        mine, (held,) = known.get(table.sequence, ()), table.held
+        runs_held = tuple(Run(part.first, part.count, part.step) for part in held)
+        report[table.sequence] = clip(runs_held, 0, _agreeing(table.tokens, mine))
+    return report
+
+
+def gather(tables: Iterable[Table]) -> dict[int, list[int]]:
+    """The tokens of the sequences that workers bring to a rank 0 that knows nothing: the longest they agree on."""
+    found: dict[int, list[int]] = {}
+    settled: set[int] = set()
+    for table in tables:
+        known = found.setdefault(table.sequence, table.tokens)
+        shorter = min(len(known), len(table.tokens))
+        agreeing = _agreeing(known, table.tokens)
+        if agreeing < shorter:
+            found[table.sequence], settled = known[:agreeing], settled | {table.sequence}
+        elif len(table.tokens) > len(known) and table.sequence not in settled:
+            found[table.sequence] = table.tokens
+    return found
+
+
+def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    both = min(len(one), len(other))
+    if list(one[:both]) == list(other[:both]):
+        return both
+    return next(at for at in range(both) if one[at] != other[at])
