@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
+
 from kvplane_api.wire import AdmissionState, EngineSignals, SidecarState
 from kvplane_runtime.ring.scheduler import Snapshot
 
@@ -48,6 +49,8 @@ class State:
     """From the detection of a loss until the ring worked again, of each time."""
     startup_seconds: float | None
     """From the start of the process to the first ring."""
+    model_tokens: int | None
+    """Longest prompt + output of the model; None: no bound."""
     traffic: tuple[RankTraffic, ...]
     """By rank of the ring that is."""
     scheduler: Snapshot
@@ -98,6 +101,13 @@ def imbalance(state: State) -> float | None:
     return max(times) / mean - 1 if mean > 0 else None
 
 
+def max_model_tokens(state: State) -> int:
+    """Longest prompt + output that the empty ring, and the model, take."""
+    scheduler = state.scheduler
+    held = scheduler.limit_tokens * len(scheduler.held)
+    return held if state.model_tokens is None else min(held, state.model_tokens)
+
+
 def usage(snapshot: Snapshot) -> float:
     """Share of the ring's KV tokens that requests in progress hold or have reserved, on the fullest rank."""
     return max(snapshot.active) / snapshot.capacity_tokens
@@ -125,7 +135,7 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
             preemptions_total=0,
             prompt_tokens_total=counts["prompt_tokens"],
             generation_tokens_total=counts["generated_tokens"],
-            max_model_len_tokens=scheduler.limit_tokens * ranks,
+            max_model_len_tokens=max_model_tokens(state),
         ),
         admission=AdmissionState(
             policy="Enforce",
