@@ -154,6 +154,8 @@ class Snapshot:
     """KV tokens of each rank."""
     limit_tokens: int
     """KV tokens of each rank that requests in progress may take."""
+    model_tokens: int | None
+    """Longest prompt + output of the model; None: no bound."""
     held: Tokens
     """KV tokens by rank, of sequences in progress and kept ones."""
     active: Tokens
@@ -323,13 +325,19 @@ class Scheduler:
         else:
             self._cancel(request, output)
 
-    def fail_all(self, refusal: Refusal) -> list[Event]:
-        """Ends all requests and forgets a step under way: the ring is over."""
+    def fail_all(self, refusal: Refusal, *, keep: bool = True) -> list[Event]:
+        """Ends all requests and forgets a step under way. ``keep``: their prefixes, and all others, may be used again;
+        not where the KV itself is in doubt.
+        """
         self._flight = None
         self._cancelled = []
         failed: list[Event] = [Failed(request, refusal) for request in self._jobs]
         for request in list(self._jobs):
             self._cancel(request, None)
+        if not keep:
+            self._forks.clear()
+            for sequence in list(self._sequences.values()):
+                self._forget(sequence)
         return failed
 
     def expire(self, *, now: float) -> list[Event]:
@@ -441,6 +449,7 @@ class Scheduler:
         A step under way is forgotten. Requests for which there is no room are parked.
         """
         self._flight = None
+        self._release, self._truncate = [], []  # the tables of the new ring say it all, but for what is dropped here
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
         for sequence in self._sequences.values():
             known = None if sequence.id in self._forks else layouts.get(sequence.id)
@@ -455,7 +464,6 @@ class Scheduler:
             elif sequence.job is None:
                 self._accounting.charge(sequence.id, held=sequence.held(), coming=(0,) * ranks, kept=True)
         self._share_out(now)
-        self._release, self._truncate = [], []  # the tables say it all
 
     def restore(self, tables: Sequence[Table], *, ranks: int) -> None:
         """Takes over what workers hold of a ring whose rank 0 is gone: as sequences that are kept for their prefixes.
@@ -497,6 +505,7 @@ class Scheduler:
             queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
             capacity_tokens=self._accounting.capacity,
             limit_tokens=self._accounting.limit,
+            model_tokens=self.policy.model_tokens,
             held=tuple(sum(s.layout.tokens(rank) for s in sequences) for rank in range(ranks)),
             active=self._accounting.active,
             kept_tokens=self._accounting.kept,

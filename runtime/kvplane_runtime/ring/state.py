@@ -49,8 +49,6 @@ class State:
     """From the detection of a loss until the ring worked again, of each time."""
     startup_seconds: float | None
     """From the start of the process to the first ring."""
-    model_tokens: int | None
-    """Longest prompt + output of the model; None: no bound."""
     traffic: tuple[RankTraffic, ...]
     """By rank of the ring that is."""
     scheduler: Snapshot
@@ -105,7 +103,7 @@ def max_model_tokens(state: State) -> int:
     """Longest prompt + output that the empty ring, and the model, take."""
     scheduler = state.scheduler
     held = scheduler.limit_tokens * len(scheduler.held)
-    return held if state.model_tokens is None else min(held, state.model_tokens)
+    return held if scheduler.model_tokens is None else min(held, scheduler.model_tokens)
 
 
 def usage(snapshot: Snapshot) -> float:
