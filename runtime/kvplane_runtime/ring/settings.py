@@ -6,9 +6,11 @@ weights are read: a mistake should cost seconds. Values that change what the rin
 hash, so that ranks with different ones refuse each other.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -24,6 +26,8 @@ PORT_CONTROL: Final = 29501
 STRATEGY: Final = "RING"
 _ORDINAL: Final = re.compile(r"^(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})$")
 _MAX_WORLD: Final = 1024
+_MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
+_LEAST_KV_TOKENS: Final = 256
 
 
 class SettingsError(Exception):
@@ -64,6 +68,8 @@ class Settings:
     park_seconds: float = 600.0
     """``KVPLANE_RING_PARK_SECONDS``: how long a request that does not fit N-1 waits, its stream open, for the lost rank.
     Ten minutes: a pod on a new node pulls its image and loads weights."""
+    drain_seconds: float = 600.0
+    """``KVPLANE_RING_DRAIN_SECONDS``: longest time that a stop waits for requests in flight. The sidecar's default."""
     threads: int | None = None
     """``KVPLANE_RING_THREADS``: CPU threads of the model. Default: the cores this process may use."""
     host: str = "127.0.0.1"
@@ -118,11 +124,12 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
     )
     chosen = {
         "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),
-        "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", 256, 1 << 40),
+        "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", _LEAST_KV_TOKENS, 1 << 40),
         "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", 60, 1, 95),
         "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 2048, 16, 1 << 24),
         "reserve": reader.choice("KVPLANE_RING_RESERVE", "Off", ("Off", "Survive")),
         "park_seconds": reader.seconds("KVPLANE_RING_PARK_SECONDS", 600.0, least=0.0),
+        "drain_seconds": reader.seconds("KVPLANE_RING_DRAIN_SECONDS", 600.0, least=0.0),
         "threads": reader.optional("KVPLANE_RING_THREADS", 1, 4096),
         "host": environment.get("KVPLANE_RING_HOST") or "127.0.0.1",
         "port": reader.integer("KVPLANE_RING_PORT", PORT_ENGINE, 1, 65535),
@@ -193,3 +200,51 @@ class _Reader:
             self.faults.append(f"{name} is {text}; it must be from {least} to {most}.")
             return None
         return value
+
+
+def config_hash(settings: Settings) -> str:
+    """``VERSION/HASH`` of all that decides what a rank computes: ranks with different ones refuse each other.
+
+    Of the weights it takes the names, the sizes and the heads of the files, which name every tensor with its type and shape:
+    reading terabytes to tell two fine-tunes apart is left to whoever copies files. Raises SettingsError.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for word in (*settings.deciding(), *(f"{name}={metadata.version(name)}" for name in ("torch", "transformers"))):
+        digest.update(word.encode() + b"\0")
+    try:
+        digest.update((settings.model / "config.json").read_bytes())
+        for file in sorted(settings.model.glob("*.safetensors")):
+            digest.update(f"{file.name} {file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(min(_MAX_HEAD_BYTES, int.from_bytes(stream.read(8), "little"))))
+    except OSError as error:
+        raise SettingsError(
+            f"KVPLANE_RING_MODEL is {settings.model}, of which {error.filename} cannot be read ({error.strerror}); "
+            "set it to the folder of a model with config.json and safetensors files."
+        ) from error
+    return f"{metadata.version('kvplane')}/{digest.hexdigest()}"
+
+
+def capacity_tokens(settings: Settings, *, kv_bytes_per_token: int, free_bytes: int) -> int:
+    """KV tokens that this rank may hold; raises SettingsError where that is too few to serve anything."""
+    if settings.kv_tokens is not None:
+        return settings.kv_tokens
+    tokens = free_bytes * settings.kv_percent // 100 // kv_bytes_per_token
+    if tokens < _LEAST_KV_TOKENS:
+        raise SettingsError(
+            f"{settings.kv_percent} % of the {free_bytes >> 20} MiB that are free hold {tokens} KV tokens of "
+            f"{kv_bytes_per_token} bytes, fewer than {_LEAST_KV_TOKENS}; give the pod more memory."
+        )
+    return tokens
+
+
+def free_bytes(*, cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int:
+    """Memory that this process may still take: what its control group leaves, or else what the machine has."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    machine = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit = (cgroup / "memory.max").read_text().strip()
+        used = int((cgroup / "memory.current").read_text())
+    except OSError:
+        return machine
+    return machine if limit == "max" else max(0, min(machine, int(limit) - used))
