@@ -11,6 +11,7 @@ is said again every 0.2 s and cannot be lost.
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -19,6 +20,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -93,46 +95,56 @@ class _Loop:
 
     def __init__(self, name: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._main = main
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
+        self._running = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        """Returns when the loop takes calls."""
         self._thread.start()
+        self._running.wait()
 
     def post(self, call: Callable[..., object], *arguments: object) -> None:
-        """Has ``call`` made on the loop's thread, soon; dropped where the loop has ended."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(call, *arguments)
+        """Has ``call`` made on the loop's thread, soon; never, where the loop has ended."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # it has been closed
+                self._loop.call_soon_threadsafe(call, *arguments)
 
     def ask(self, call: Callable[..., bool], *arguments: object) -> bool:
-        """The result of ``call``, made on the loop's thread."""
+        """The result of ``call``, made on the loop's thread; False where the loop has ended."""
+        answer: Future[bool] = Future()
 
-        async def answer() -> bool:
-            return call(*arguments)
+        def make() -> None:
+            answer.set_result(call(*arguments))
 
-        return asyncio.run_coroutine_threadsafe(answer(), self._loop).result()
+        self.post(make)
+        while self._thread.is_alive():
+            with contextlib.suppress(TimeoutError):
+                return answer.result(timeout=1.0)
+        return False
 
     def stop(self) -> None:
         """Ends the coroutine, and waits for that."""
-        if self._thread.is_alive():
-            self.post(lambda: self._task.cancel() if self._task else None)
+        if self._thread.is_alive() and self._task is not None:
+            self.post(self._task.cancel)
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
         try:
-            self._task = self._loop.create_task(self._main())
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
+            with contextlib.suppress(asyncio.CancelledError):
+                asyncio.run(self._whole())
         except BaseException:  # a rank whose control thread is gone looks alive to itself and dead to all others
             log.critical("The control thread failed; this process ends.", exc_info=True)
             os._exit(70)
-        finally:
-            self._loop.close()
+
+    async def _whole(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._running.set()
+        await self._main()
 
 
-async def _receive(reader: asyncio.StreamReader) -> messages.Any:
+async def _receive(reader: asyncio.StreamReader) -> messages.AnyMessage:
     """The next message; raises OSError, EOFError or MalformedMessageError."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > _MAX_MESSAGE_BYTES:
@@ -140,7 +152,7 @@ async def _receive(reader: asyncio.StreamReader) -> messages.Any:
     return messages.decode(await reader.readexactly(length))
 
 
-def _send(writer: asyncio.StreamWriter, message: messages.Any) -> None:
+def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
     """Never waits: who does not read is found out by its silence."""
     data = messages.encode(message)
     if not writer.is_closing():
@@ -176,6 +188,8 @@ class Hub:
     ) -> None:
         self._join = join
         self._host, self._port = host, port
+        self.port = port
+        """Where it listens, once it has started; given as 0, a free one."""
         self._tell, self._fence = tell, fence
         self._membership = Membership(leader=_candidate(join), limits=limits, now=time.monotonic())
         self._joins: dict[int, messages.Join] = {SELF: join}
@@ -227,6 +241,7 @@ class Hub:
     async def _run(self) -> None:
         try:
             server = await asyncio.start_server(self._serve, self._host, self._port, backlog=1024)
+            self.port = server.sockets[0].getsockname()[1]
         except OSError as error:
             self._failure = error
             return
@@ -271,7 +286,7 @@ class Hub:
             self._drop(link)
             self._carry_out(self._membership.disconnected(link, time.monotonic(), reason))
 
-    def _take(self, link: int, message: messages.Any) -> None:
+    def _take(self, link: int, message: messages.AnyMessage) -> None:
         now = time.monotonic()
         membership = self._membership
         membership.heard(link, now)
@@ -384,7 +399,7 @@ class Tether:
         host: str,
         port: int,
         limits: Limits,
-        deliver: Callable[[messages.Any | Severed], None],
+        deliver: Callable[[messages.AnyMessage | Severed], None],
         fence: Callable[[int, str], None],
     ) -> None:
         self._host, self._port = host, port
@@ -411,7 +426,7 @@ class Tether:
         """Asks to be a member, over every new connection until the next ``Severed``."""
         self._loop.post(self._set_join, join)
 
-    def send(self, message: messages.Any) -> None:
+    def send(self, message: messages.AnyMessage) -> None:
         """Says something to rank 0; dropped while there is none."""
         self._loop.post(self._say, message)
 
@@ -482,7 +497,7 @@ class Tether:
             if now - self._heard > limit:
                 return f"rank 0 was silent for {now - self._heard:.2f} s, more than the limit of {limit:g} s"
 
-    def _take(self, message: messages.Any) -> None:
+    def _take(self, message: messages.AnyMessage) -> None:
         self._heard = time.monotonic()
         match message:
             case messages.Heartbeat():
@@ -505,7 +520,7 @@ class Tether:
             self._joined = True
             self._say(self._join)
 
-    def _say(self, message: messages.Any) -> None:
+    def _say(self, message: messages.AnyMessage) -> None:
         if self._writer is not None:
             _send(self._writer, message)
 

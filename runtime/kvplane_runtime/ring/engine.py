@@ -287,7 +287,7 @@ class Leader:
     def _give_up(self, step: messages.Step, error: NotFiniteError) -> None:
         """The model computed nonsense: nobody gets a wrong token, and the next ring forgets what was computed."""
         log.error("%s", error)
-        self._publish(self._scheduler.fail_all(Refusal(500, "not_finite", str(error))))
+        self._publish(self._scheduler.fail_all(Refusal(500, "not_finite", str(error)), keep=False))
         self._formed = False
         self._hub.answer(messages.Fault(step.epoch, SELF, step.number, str(error)))
 

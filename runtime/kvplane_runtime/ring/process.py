@@ -120,7 +120,7 @@ def _build(form: messages.Form, *, settings: Settings) -> Ring:
 
 def _follow(settings: Settings) -> int:
     """A worker: the status."""
-    inbox: SimpleQueue[messages.Any | Severed] = SimpleQueue()
+    inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
     fences: list[Callable[[int, str], None]] = []
 
     def fence(epoch: int, reason: str) -> None:
@@ -167,7 +167,7 @@ def _lead(settings: Settings) -> int:
             window_tokens=settings.window_tokens,
             park_seconds=settings.park_seconds,
             reserve=Reserve[settings.reserve.upper()],
-            model_tokens=model.architecture.context,
+            model_tokens=model.architecture.context_tokens,
         ),
         uniform=random.random,
     )

@@ -193,7 +193,7 @@ class Worker:
     """A rank that follows rank 0."""
 
     def __init__(
-        self, *, place: Place, tether: Tether, inbox: "SimpleQueue[messages.Any | Severed]", join: messages.Join
+        self, *, place: Place, tether: Tether, inbox: "SimpleQueue[messages.AnyMessage | Severed]", join: messages.Join
     ) -> None:
         """``join`` is what it says of itself; its epoch and tables are filled in here."""
         self._place = place
