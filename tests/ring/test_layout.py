@@ -107,6 +107,9 @@ def test_a_layout_goes_over_the_wire_as_ranges() -> None:
     again = Layout(3, held=[layout.held(rank) for rank in range(3)], length=layout.length)
     assert [positions(again, rank) for rank in range(3)] == [positions(layout, rank) for rank in range(3)]
     assert again == layout
+    assert Layout(3, held=[layout.runs(rank) for rank in range(3)]) == layout
+    with pytest.raises(ValueError, match="more entries than the ring ranks, which are 1"):
+        Layout(1, held=[[], []])
 
 
 class Life(RuleBasedStateMachine):

@@ -127,6 +127,7 @@ class Ring:
     ) -> "Ring":
         """Makes the ring with all members of ``epoch``, each calling this; ``address`` is this rank's own host or IP.
 
+        ``store`` is for this call alone: while one thread waits in a connection to it, no other gets through.
         Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``.
         """
         if size == 1:

@@ -22,7 +22,7 @@ Pieces = tuple[tuple[tuple[Run, ...], ...], ...]
 class Layout:
     """The layout of one sequence; empty at first. It changes in place; ``copy`` keeps a state."""
 
-    def __init__(self, ranks: int, *, held: Iterable[Iterable[Range]] = (), length: int = 0) -> None:
+    def __init__(self, ranks: int, *, held: Iterable[Iterable[Range | Run]] = (), length: int = 0) -> None:
         """``held`` by rank in slot order, and the length where it is more than the end of what is held."""
         if ranks < 1:
             raise ValueError(f"A ring has at least one rank; ranks is {ranks}.")
@@ -31,10 +31,17 @@ class Layout:
         """Positions 0 to length - 1 have been placed, whether they are held or missing."""
         self._runs: list[list[Run]] = [[] for _ in range(ranks)]
         self._tokens = [0] * ranks
-        for rank, ranges in enumerate(held):
+        for rank, parts in enumerate(held):
             if rank >= ranks:
                 raise ValueError(f"held is by rank and has more entries than the ring ranks, which are {ranks}.")
-            self._add(rank, (Run(part.begin, len(part)) for part in ranges if part))
+            self._add(
+                rank,
+                (
+                    part if isinstance(part, Run) else Run(part.begin, len(part))
+                    for part in parts
+                    if isinstance(part, Run) or part
+                ),
+            )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):

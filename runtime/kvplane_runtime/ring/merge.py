@@ -24,7 +24,7 @@ class Running:
         self._lse: Tensor | None = None
 
     def add(self, partial: Partial, *, begin: int = 0, end: int | None = None) -> None:
-        """Takes in a block of the queries ``begin`` to before ``end`` (all)."""
+        """Takes in a block of the queries ``begin`` to before ``end`` (all). The first one's tensors become its own."""
         out, lse = partial
         end = self._shape[2] if end is None else end
         if self._out is None or self._lse is None:
