@@ -38,13 +38,21 @@ class Prefixes:
         chain = self._chains.setdefault(sequence, [])
         self._tokens[sequence] = tokens
         self._known[sequence] = known
-        for digest in chain[known // self._block :]:
-            self._unlink(digest, sequence)
-        del chain[known // self._block :]
+        self.cut(sequence, known=known)
         for begin in range(len(chain) * self._block, known - self._block + 1, self._block):
             digest = self._digest(chain[-1] if chain else b"", tokens[begin : begin + self._block])
             chain.append(digest)
             self._holders.setdefault(digest, {})[sequence] = None
+
+    def cut(self, sequence: int, *, known: int) -> None:
+        """At most the first ``known`` tokens of the sequence are computed any more; nothing where it is not in the index."""
+        if sequence not in self._known:
+            return
+        self._known[sequence] = min(known, self._known[sequence])
+        chain = self._chains[sequence]
+        for digest in chain[known // self._block :]:
+            self._unlink(digest, sequence)
+        del chain[known // self._block :]
 
     def remove(self, sequence: int) -> None:
         """The sequence is gone."""

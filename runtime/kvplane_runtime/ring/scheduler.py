@@ -887,6 +887,7 @@ class Scheduler:
             if layout.length < fork.length or not layout.complete():
                 layout = Layout(ranks)
                 del self._forks[child]
+                self._prefixes.cut(child, known=0)
             self._sequences[child].layout = layout
 
     def _share_out(self, now: float) -> None:
