@@ -52,6 +52,8 @@ process that stands still."""
 _LENGTH: Final = struct.Struct(">I")
 _MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 """The tables of 50 million tokens; anything longer is no message of a rank."""
+_FAULT: Final = 70
+"""Exit status after a fault of our own (EX_SOFTWARE)."""
 _FOREVER: Final = 1 << 62
 """An epoch later than all."""
 
@@ -136,12 +138,23 @@ class _Loop:
                 asyncio.run(self._whole())
         except BaseException:  # a rank whose control thread is gone looks alive to itself and dead to all others
             log.critical("The control thread failed; this process ends.", exc_info=True)
-            os._exit(70)
+            os._exit(_FAULT)
 
     async def _whole(self) -> None:
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop.set_exception_handler(_end_process)
         self._running.set()
         await self._main()
+
+
+def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """For what no coroutine of ours catches: a fault of our own must not leave half a rank behind."""
+    error = context.get("exception")
+    if error is None or isinstance(error, OSError):
+        loop.default_exception_handler(context)
+        return
+    log.critical("The control thread failed; this process ends.", exc_info=error)
+    os._exit(_FAULT)
 
 
 async def _receive(reader: asyncio.StreamReader) -> messages.AnyMessage:

@@ -5,6 +5,7 @@ rank again that has ended, as the kubelet would: ``kill -9`` any of them and wat
 this process, however it ends.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -174,7 +175,8 @@ class Local:
                 rank.process.wait()
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        with contextlib.suppress(OSError):  # who read it has gone; the ranks are still to be ended
+            print(text, file=self._out, flush=True)
 
 
 def _ending(code: int) -> str:

@@ -164,7 +164,11 @@ def _lead(settings: Settings) -> int:
         hub=hub,
         inbox=inbox,
         policy=Policy(
+            slice_seconds=settings.slice_seconds,
             window_tokens=settings.window_tokens,
+            short_tokens=settings.short_tokens,
+            ttft_seconds=settings.ttft_seconds,
+            max_sequences=settings.max_sequences,
             park_seconds=settings.park_seconds,
             reserve=Reserve[settings.reserve.upper()],
             model_tokens=model.architecture.context_tokens,

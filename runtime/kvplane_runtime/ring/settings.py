@@ -2,8 +2,8 @@
 
 Identity comes from where the pod runs: the ordinal is the end of its host name, rank 0's address follows from the name
 of the set and its headless Service (both bear the set's name). All else has a default, and every value is checked before
-weights are read: a mistake should cost seconds. Values that change what the ring computes are part of the configuration
-hash, so that ranks with different ones refuse each other.
+weights are read: a mistake should cost seconds. Values that change what a rank computes are part of the configuration hash, so
+that ranks with different ones refuse each other; how the ring is shared is rank 0's alone to decide.
 """
 
 import hashlib
@@ -59,9 +59,18 @@ class Settings:
     kv_percent: int = 60
     """``KVPLANE_RING_KV_PERCENT``: share of the memory left after the weights that KV may take. The rest is for
     activations and the blocks in flight, which a window of a second needs."""
-    window_tokens: int = 2048
-    """``KVPLANE_RING_WINDOW_TOKENS``: new tokens per rank and prefill window. Small windows let short requests pass sooner,
-    large ones hide communication better (docs: sizing); 2048 is about a second on a few CPU cores."""
+    window_tokens: int = 1024
+    """``KVPLANE_RING_WINDOW_TOKENS``: least new tokens per rank and prefill window, whatever they take: below, communication
+    is no longer hidden (docs: sizing). Default for links of 100 Gb/s and CPUs; slower links want more."""
+    slice_seconds: float = 1.0
+    """``KVPLANE_RING_SLICE_SECONDS``: longest prefill window, and so the longest that a short prompt waits for a long one."""
+    short_tokens: int = 1024
+    """``KVPLANE_RING_SHORT_TOKENS``: prompts of fewer than 2N times this lie whole on one rank; 0 cuts every prompt. Default:
+    below, a rank computes faster than it can exchange."""
+    ttft_seconds: float = 2.0
+    """``KVPLANE_RING_TTFT_SECONDS``: promised time to the first token, by which prefills are ordered. As in an LLMService."""
+    max_sequences: int = 64
+    """``KVPLANE_RING_MAX_SEQUENCES``: outputs at a time. More are refused with 429: each makes all others slower."""
     reserve: Literal["Off", "Survive"] = "Off"
     """``KVPLANE_RING_RESERVE``: Survive admits only what N-1 ranks can hold, so that a lost rank parks nobody. Default Off:
     all memory serves."""
@@ -88,7 +97,7 @@ class Settings:
 
     def deciding(self) -> tuple[str, ...]:
         """The values that must be equal on all ranks beside the model itself, as words."""
-        return (f"dtype={self.dtype}", f"window={self.window_tokens}")
+        return (f"dtype={self.dtype}",)
 
 
 def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settings:
@@ -126,7 +135,11 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),
         "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", _LEAST_KV_TOKENS, 1 << 40),
         "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", 60, 1, 95),
-        "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 2048, 16, 1 << 24),
+        "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 1024, 1, 1 << 24),
+        "slice_seconds": reader.seconds("KVPLANE_RING_SLICE_SECONDS", 1.0, least=0.01),
+        "short_tokens": reader.integer("KVPLANE_RING_SHORT_TOKENS", 1024, 0, 1 << 24),
+        "ttft_seconds": reader.seconds("KVPLANE_RING_TTFT_SECONDS", 2.0, least=0.01),
+        "max_sequences": reader.integer("KVPLANE_RING_MAX_SEQUENCES", 64, 1, 1 << 16),
         "reserve": reader.choice("KVPLANE_RING_RESERVE", "Off", ("Off", "Survive")),
         "park_seconds": reader.seconds("KVPLANE_RING_PARK_SECONDS", 600.0, least=0.0),
         "drain_seconds": reader.seconds("KVPLANE_RING_DRAIN_SECONDS", 600.0, least=0.0),
