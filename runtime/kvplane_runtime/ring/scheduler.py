@@ -876,19 +876,25 @@ class Scheduler:
     def _refork(self, ranks: int) -> None:
         """Copies that were not carried out yet are made from parents in progress that still have all, or computed anew.
 
-        Not from kept parents: these must be droppable when room is given out.
+        Not from kept parents: these must be droppable when room is given out. Nor from copies that are none yet.
         """
+        copies = set(self._forks)
         for child, fork in list(self._forks.items()):
             parent = self._sequences.get(fork.parent)
             layout = Layout(ranks)
-            if parent is not None and parent.job is not None:
+            if parent is not None and parent.job is not None and parent.layout.length >= fork.length:
                 layout = parent.layout.copy()
                 layout.truncate(fork.length)
-            if layout.length < fork.length or not layout.complete():
-                layout = Layout(ranks)
-                del self._forks[child]
-                self._prefixes.cut(child, known=0)
             self._sequences[child].layout = layout
+            whole = layout.length == fork.length and layout.complete()
+            if not whole or fork.parent in copies:
+                self._unfork(self._sequences[child])
+
+    def _unfork(self, child: _Sequence) -> None:
+        """A copy that was not carried out yet is computed anew instead."""
+        del self._forks[child.id]
+        child.layout = Layout(child.layout.ranks)
+        self._prefixes.cut(child.id, known=0)
 
     def _share_out(self, now: float) -> None:
         """Gives the requests in progress their room on the new ring, least slack first, and parks the rest."""
@@ -901,13 +907,21 @@ class Scheduler:
             if sequence.prefills:
                 self._await_prefill(sequence, now)
         leads.sort(key=lambda sequence: (self._slack(sequence, now), sequence.id))
-        needs = [recovery.Need(s.id, held=s.held(), missing=0, coming=self._unit_coming(s)) for s in leads]
-        parked = set(recovery.park(needs, capacity=self._accounting.capacity))
+        parked = set(recovery.park([self._need(lead) for lead in leads], capacity=self._accounting.capacity))
         for sequence in leads:
             if sequence.id in parked:
+                if sequence.id in self._forks:
+                    self._unfork(sequence)
                 self._park(sequence, now)
         self._counts["parked_requests"] += len(parked)
         self._drop_overhang()
+
+    def _need(self, lead: _Sequence) -> recovery.Need:
+        """What a sequence needs on the new ring; a copy that is still to be made holds nothing yet."""
+        held, coming = lead.held(), self._unit_coming(lead)
+        if lead.id in self._forks:
+            held, coming = (0,) * len(held), tuple(map(sum, zip(held, coming, strict=True)))
+        return recovery.Need(lead.id, held=held, missing=0, coming=coming)
 
     def _drop_overhang(self) -> None:
         """Drops kept sequences until what goes on has its room."""
