@@ -23,7 +23,7 @@ from kvplane_runtime.ring.membership import (
     Refuse,
 )
 
-LIMITS = Limits(heartbeat=1.0, stop=10.0, form=30.0, gather=10.0)
+LIMITS = Limits(heartbeat=1.0, stop=10.0, form=30.0, gather=10.0, exclude=5.0)
 IDENTITY = Identity(world_size=4, version="1.0", config_hash="c")
 
 
@@ -225,6 +225,64 @@ def test_a_member_that_beats_and_does_nothing_is_lost_in_the_end(phase: str, lim
         ring.heard(3, tenth / 10)
         assert ring.tick(tenth / 10) == []
     assert only(ring.tick(limit + 0.1), Lost).ordinal == 3
+
+
+def breaks(ring: Membership, link: int, now: float, *, suspect: int | None) -> list[Action]:
+    """A break that ``link`` is the first to report; the ring forms again if all come."""
+    epoch = ring.ring
+    ring.send(epoch, 0)
+    actions = ring.broken(link, epoch, 0, "broken", now, suspect=suspect)
+    for member in (1, 2, 3):
+        actions += ring.broken(member, epoch, 0, "fenced", now)
+    actions += ring.stopped(ring.epoch, now)
+    for member in (SELF, 1, 2, 3):
+        ring.done(member, ring.ring, BUILT, now)
+    return actions
+
+
+@pytest.mark.parametrize(("reporter", "suspect", "blamed"), [(1, 3, 3), (1, None, 1), (2, 0, 2), (SELF, 3, 3)])
+def test_a_member_whose_exchanges_break_again_and_again_is_left_out_for_a_time(
+    reporter: int, suspect: int | None, blamed: int
+) -> None:
+    ring = formed()
+    for second in (1.0, 2.0):
+        assert only(breaks(ring, reporter, second, suspect=suspect), Form).ordinals == (0, 1, 2, 3)
+    actions = breaks(ring, reporter, 3.0, suspect=suspect)
+    assert only(actions, Lost).ordinal == blamed
+    rest = tuple(ordinal for ordinal in range(4) if ordinal != blamed)
+    assert only(actions, Form).ordinals == rest
+    again = candidate(blamed, epoch=ring.epoch)
+    assert ring.joined(9, again, 3.5) == []
+    for tenth in range(31, 80):
+        for link in rest:
+            ring.heard(link, tenth / 10)
+        assert ring.tick(tenth / 10) == []
+    assert only(ring.tick(8.0), Fence) == Fence(ring.epoch, f"rank {blamed} is ready to join", abort=False)
+
+
+def test_breaks_around_a_loss_are_nobodys_fault() -> None:
+    ring = formed()
+    for second in (1.0, 2.0):
+        breaks(ring, 1, second, suspect=3)
+    ring.disconnected(2, 2.5)
+    ring.stopped(ring.epoch, 2.5)
+    for link in (SELF, 1, 3):
+        ring.done(link, ring.ring, BUILT, 2.6)
+    assert not [action for action in breaks(ring, 1, 3.0, suspect=2) if isinstance(action, Lost)]
+
+
+def test_of_two_that_cannot_connect_one_is_left_out() -> None:
+    ring = formed()
+    ring.disconnected(1, 0.0)
+    ring.joined(9, candidate(1, "new"), 0.0)
+    ring.stopped(1, 0.0)
+    ring.done(SELF, ring.ring, BUILT, 0.0)
+    ring.done(9, ring.ring, BUILT, 0.0)
+    for tenth in range(1, 301):
+        for link in (9, 2, 3):
+            ring.heard(link, tenth / 10)
+        assert ring.tick(tenth / 10) == []
+    assert [action.ordinal for action in ring.tick(30.1) if isinstance(action, Lost)] == [3]
 
 
 def test_a_new_rank_0_goes_on_behind_the_epochs_of_its_workers() -> None:
@@ -454,7 +512,7 @@ def test_random_orders_are_safe_and_a_calm_end_forms_a_ring_of_all_who_live(
     # From here on nothing fails: whoever lives answers.
     for process in [*world.workers.values(), *world.stranded]:
         process.frozen = False
-    for _ in range(80):
+    for _ in range(400):
         for process in list(world.stranded):
             world.stranded.remove(process)
             world.connect(process)

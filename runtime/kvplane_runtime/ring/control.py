@@ -315,7 +315,11 @@ class Hub:
                     self._tell(message)
                 self._carry_out(membership.done(link, message.epoch, message.number, now))
             case messages.Fault():
-                self._carry_out(membership.broken(link, message.epoch, message.number, message.reason, now))
+                self._carry_out(
+                    membership.broken(
+                        link, message.epoch, message.number, message.reason, now, suspect=message.suspect
+                    )
+                )
             case messages.Loading():
                 self._tell(message)
             case _:

@@ -17,6 +17,8 @@ What holds at any time:
   keeps its KV) or as a new one, at the next epoch. Suspicion is not death.
 - Members are processes, not ordinals. A second process of an ordinal waits until the first is lost; a process whose place
   was taken is refused for good.
+- A process that beats and cannot take part (it never stops, never connects to its neighbours, or its exchanges break again
+  and again) is left out for a time that doubles, so that the others can work.
 
 A process that joins a running ring waits for the step under way; only a fault cuts a step short. What the members hold
 and what has to be computed again is :mod:`recovery`; sockets are :mod:`control`.
@@ -28,6 +30,10 @@ from typing import Final
 
 SELF: Final = 0
 """The link of rank 0 to itself."""
+_MOST_EXCLUSION: Final = 600.0
+_STRIKES: Final = 3
+_STRIKE_SECONDS: Final = 60.0
+"""So many breaks in this time, with nobody lost between them, are one member's fault."""
 BUILT: Final = -1
 """The number of the "step" that is the building of a ring; steps count from 0."""
 
@@ -44,6 +50,8 @@ class Limits:
     """A member must have connected to its neighbours by then."""
     gather: float = 10.0
     """How long a first ring of N-1 waits for the last one. A ring that was formed before never waits."""
+    exclude: float = 30.0
+    """How long a process that beats and cannot take part is left out at first; each time again twice as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +159,10 @@ class Membership:
         self._limits = limits
         self._members: dict[int, _Member] = {SELF: _Member(leader, SELF, heard=now)}
         self._door: dict[int, Candidate] = {}
-        """Second processes of an ordinal, by link."""
+        """Who waits, by link: second processes of an ordinal, and the excluded."""
+        self._excluded: dict[str, tuple[float, float]] = {}
+        """By process, until when it is left out, and how long the last exclusion was."""
+        self._strikes: list[float] = []
         self._counted: dict[int, str] = {leader.ordinal: leader.process}
         """The process that was counted last for each ordinal."""
         self._replaced: set[str] = set()
@@ -197,16 +208,14 @@ class Membership:
         """A process that has loaded its weights and is in no ring asks to be a member."""
         if reason := self._against(candidate):
             return [Refuse(link, f"Rank {candidate.ordinal} (pod {candidate.pod}) {reason}")]
+        self._door = {at: other for at, other in self._door.items() if other.process != candidate.process}
+        self._door[link] = candidate
         before = self._at(candidate.ordinal)
-        if before is None:
-            return self._welcome(link, candidate, now) + self._advance(now)
-        if before.candidate.process != candidate.process:
-            self._door = {at: other for at, other in self._door.items() if other.process != candidate.process}
-            self._door[link] = candidate
-            return []
-        # The same process over a new link: the old link is dead, whatever TCP says of it.
-        actions = self._remove(before, "it came back over a new connection", now)
-        return actions + self._welcome(link, candidate, now) + self._advance(now)
+        actions: list[Action] = []
+        if before is not None and before.candidate.process == candidate.process:
+            # The same process over a new link: the old link is dead, whatever TCP says of it.
+            actions = self._remove(before, "it came back over a new connection", now)
+        return actions + self._advance(now)
 
     def heard(self, link: int, now: float) -> None:
         """Anything came over a link."""
@@ -235,13 +244,21 @@ class Membership:
         member.answered = number
         return self._advance(now)
 
-    def broken(self, link: int, epoch: int, number: int, reason: str, now: float) -> list[Action]:
-        """A member gave up a step and left the ring of ``epoch``, which is no longer whole, whoever is to blame."""
+    def broken(
+        self, link: int, epoch: int, number: int, reason: str, now: float, *, suspect: int | None = None
+    ) -> list[Action]:
+        """A member gave up a step and left the ring of ``epoch``, which is no longer whole, whoever is to blame.
+
+        ``suspect`` is the rank that it waited for, where it knows.
+        """
         member = self._members.get(link)
         if not member or not member.bound or epoch != self.ring:
             return []
         member.answered = number
-        return self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True) + self._advance(now)
+        actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
+        if actions:  # it is the first to say so
+            actions += self._strike(link, suspect, now)
+        return actions + self._advance(now)
 
     def withdrawn(self, now: float) -> list[Action]:
         """The members were never told of the ring that was to be built: it was fenced before."""
@@ -266,8 +283,11 @@ class Membership:
                 member.heard += pause
             self._phase_since += pause
         actions: list[Action] = []
-        for member in list(self._members.values()):
-            if reason := self._overdue(member, now):
+        for member in reversed(self._ordered()):
+            if reason := self._silent(member, now):
+                actions += self._remove(member, reason, now)
+            elif reason := self._overdue(member, now):
+                self._exclude(member, now)
                 actions += self._remove(member, reason, now)
         return actions + self._advance(now)
 
@@ -291,17 +311,51 @@ class Membership:
             return "was away, and another process has taken its place; it must end."
         return None
 
+    def _silent(self, member: _Member, now: float) -> str | None:
+        silence = now - member.heard
+        if member.link == SELF or silence <= self._limits.heartbeat:
+            return None
+        return f"it was silent for {silence:.2f} s, more than the limit of {self._limits.heartbeat:g} s"
+
     def _overdue(self, member: _Member, now: float) -> str | None:
         if member.link == SELF:
             return None
-        if (silence := now - member.heard) > self._limits.heartbeat:
-            return f"it was silent for {silence:.2f} s, more than the limit of {self._limits.heartbeat:g} s"
         waited = now - self._phase_since
         if self.phase is Phase.FENCING and self._aborted and not self._stopped(member) and waited > self._limits.stop:
             return f"it did not stop within {self._limits.stop:g} s"
         if self.phase is Phase.FORMING and member.answered < BUILT and waited > self._limits.form:
             return f"it did not connect to its neighbours within {self._limits.form:g} s"
         return None
+
+    def _strike(self, link: int, suspect: int | None, now: float) -> list[Action]:
+        """Leaves out who is to blame for the breaks of the last minute, if they were too many."""
+        self._strikes = [at for at in self._strikes if now - at < _STRIKE_SECONDS] + [now]
+        if len(self._strikes) < _STRIKES:
+            return []
+        ring = [member for member in self._ordered() if member.bound]
+        blamed = ring[suspect] if suspect is not None and suspect < len(ring) else self._members[link]
+        if blamed.link == SELF:
+            blamed = self._members[link]
+        if blamed.link == SELF:
+            return []
+        self._exclude(blamed, now)
+        return self._remove(blamed, f"exchanges with it broke {_STRIKES} times in a minute", now)
+
+    def _exclude(self, member: _Member, now: float) -> None:
+        process = member.candidate.process
+        _, last = self._excluded.get(process, (now, self._limits.exclude / 2))
+        seconds = min(2 * last, _MOST_EXCLUSION)
+        self._excluded[process] = now + seconds, seconds
+
+    def _admit(self, now: float) -> list[Action]:
+        """Lets in who waits for a place that is free now."""
+        actions: list[Action] = []
+        for link, candidate in list(self._door.items()):
+            until, _ = self._excluded.get(candidate.process, (now, 0.0))
+            if self._at(candidate.ordinal) is None and now >= until:
+                del self._door[link]
+                actions += self._welcome(link, candidate, now)
+        return actions
 
     def _welcome(self, link: int, candidate: Candidate, now: float) -> list[Action]:
         """Counts a process; a ring that runs stops for it at the next step."""
@@ -316,13 +370,9 @@ class Membership:
         del self._members[member.link]
         ordinal = member.candidate.ordinal
         actions: list[Action] = [Lost(member.link, ordinal, reason)]
+        self._strikes.clear()
         if member.bound:
             actions += self._fence(f"rank {ordinal} is lost: {reason}", now, abort=True)
-        for link, candidate in self._door.items():
-            if candidate.ordinal == ordinal:
-                del self._door[link]
-                actions += self._welcome(link, candidate, now)
-                break
         return actions
 
     def _fence(self, reason: str, now: float, *, abort: bool) -> list[Action]:
@@ -342,21 +392,22 @@ class Membership:
 
     def _advance(self, now: float) -> list[Action]:
         """The steps from one phase to the next that need no event of their own."""
+        actions = self._admit(now)
         members = self._ordered()
         if self.phase is Phase.FORMING and all(member.answered >= BUILT for member in members):
             self.phase = Phase.FORMED
             self._formed_before = True
-            return [Formed(self.epoch, self.ordinals, seconds=now - self._began)]
+            return [*actions, Formed(self.epoch, self.ordinals, seconds=now - self._began)]
         if self.phase is Phase.FENCING and all(map(self._stopped, members)):
             self.phase = Phase.GATHERING
         if self.phase is not Phase.GATHERING or len(members) < self.quorum:
             self._enough_since = None
-            return []
+            return actions
         if self._enough_since is None:
             self._enough_since = now
         if len(members) < self.size and not self._formed_before and now - self._enough_since < self._limits.gather:
-            return []
-        return self._form(members, now)
+            return actions
+        return actions + self._form(members, now)
 
     def _form(self, members: list[_Member], now: float) -> list[Action]:
         # Later than any epoch that a member has heard of: it may come from the ring of another rank 0.
