@@ -547,6 +547,8 @@ class Scheduler:
             sequence = self._sequences[source]
             layout = sequence.layout.copy()
             layout.truncate(length)
+            if layout.length < length:  # a loss has cut it shorter than the index knows
+                continue
             placement = self._placement(layout, len(prompt))
             thrown_away = sequence.layout.length - length
             go_on = [False] if self._prefixes.is_kept(source) and source not in unsettled else []
