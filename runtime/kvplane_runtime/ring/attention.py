@@ -284,7 +284,8 @@ class WindowPass:
             for peer in range(ring.size)
             if peer != self._rank and self.rows and self._shown[peer].total
         }
-        under_way = [ring.post(receives=[(tensor, peer) for peer, tensor in homecoming.items()], tag=_HOME_TAG)]
+        receives = [(tensor, peer) for peer, tensor in homecoming.items()]
+        under_way = [ring.post(receives=receives, tag=_HOME_TAG, later=True)]
         own: Partial | None = None
         current = query.contiguous()
         for step in range(ring.size):
@@ -302,12 +303,12 @@ class WindowPass:
                 else:
                     out, lse = running.partial()
                     home = torch.cat([out, lse.unsqueeze(-1)], dim=-1)
-                    under_way.append(ring.post(sends=[(home, owner)], tag=_HOME_TAG))
+                    under_way.append(ring.post(sends=[(home, owner)], tag=_HOME_TAG, later=True))
             if pending is not None:
                 pending.wait()
                 current = coming
-        for pending in under_way:
-            pending.wait()
+        for homeward in under_way:
+            homeward.wait()
         merged = Running(query)
         for peer in range(ring.size):
             if peer == self._rank and own is not None:

@@ -78,12 +78,14 @@ class Pending:
     peers: tuple[int, ...]
     posted_at: float
     error: RingBrokenError | None = None
+    queued: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
     """Held until it is over."""
 
     def wait(self) -> None:
         """Returns when all of it is done; raises RingBrokenError."""
         begin = time.perf_counter()
+        self.ring._queue_up(self)
         self.done.acquire()
         self.done.release()
         self.ring.traffic.waited_seconds += time.perf_counter() - begin
@@ -157,11 +159,17 @@ class Ring:
         return (self.rank - 1) % self.size
 
     def post(
-        self, *, sends: Sequence[tuple[Tensor, int]] = (), receives: Sequence[tuple[Tensor, int]] = (), tag: int = 0
+        self,
+        *,
+        sends: Sequence[tuple[Tensor, int]] = (),
+        receives: Sequence[tuple[Tensor, int]] = (),
+        tag: int = 0,
+        later: bool = False,
     ) -> Pending:
         """Starts sending contiguous tensors to ranks and receiving into contiguous tensors from ranks.
 
-        Between two ranks, messages of one tag arrive in the order in which they were posted.
+        Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted is watched in
+        that order too, and may not depend on what is posted after it: unless ``later``, then it is watched from ``wait`` on.
         """
         group = self._alive()
         try:
@@ -174,6 +182,7 @@ class Ring:
             [tensor for tensor, _ in (*sends, *receives)],
             tuple(peer for _, peer in (*receives, *sends)),
             sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
+            later=later,
         )
 
     def all_gather(self, mine: Tensor, everyone: Tensor) -> None:
@@ -217,7 +226,9 @@ class Ring:
             raise RuntimeError("A ring of one has nobody to talk to.")
         return group
 
-    def _watch(self, works: list[dist.Work], buffers: list[Tensor], peers: tuple[int, ...], *, sent: int) -> Pending:
+    def _watch(
+        self, works: list[dist.Work], buffers: list[Tensor], peers: tuple[int, ...], *, sent: int, later: bool = False
+    ) -> Pending:
         pending = Pending(self, works, buffers, peers, posted_at=time.perf_counter())
         pending.done.acquire()
         with self._guard:
@@ -226,8 +237,14 @@ class Ring:
             self._under_way.add(pending)
         self.traffic.operations += 1
         self.traffic.sent_bytes += sent
-        self._queue.put(pending)
+        if not later:
+            self._queue_up(pending)
         return pending
+
+    def _queue_up(self, pending: Pending) -> None:
+        if not pending.queued:
+            pending.queued = True
+            self._queue.put(pending)
 
     def _finish_all(self) -> None:
         while (pending := self._queue.get()) is not None:
