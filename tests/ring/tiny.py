@@ -42,7 +42,7 @@ _SLIDING = {"sliding_window": 40}
 
 SERVED = (
     Tiny("llama", "llama"),
-    Tiny("llama, 5 query heads for each key head", "llama", {"num_attention_heads": 10, "num_key_value_heads": 2}),
+    Tiny("llama, 5 query heads for each key head", "llama", {"hidden_size": 160, "num_attention_heads": 10}),
     Tiny("qwen2", "qwen2"),
     Tiny("qwen3", "qwen3"),
     Tiny("qwen2_moe", "qwen2_moe", {**_EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 64}),

@@ -109,7 +109,6 @@ def _unknown_rope(config: PreTrainedConfig) -> Refusal:
     return None
 
 
-_MODEL_CHECKS: Final[tuple[Callable[[PreTrainedConfig], Refusal], ...]] = (_no_causal_model, _fixed_attention)
 _TEXT_CHECKS: Final[tuple[Callable[[PreTrainedConfig], Refusal], ...]] = (
     _other_layers,
     _latent_attention,
@@ -124,12 +123,12 @@ _TEXT_CHECKS: Final[tuple[Callable[[PreTrainedConfig], Refusal], ...]] = (
 def examine(config: PreTrainedConfig) -> Architecture:
     """What the engine has to know of the model with this configuration; raises UnsupportedArchitectureError."""
     text = config.get_text_config()
-    for checked, checks in ((config, _MODEL_CHECKS), (text, _TEXT_CHECKS)):
-        for check in checks:
-            if (refusal := check(checked)) is not None:
-                raise UnsupportedArchitectureError(
-                    f"The ring does not serve models of type {config.model_type}: {refusal}."
-                )
+    refusal = _no_causal_model(config)
+    for check in _TEXT_CHECKS:
+        refusal = refusal or check(text)
+    refusal = refusal or _fixed_attention(config)
+    if refusal is not None:
+        raise UnsupportedArchitectureError(f"The ring does not serve models of type {config.model_type}: {refusal}.")
     heads = text.num_attention_heads
     return Architecture(
         model_type=config.model_type,

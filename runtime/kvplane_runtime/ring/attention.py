@@ -419,7 +419,7 @@ class DecodePass:
         mine, everyone = self._buffers(query)
         for at, seen in enumerate(self._slots[window]):
             out, lse = self._partial(layer, query[at : at + 1], seen, self._rows[at].shard, scale)
-            mine[at, :, :size], mine[at, :, size] = out.view(heads, size), lse.view(heads)
+            mine[at, :, :size], mine[at, :, size] = out.reshape(heads, size), lse.reshape(heads)
         if self._ring.size > 1:
             self._ring.all_gather(mine, everyone)
             out, lse = combine(everyone[..., :size], everyone[..., size])

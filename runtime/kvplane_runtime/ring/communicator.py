@@ -96,13 +96,22 @@ class Pending:
 class Ring:
     """One epoch's ring, seen from one of its ranks. All ranks must call the same operations in the same order."""
 
-    def __init__(self, *, epoch: int, rank: int, size: int, group: "dist.ProcessGroupGloo | None") -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        rank: int,
+        size: int,
+        group: "dist.ProcessGroupGloo | None",
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
         """Use :meth:`form`, or :meth:`alone`."""
         self.epoch = epoch
         self.rank = rank
         self.size = size
         self.traffic = Traffic()
         self._group = group
+        self._quiet = datetime.timedelta(seconds=quiet_seconds)
         self._guard = threading.Lock()
         self._under_way: set[Pending] = set()
         self._broken: RingBrokenError | None = None
@@ -145,8 +154,7 @@ class Ring:
             raise RingBrokenError(
                 f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
             ) from error
-        group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
-        return cls(epoch=epoch, rank=rank, size=size, group=group)
+        return cls(epoch=epoch, rank=rank, size=size, group=group, quiet_seconds=quiet_seconds)
 
     # What the model does.
 
@@ -250,7 +258,7 @@ class Ring:
         while (pending := self._queue.get()) is not None:
             try:
                 for work in pending.works:
-                    work.wait()
+                    work.wait(self._quiet)
             except RuntimeError as error:
                 self._break(error, pending.peers)
             with self._guard:
