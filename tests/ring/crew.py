@@ -120,7 +120,10 @@ class FakeModel:
             self._layouts[fork.child] = self._layouts[fork.parent].copy()
             self._layouts[fork.child].truncate(fork.length)
             self._kv[fork.child] = {at: t for at, t in self._kv[fork.parent].items() if at < fork.length}
-        rows = [self._next(ring, step, decode.sequence, decode.position, {decode.position: decode.token}) for decode in step.decode]
+        rows = [
+            self._next(ring, step, decode.sequence, decode.position, {decode.position: decode.token})
+            for decode in step.decode
+        ]
         for decode in step.decode:
             rank = self._layouts[decode.sequence].append_token(decode.position)
             if rank == ring.rank:
@@ -151,7 +154,9 @@ class FakeModel:
 
     def _next(self, ring: FakeRing, step: messages.Step, sequence: int, last: int, new: Mapping[int, int]) -> int:
         mine = {at: token for at, token in {**self._kv.get(sequence, {}), **new}.items() if at <= last}
-        said = ring.room.gather((f"step {sequence} {last}", step.number), ring.rank, mine, lambda: self._process.broken(ring))
+        said = ring.room.gather(
+            (f"step {sequence} {last}", step.number), ring.rank, mine, lambda: self._process.broken(ring)
+        )
         tokens: dict[int, int] = {}
         for part in said.values():
             for at, token in part.items():
@@ -185,7 +190,12 @@ class Process:
     def _build(self, form: messages.Form) -> Any:
         room = self.crew.room(form)
         ring = FakeRing(form.epoch, form.rank, len(form.members), room)
-        room.gather(("built", form.epoch), form.rank, None, lambda: "killed" if self.killed.is_set() else None if not self.over(form) else "over")
+        room.gather(
+            ("built", form.epoch),
+            form.rank,
+            None,
+            lambda: "killed" if self.killed.is_set() else None if not self.over(form) else "over",
+        )
         return ring
 
     def over(self, form: messages.Form) -> bool:
@@ -298,7 +308,9 @@ class Answer:
 class Crew:
     """All processes of one ring."""
 
-    def __init__(self, size: int, *, capacity: int = 100_000, limits: Limits | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self, size: int, *, capacity: int = 100_000, limits: Limits | None = None, policy: Policy | None = None
+    ) -> None:
         self.size = size
         self.capacity = capacity
         self.limits = limits or Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=0.3)

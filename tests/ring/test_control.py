@@ -57,9 +57,7 @@ class Leader(Side):
 class Worker(Side):
     def __init__(self, leader: Leader, ordinal: int, size: int) -> None:
         super().__init__()
-        self.tether = Tether(
-            host=HOST, port=leader.hub.port, limits=LIMITS, deliver=self.told.put, fence=self.fence
-        )
+        self.tether = Tether(host=HOST, port=leader.hub.port, limits=LIMITS, deliver=self.told.put, fence=self.fence)
         self.tether.start()
         self.tether.join(joins(ordinal, size))
 
@@ -123,7 +121,10 @@ def test_a_silent_worker_is_fenced_out_and_its_work_is_void(sides: tuple[Leader,
     leader.hub.stopped(1)
     other.tether.send(messages.Fault(0, 2, 0, "fenced"))
     order = leader.next(FormOrder)
-    assert [(seat.member.ordinal, seat.rank_before, seat.finished) for seat in order.seats] == [(0, 0, BUILT), (2, 2, BUILT)]
+    assert [(seat.member.ordinal, seat.rank_before, seat.finished) for seat in order.seats] == [
+        (0, 0, BUILT),
+        (2, 2, BUILT),
+    ]
     assert leader.form(order)
     assert other.build().epoch == order.epoch
     leader.hub.answer(messages.Formed(order.epoch, 0))

@@ -124,7 +124,9 @@ def test_a_new_rank_0_finds_what_the_workers_hold(crew: Crew) -> None:
 
 
 def test_what_does_not_fit_three_ranks_waits_for_the_fourth() -> None:
-    crew = Crew(4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=30.0))
+    crew = Crew(
+        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=30.0)
+    )
     try:
         crew.formed(0, 1, 2, 3)
         reached = in_step(crew, 1, "decode", batch=2)
@@ -141,7 +143,9 @@ def test_what_does_not_fit_three_ranks_waits_for_the_fourth() -> None:
 
 
 def test_a_parked_request_that_waited_too_long_fails_with_a_sentence() -> None:
-    crew = Crew(4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=0.0))
+    crew = Crew(
+        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=0.0)
+    )
     try:
         crew.formed(0, 1, 2, 3)
         reached = in_step(crew, 1, "decode")

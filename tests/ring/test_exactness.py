@@ -50,9 +50,7 @@ def converse(tiny: Tiny, model: torch.nn.Module) -> Conversation:
     long = [draw.randrange(3, VOCABULARY) for _ in range(PROMPT + ANSWER + SECOND + AFTER)]
     short = [draw.randrange(3, VOCABULARY) for _ in range(SHORT + ANSWER)]
     with torch.inference_mode():
-        return Conversation(
-            long, short, *(model(torch.tensor([tokens])).logits[0].float() for tokens in (long, short))
-        )
+        return Conversation(long, short, *(model(torch.tensor([tokens])).logits[0].float() for tokens in (long, short)))
 
 
 class Errors:
@@ -66,9 +64,7 @@ class Errors:
 
 
 @pytest.mark.parametrize("tiny", SERVED, ids=lambda tiny: tiny.name)
-def test_logits_are_those_of_the_unsharded_model(
-    tiny: Tiny, rings: Rings, table: dict[str, dict[int, float]]
-) -> None:
+def test_logits_are_those_of_the_unsharded_model(tiny: Tiny, rings: Rings, table: dict[str, dict[int, float]]) -> None:
     model = build(tiny)
     talk = converse(tiny, model)
     for size in (2, 3, 4):

@@ -15,7 +15,9 @@ HEADS = ((8, 8), (8, 2), (6, 1))
 ERROR = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
-def drawn(rows: int, keys: int, heads: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
+def drawn(
+    rows: int, keys: int, heads: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int = 0
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [
         torch.randn(1, count, length, 32, generator=generator).to(dtype)

@@ -21,7 +21,9 @@ def test_ranks_are_told_what_a_pod_would_be() -> None:
     told = [environment(trial, rank, ports=(1, 2), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
     found = [from_environment(each, hostname="laptop") for each in told]
     assert [each.ordinal for each in found] == [0, 1, 2, 3]
-    assert {(each.world_size, each.leader, each.address, each.threads) for each in found} == {(4, "127.0.0.1", "127.0.0.1", 2)}
+    assert {(each.world_size, each.leader, each.address, each.threads) for each in found} == {
+        (4, "127.0.0.1", "127.0.0.1", 2)
+    }
     assert {(each.port, each.control_port, each.store_port, each.short_tokens) for each in found} == {(8100, 1, 2, 0)}
     assert {each.kv_percent for each in found} == {15}, "they share one memory"
     assert {each.parent for each in found} == {os.getpid()}
@@ -50,7 +52,9 @@ def test_serve_without_settings_says_which_and_ends_with_2(capsys: pytest.Captur
 
 
 def children(pid: int) -> set[int]:
-    return {int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()}
+    return {
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    }
 
 
 def gone(pids: set[int]) -> bool:

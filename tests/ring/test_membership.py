@@ -174,9 +174,7 @@ def test_a_second_process_waits_for_the_first_and_then_takes_its_place_for_good(
     ring.disconnected(2, 2.0)
     assert only(ring.stopped(1, 2.0), Form).links == (0, 1, 10, 3)
     refusal = only(ring.joined(11, candidate(2), 3.0), Refuse)
-    assert refusal.reason == (
-        "Rank 2 (pod pod-2) was away, and another process has taken its place; it must end."
-    )
+    assert refusal.reason == ("Rank 2 (pod pod-2) was away, and another process has taken its place; it must end.")
 
 
 def test_two_losses_leave_too_few_until_one_is_back() -> None:
@@ -366,7 +364,9 @@ class World:
         self.workers[process.link] = process
         self.act(
             self.ring.joined(
-                process.link, candidate(process.ordinal, process.name, epoch=process.epoch, world_size=self.size), self.now
+                process.link,
+                candidate(process.ordinal, process.name, epoch=process.epoch, world_size=self.size),
+                self.now,
             )
         )
 

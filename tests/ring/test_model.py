@@ -165,7 +165,9 @@ def test_what_a_caller_may_get_wrong(world: World) -> None:
     window = Window(sequence=1, start=60, tokens=[5], placement=0, logits=True)
     with pytest.raises(ValueError, match="is to lie whole on rank 0, and other ranks hold some of its KV"):
         model.run(Step(epoch=epoch, number=1, window=window))
-    with pytest.raises(ValueError, match=r"The layouts are of rank 0 of 3 and the ring has this process as rank 0 of 1"):
+    with pytest.raises(
+        ValueError, match=r"The layouts are of rank 0 of 3 and the ring has this process as rank 0 of 1"
+    ):
         model.bind(Ring.alone())
     fresh = RingModel(world.models[0]._model, model.architecture)
     with pytest.raises(ValueError, match="bound to no ring"):
@@ -192,9 +194,7 @@ def test_a_sliding_layer_gets_just_the_tokens_before_its_pieces(rings: Rings) ->
     world = World(rings, model, 3)
     with torch.inference_mode():
         expected = model(torch.tensor([TOKENS])).logits[0]
-    result = world.step(
-        window=Window(sequence=1, start=0, tokens=TOKENS[:294], placement="zigzag", logits=True)
-    )
+    result = world.step(window=Window(sequence=1, start=0, tokens=TOKENS[:294], placement="zigzag", logits=True))
     assert result.logits is not None
     assert close(result.logits[0], expected[293])
     # Rank 0 has the first and the last of 6 pieces; 39 tokens before the second piece are all it has to send.
@@ -239,7 +239,9 @@ def test_a_model_that_hides_its_window_in_a_mask_is_refused() -> None:
     model = build(Tiny("qwen2", "qwen2"))
     model.config.layer_types[1] = "sliding_attention"
     model.config.sliding_window = 8
-    with pytest.raises(UnsupportedArchitectureError, match="layer 1 is of type sliding_attention and tells its attention"):
+    with pytest.raises(
+        UnsupportedArchitectureError, match="layer 1 is of type sliding_attention and tells its attention"
+    ):
         RingModel.of(model)
 
 
@@ -249,8 +251,15 @@ def test_a_model_that_hides_its_window_in_a_mask_is_refused() -> None:
         ({}, 4096),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, 4096),
         (
-            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8,
-                                 "long_factor": [2.0] * 8, "original_max_position_embeddings": 512}},
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                    "original_max_position_embeddings": 512,
+                }
+            },
             512,
         ),
     ],

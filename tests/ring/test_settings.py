@@ -105,7 +105,11 @@ def test_every_setting_can_be_given() -> None:
             {},
             "KVPLANE_RING_ORDINAL is not set; set it to this rank, as the host name 'laptop' does not end in a number.",
         ),
-        ("demo-ring-0-2", {"KVPLANE_RING_MODEL": ""}, "KVPLANE_RING_MODEL is not set; set it to the folder of the model."),
+        (
+            "demo-ring-0-2",
+            {"KVPLANE_RING_MODEL": ""},
+            "KVPLANE_RING_MODEL is not set; set it to the folder of the model.",
+        ),
         (
             "demo-ring-0-2",
             {"PROMPT_SPLIT_STRATEGY": "NONE"},
@@ -165,7 +169,9 @@ def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
 def test_kv_takes_its_share_of_the_memory_that_is_free(tmp_path: Path) -> None:
     assert capacity_tokens(settings(KVPLANE_RING_KV_TOKENS="512"), kv_bytes_per_token=1, free_bytes=0) == 512
     assert capacity_tokens(settings(KVPLANE_RING_KV_PERCENT="50"), kv_bytes_per_token=1000, free_bytes=10**6) == 500
-    with pytest.raises(SettingsError, match="hold 60 KV tokens of 10000 bytes, fewer than 256; give the pod more memory"):
+    with pytest.raises(
+        SettingsError, match="hold 60 KV tokens of 10000 bytes, fewer than 256; give the pod more memory"
+    ):
         capacity_tokens(settings(), kv_bytes_per_token=10_000, free_bytes=1_000_000)
 
 

@@ -67,9 +67,14 @@ SERVED = (
     Tiny("glm4", "glm4"),
     Tiny("starcoder2", "starcoder2", _SLIDING),
     Tiny("seed_oss", "seed_oss"),
-    Tiny("llama4_text, within its chunk", "llama4_text", {
-        "intermediate_size_mlp": 256, "num_local_experts": 2, "attention_chunk_size": 4096, "moe_layers": []}),
-    Tiny("gpt_oss, sinks", "gpt_oss", {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}, reference="eager"),
+    Tiny(
+        "llama4_text, within its chunk",
+        "llama4_text",
+        {"intermediate_size_mlp": 256, "num_local_experts": 2, "attention_chunk_size": 4096, "moe_layers": []},
+    ),
+    Tiny(
+        "gpt_oss, sinks", "gpt_oss", {**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2}, reference="eager"
+    ),
     Tiny("helium", "helium"),
     Tiny("ernie4_5", "ernie4_5"),
     Tiny("hunyuan_v1_dense", "hunyuan_v1_dense"),
@@ -80,11 +85,32 @@ SERVED = (
     Tiny("granitemoe", "granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Tiny("gpt_neox", "gpt_neox"),
     Tiny("gpt2, learned positions", "gpt2", {"n_positions": 4096}),
-    Tiny("llama, llama3 frequencies", "llama", {"rope_parameters": {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 256}}),
-    Tiny("qwen3, yarn frequencies", "qwen3", {"rope_parameters": {
-        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}}),
+    Tiny(
+        "llama, llama3 frequencies",
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 256,
+            }
+        },
+    ),
+    Tiny(
+        "qwen3, yarn frequencies",
+        "qwen3",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 256,
+            }
+        },
+    ),
 )
 
 REFUSED = (

@@ -38,7 +38,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         if parsed.ranks < 1:
             parser.error(f"--ranks is {parsed.ranks}; a ring has at least one.")
         if not (parsed.model / "config.json").is_file():
-            parser.error(f"--model is {parsed.model}, and there is no {parsed.model / 'config.json'}; give a model's folder.")
+            parser.error(
+                f"--model is {parsed.model}, and there is no {parsed.model / 'config.json'}; give a model's folder."
+            )
     return parsed
 
 

@@ -62,7 +62,9 @@ def _fixed_attention(config: PreTrainedConfig) -> Refusal:
 
 def _other_layers(config: PreTrainedConfig) -> Refusal:
     others = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
-    return f"it has layers of type {', '.join(others)}, which keep a state that is no keys and values" if others else None
+    return (
+        f"it has layers of type {', '.join(others)}, which keep a state that is no keys and values" if others else None
+    )
 
 
 def _latent_attention(config: PreTrainedConfig) -> Refusal:

@@ -243,9 +243,7 @@ class WindowPass:
             tag=tag,
         )
 
-    def _compute(
-        self, running: Running, asks: int, shows: int, query: Tensor, keys: Tensor, scale: float
-    ) -> None:
+    def _compute(self, running: Running, asks: int, shows: int, query: Tensor, keys: Tensor, scale: float) -> None:
         """The blocks of one rank's queries with another's keys [2, Hk, S, D]."""
         pair = asks, shows
         if pair not in self._blocks:
@@ -367,12 +365,13 @@ class WindowPass:
         sends = tuple(
             (rank, given)
             for rank in ranks
-            if rank != self._rank
-            and (given := plan.share(self._layout, self._pieces, self._rank, wanted[rank])).total
+            if rank != self._rank and (given := plan.share(self._layout, self._pieces, self._rank, wanted[rank])).total
         )
         where = positions([run for given in shares for run in given.runs], device)
         if where.numel() != sum(len(part) for part in wanted[self._rank]):
-            raise ValueError("A window was started with earlier positions missing; windows over lost KV go in ascending order.")
+            raise ValueError(
+                "A window was started with earlier positions missing; windows over lost KV go in ascending order."
+            )
         masks: dict[tuple[int, int, int, int], Mask] = {}
         found = []
         for band in plan.bands(self._pieces[self._rank], wanted[self._rank], window):

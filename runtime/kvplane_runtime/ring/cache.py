@@ -49,7 +49,9 @@ class Shard:
         """Keys and values [2, Hk, L, D] of the slots; no copy."""
         store = self._layers[layer]
         if store is None:
-            raise ValueError(f"Slots {slots.begin} to {slots.end} of layer {layer} are read, and nothing was written there.")
+            raise ValueError(
+                f"Slots {slots.begin} to {slots.end} of layer {layer} are read, and nothing was written there."
+            )
         return store[:, :, slots.begin : slots.end]
 
     def keep(self, slots: Sequence[Range]) -> None:

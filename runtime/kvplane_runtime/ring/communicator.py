@@ -64,7 +64,9 @@ def connect(*, host: str, port: int, seconds: float = FORM_SECONDS) -> Store:
             host, port, None, is_master=False, timeout=datetime.timedelta(seconds=seconds), wait_for_workers=False
         )
     except RuntimeError as error:
-        raise RingBrokenError(f"The rendezvous store at {host}:{port} did not answer in {seconds:g} s ({error}).") from error
+        raise RingBrokenError(
+            f"The rendezvous store at {host}:{port} did not answer in {seconds:g} s ({error})."
+        ) from error
 
 
 @dataclass(slots=True, eq=False)
@@ -277,7 +279,8 @@ class Ring:
         with self._guard:
             if self._broken is None:
                 self._broken = RingBrokenError(
-                    f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).", peers=peers
+                    f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).",
+                    peers=peers,
                 )
             broken = self._broken
         self.abort()

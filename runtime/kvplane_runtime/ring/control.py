@@ -316,9 +316,7 @@ class Hub:
                 self._carry_out(membership.done(link, message.epoch, message.number, now))
             case messages.Fault():
                 self._carry_out(
-                    membership.broken(
-                        link, message.epoch, message.number, message.reason, now, suspect=message.suspect
-                    )
+                    membership.broken(link, message.epoch, message.number, message.reason, now, suspect=message.suspect)
                 )
             case messages.Loading():
                 self._tell(message)
@@ -333,7 +331,9 @@ class Hub:
                 case Form():
                     self._order(action)
                 case Formed():
-                    log.info("Epoch %d: a ring of ranks %s, after %.2f s.", action.epoch, action.ordinals, action.seconds)
+                    log.info(
+                        "Epoch %d: a ring of ranks %s, after %.2f s.", action.epoch, action.ordinals, action.seconds
+                    )
                     self._tell(action)
                 case Lost():
                     log.warning("Rank %d is lost: %s.", action.ordinal, action.reason)
@@ -550,4 +550,3 @@ def _candidate(join: messages.Join) -> Candidate:
         identity=identity(join.config_hash, join.world_size),
         epoch=join.epoch,
     )
-

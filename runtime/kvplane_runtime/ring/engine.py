@@ -223,7 +223,9 @@ class Leader:
         self._expired_at = now
         self._publish(self._scheduler.expire(now=now))
         if not self._formed and self._clients and now - self._whole_at > self._policy.park_seconds:
-            waited = f"The ring has had too few ranks for {self._policy.park_seconds:g} s; retry when it is formed again."
+            waited = (
+                f"The ring has had too few ranks for {self._policy.park_seconds:g} s; retry when it is formed again."
+            )
             self._publish(self._scheduler.fail_all(Refusal(503, "ring_not_formed", waited, retry_after_seconds=30)))
 
     def _publish(self, events: Sequence[Event]) -> None:

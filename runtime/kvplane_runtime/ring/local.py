@@ -53,7 +53,9 @@ class Trial:
     """Further ``KVPLANE_RING_*``, for all ranks."""
 
 
-def environment(trial: Trial, rank: int, *, ports: Sequence[int], base: Mapping[str, str], cores: int) -> dict[str, str]:
+def environment(
+    trial: Trial, rank: int, *, ports: Sequence[int], base: Mapping[str, str], cores: int
+) -> dict[str, str]:
     """What one rank is told. ``ports``: of the control connections and of the store."""
     control, store = ports
     threads = max(1, cores // trial.ranks)
@@ -107,9 +109,7 @@ class Local:
         return status
 
     def _start(self, number: int) -> _Rank:
-        told = environment(
-            self._trial, number, ports=self._ports, base=os.environ, cores=len(os.sched_getaffinity(0))
-        )
+        told = environment(self._trial, number, ports=self._ports, base=os.environ, cores=len(os.sched_getaffinity(0)))
         process = subprocess.Popen(
             [sys.executable, "-m", "kvplane_runtime.ring", "serve"],
             env=told,
@@ -155,7 +155,7 @@ class Local:
         return (
             f"The ring of {self._trial.ranks} is formed (rank:pid {pids}). Try:\n"
             f"  curl http://{_LOOPBACK}:{self._trial.port}/v1/completions -H 'content-type: application/json' \\\n"
-            f"    -d '{{\"model\": \"{self._trial.model.name}\", \"prompt\": \"Once upon a time\", \"stream\": true}}'"
+            f'    -d \'{{"model": "{self._trial.model.name}", "prompt": "Once upon a time", "stream": true}}\''
         )
 
     def _stop(self, *_: object) -> None:

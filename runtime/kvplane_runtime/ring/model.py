@@ -109,7 +109,11 @@ class RingModel:
         """
         held = self.held()
         if layouts is None:
-            if self._ring is not None and self._layouts and (ring.rank, ring.size) != (self._ring.rank, self._ring.size):
+            if (
+                self._ring is not None
+                and self._layouts
+                and (ring.rank, ring.size) != (self._ring.rank, self._ring.size)
+            ):
                 raise ValueError(
                     f"The layouts are of rank {self._ring.rank} of {self._ring.size} and the ring has this process as "
                     f"rank {ring.rank} of {ring.size}: they have to be given anew."

@@ -83,7 +83,9 @@ def _dtype(settings: Settings) -> torch.dtype:
     config = json.loads((settings.model / "config.json").read_text())
     name = settings.dtype
     if name == "auto":
-        name = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
+        name = (
+            config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
+        )
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise SettingsError(f"KVPLANE_RING_DTYPE is auto and the model's dtype is {name!r}; set float32 or bfloat16.")
@@ -150,7 +152,14 @@ def _lead(settings: Settings) -> int:
     model, join = _load(settings, lambda loaded, total: log.info("Loaded %d of %d MiB.", loaded >> 20, total >> 20))
     inbox: SimpleQueue[Any] = SimpleQueue()
     place = Place(model=model, build=partial(_build, settings=settings))
-    hub = Hub(join=join, host=settings.address, port=settings.control_port, limits=settings.limits, tell=inbox.put, fence=place.fence)
+    hub = Hub(
+        join=join,
+        host=settings.address,
+        port=settings.control_port,
+        limits=settings.limits,
+        tell=inbox.put,
+        fence=place.fence,
+    )
     hub.start()
     leader = Leader(
         about=About(

@@ -36,7 +36,9 @@ class _Reversed:
 
     def attend(self, layer: int, query: Tensor, *, scale: float, window: int | None, sinks: Tensor | None) -> Tensor:
         if layer not in self._stored or layer in self.windows:
-            raise UnsupportedArchitectureError(f"Layer {layer} does not store its keys and values once and then attend once.")
+            raise UnsupportedArchitectureError(
+                f"Layer {layer} does not store its keys and values once and then attend once."
+            )
         self.windows[layer] = window
         key, value = self._stored[layer]
         back = self._positions[:, None] - self._positions[None, :]
@@ -60,14 +62,18 @@ def prove(model: Any, architecture: Architecture) -> None:
         positions = torch.arange(_TOKENS - 1, -1, -1, device=device)
         run = _Reversed(positions)
         first = torch.zeros(1, dtype=torch.long, device=device)
-        found = model(
-            tokens.flip(1),
-            position_ids=positions[None],
-            past_key_values=RingCache(architecture.layers, run.store),
-            use_cache=True,
-            logits_to_keep=first,
-            ring=run,
-        ).logits[0, -1].float()
+        found = (
+            model(
+                tokens.flip(1),
+                position_ids=positions[None],
+                past_key_values=RingCache(architecture.layers, run.store),
+                use_cache=True,
+                logits_to_keep=first,
+                ring=run,
+            )
+            .logits[0, -1]
+            .float()
+        )
     if len(run.windows) != architecture.layers:
         raise UnsupportedArchitectureError(
             f"The ring does not serve models of type {kind}: "
