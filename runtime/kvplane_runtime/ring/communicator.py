@@ -13,7 +13,7 @@ Nothing is reduced by the network: results are gathered and merged by rank, so t
 import datetime
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Final
@@ -58,7 +58,10 @@ def serve(*, host: str, port: int = 0) -> tuple[Store, int]:
 
 
 def connect(*, host: str, port: int, seconds: float = FORM_SECONDS) -> Store:
-    """The store that another process serves; raises RingBrokenError if it does not answer in time."""
+    """The store that another process serves; raises RingBrokenError if it does not answer in time.
+
+    Where its process stands still after the kernel has taken the connection, this waits until it goes on or ends.
+    """
     try:
         return dist.TCPStore(
             host, port, None, is_master=False, timeout=datetime.timedelta(seconds=seconds), wait_for_workers=False
@@ -79,8 +82,8 @@ class Pending:
     """Kept from being freed or reused until all is done."""
     peers: tuple[int, ...]
     posted_at: float
-    error: RingBrokenError | None = None
     queued: bool = False
+    broken: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
     """Held until it is over."""
 
@@ -91,8 +94,8 @@ class Pending:
         self.done.acquire()
         self.done.release()
         self.ring.traffic.waited_seconds += time.perf_counter() - begin
-        if self.error is not None:
-            raise self.error
+        if self.broken:
+            raise self.ring._reason()
 
 
 class Ring:
@@ -115,6 +118,7 @@ class Ring:
         self._group = group
         self._quiet = datetime.timedelta(seconds=quiet_seconds)
         self._guard = threading.Lock()
+        """Of what is under way and of the end: what was posted before the end is waited for, and after it nothing is."""
         self._under_way: set[Pending] = set()
         self._broken: RingBrokenError | None = None
         self._queue: SimpleQueue[Pending | None] = SimpleQueue()
@@ -145,17 +149,19 @@ class Ring:
         """
         if size == 1:
             return cls.alone(epoch=epoch)
-        options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-        options._timeout = datetime.timedelta(seconds=form_seconds)
         own = dist.PrefixStore(f"epoch-{epoch}", store)
-        own.set_timeout(options._timeout)
         try:
+            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+            options._timeout = datetime.timedelta(seconds=form_seconds)
+            own.set_timeout(options._timeout)
             group = dist.ProcessGroupGloo(own, rank, size, options)
         except RuntimeError as error:
             raise RingBrokenError(
                 f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
             ) from error
+        # Gathers have the group's limit, sends and receives that of their waits; until here it was that of forming.
+        group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
         return cls(epoch=epoch, rank=rank, size=size, group=group, quiet_seconds=quiet_seconds)
 
     # What the model does.
@@ -181,16 +187,15 @@ class Ring:
         Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted is watched in
         that order too, and may not depend on what is posted after it: unless ``later``, then it is watched from ``wait`` on.
         """
-        group = self._alive()
-        try:
+
+        def start(group: "dist.ProcessGroupGloo") -> list[dist.Work]:
             works = [group.send([tensor], peer, tag) for tensor, peer in sends]
-            works += [group.recv([tensor], peer, tag) for tensor, peer in receives]
-        except RuntimeError as error:
-            raise self._break(error, [peer for _, peer in (*sends, *receives)]) from error
-        return self._watch(
-            works,
-            [tensor for tensor, _ in (*sends, *receives)],
-            tuple(peer for _, peer in (*receives, *sends)),
+            return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]
+
+        return self._start(
+            start,
+            buffers=[tensor for tensor, _ in (*sends, *receives)],
+            peers=tuple(peer for _, peer in (*receives, *sends)),
             sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
             later=later,
         )
@@ -200,56 +205,54 @@ class Ring:
         if self.size == 1:
             everyone.copy_(mine.unsqueeze(0))
             return
-        group = self._alive()
-        others = tuple(rank for rank in range(self.size) if rank != self.rank)
-        try:
-            work = group._allgather_base(everyone.view(-1), mine.view(-1))
-        except RuntimeError as error:
-            raise self._break(error, others) from error
-        sent = mine.numel() * mine.element_size() * (self.size - 1)
-        self._watch([work], [mine, everyone], others, sent=sent).wait()
+        self._start(
+            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],
+            buffers=[mine, everyone],
+            peers=tuple(rank for rank in range(self.size) if rank != self.rank),
+            sent=mine.numel() * mine.element_size() * (self.size - 1),
+        ).wait()
 
     def abort(self, reason: str = "it was aborted") -> None:
         """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
-        with self._guard:
-            if self._broken is None:
-                self._broken = RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}.")
-            broken = self._broken
-            under_way, self._under_way = self._under_way, set()
-        for pending in under_way:
-            pending.error = broken
-            pending.done.release()
-        self._queue.put(None)
+        self._end(RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}."))
 
     @property
     def broken(self) -> RingBrokenError | None:
         """Why it works no more; None while it does."""
         return self._broken
 
-    # The thread that waits.
-
-    def _alive(self) -> "dist.ProcessGroupGloo":
-        group = self._group
-        if self._broken is not None:
-            raise self._broken
-        if group is None:
-            raise RuntimeError("A ring of one has nobody to talk to.")
-        return group
-
-    def _watch(
-        self, works: list[dist.Work], buffers: list[Tensor], peers: tuple[int, ...], *, sent: int, later: bool = False
+    def _start(
+        self,
+        start: Callable[["dist.ProcessGroupGloo"], list[dist.Work]],
+        *,
+        buffers: list[Tensor],
+        peers: tuple[int, ...],
+        sent: int,
+        later: bool = False,
     ) -> Pending:
-        pending = Pending(self, works, buffers, peers, posted_at=time.perf_counter())
+        pending = Pending(self, [], buffers, peers, posted_at=time.perf_counter())
         pending.done.acquire()
-        with self._guard:
-            if self._broken is not None:
-                raise self._broken
-            self._under_way.add(pending)
+        try:
+            with self._guard:
+                pending.works = start(self._alive())
+                self._under_way.add(pending)
+                if not later:
+                    self._queue_up(pending)
+        except RuntimeError as error:
+            self._lose(error, peers)
+            raise self._reason() from error
         self.traffic.operations += 1
         self.traffic.sent_bytes += sent
-        if not later:
-            self._queue_up(pending)
         return pending
+
+    def _alive(self) -> "dist.ProcessGroupGloo":
+        if self._broken is not None:
+            raise self._reason()
+        if self._group is None:
+            raise ValueError("A ring of one has nobody to talk to.")
+        return self._group
+
+    # The thread that waits.
 
     def _queue_up(self, pending: Pending) -> None:
         if not pending.queued:
@@ -261,8 +264,8 @@ class Ring:
             try:
                 for work in pending.works:
                     work.wait(self._quiet)
-            except RuntimeError as error:
-                self._break(error, pending.peers)
+            except Exception as error:  # noqa: BLE001  (whoever waits for this thread has to hear of it)
+                self._lose(error, pending.peers)
             with self._guard:
                 finished = pending in self._under_way
                 self._under_way.discard(pending)
@@ -273,15 +276,28 @@ class Ring:
         # Only now, when nothing is under way any more: a group that is freed earlier joins its threads, and they wait.
         self._group = None
 
-    def _break(self, error: RuntimeError, peers: Sequence[int]) -> RingBrokenError:
+    def _lose(self, error: Exception, peers: Sequence[int]) -> None:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         ranks = ", ".join(str(peer) for peer in sorted(set(peers)))
+        self._end(
+            RingBrokenError(
+                f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).", peers=peers
+            )
+        )
+
+    def _end(self, why: RingBrokenError) -> None:
+        """The first reason stays."""
         with self._guard:
-            if self._broken is None:
-                self._broken = RingBrokenError(
-                    f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).",
-                    peers=peers,
-                )
-            broken = self._broken
-        self.abort()
-        return broken
+            self._broken = self._broken or why
+            under_way, self._under_way = self._under_way, set()
+            for pending in under_way:
+                pending.broken = True
+                self._queue_up(pending)  # what nobody waits for yet ends before the group does, too
+            self._queue.put(None)
+        for pending in under_way:
+            pending.done.release()
+
+    def _reason(self) -> RingBrokenError:
+        """Why it works no more. A new one each time: an error that was raised keeps frames, and with them their tensors."""
+        why = self._broken
+        return RingBrokenError(str(why), peers=() if why is None else why.peers)
