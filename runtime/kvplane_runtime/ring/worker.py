@@ -5,10 +5,11 @@ things are never done here: wait where a fence could not wake it, go on in a rin
 that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them with its next ``Join``.
 """
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from kvplane_runtime.ring import messages
@@ -74,8 +75,7 @@ def runs(held: Sequence[messages.Positions]) -> tuple[Run, ...]:
 
 def layout(table: messages.Table) -> Layout:
     """The layout that a table describes."""
-    held = [[part for run in runs(mine) for part in run.ranges()] for mine in table.held]
-    return Layout(len(table.held), held=held, length=len(table.tokens))
+    return Layout(len(table.held), held=map(runs, table.held), length=len(table.tokens))
 
 
 class Place:
@@ -89,7 +89,7 @@ class Place:
         self._void = -1
         """Rings of earlier epochs are over."""
         self._ring: Ring | None = None
-        self._awaited: tuple[int, SimpleQueue[Ring | RingBrokenError]] | None = None
+        self._awaited: tuple[int, SimpleQueue[Ring | Exception]] | None = None
         """The epoch of the ring that is being built, and where its outcome is awaited."""
         self.epoch = -1
         """Of the ring it is in; -1: none."""
@@ -161,7 +161,7 @@ class Place:
         ]
 
     def _built(self, form: messages.Form) -> Ring:
-        outcome: SimpleQueue[Ring | RingBrokenError] = SimpleQueue()
+        outcome: SimpleQueue[Ring | Exception] = SimpleQueue()
         with self._guard:
             if form.epoch < self._void:
                 raise RingBrokenError(f"Epoch {form.epoch} was over before its ring was built.")
@@ -170,15 +170,20 @@ class Place:
         built = outcome.get()
         with self._guard:
             self._awaited = None
-        if isinstance(built, RingBrokenError):
-            raise built
-        return built
+        if not isinstance(built, Exception):
+            return built
+        with contextlib.suppress(Empty):
+            while True:
+                late = outcome.get_nowait()  # it was fenced, and yet it was built
+                if not isinstance(late, Exception):
+                    late.abort("nobody waits for it any more")
+        raise built
 
-    def _build_into(self, form: messages.Form, outcome: "SimpleQueue[Ring | RingBrokenError]") -> None:
+    def _build_into(self, form: messages.Form, outcome: "SimpleQueue[Ring | Exception]") -> None:
         """On a thread of its own, as what it waits for cannot be woken. What comes too late is thrown away."""
         try:
             ring = self._build(form)
-        except RingBrokenError as error:
+        except Exception as error:  # noqa: BLE001  (it is raised where it is waited for)
             outcome.put(error)
             return
         with self._guard:
@@ -253,6 +258,7 @@ class Worker:
         try:
             result = self._place.run(step)
         except RingBrokenError as error:
+            self._place.leave()  # what comes after a step that broke is not to run, even where it needs nobody
             self._tether.send(fault(step, self._rank, error))
         else:
             self._tether.send(done(step, self._rank, result))
