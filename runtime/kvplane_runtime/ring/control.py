@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import logging
 import os
-import socket
 import struct
 import threading
 import time
@@ -150,6 +149,8 @@ class _Loop:
 def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """For what no coroutine of ours catches: a fault of our own must not leave half a rank behind."""
     error = context.get("exception")
+    if isinstance(error, asyncio.CancelledError):
+        return  # the loop ends; Python 3.11 asks the tasks of its connections for errors that they do not have
     if error is None or isinstance(error, OSError):
         loop.default_exception_handler(context)
         return
@@ -170,10 +171,6 @@ def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
     data = messages.encode(message)
     if not writer.is_closing():
         writer.writelines((_LENGTH.pack(len(data)), data))
-
-
-def _no_delay(writer: asyncio.StreamWriter) -> None:
-    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def identity(config_hash: str, world_size: int) -> Identity:
@@ -283,14 +280,18 @@ class Hub:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = next(self._numbers)
-        _no_delay(writer)
         self._writers[link] = writer
         reason = "its connection closed"
         try:
-            while link in self._writers:
-                self._take(link, await _receive(reader))
-        except (OSError, EOFError) as error:
-            reason = f"its connection closed ({error})" if str(error) else reason
+            while True:
+                message = await _receive(reader)
+                if link not in self._writers:  # it was sent away, and this had come before
+                    break
+                self._take(link, message)
+        except EOFError:
+            pass
+        except OSError as error:
+            reason = f"its connection broke ({error})"
         except messages.MalformedMessageError as error:
             reason = str(error)
             _send(writer, messages.Refused(reason))
@@ -462,7 +463,6 @@ class Tether:
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             quiet = False
-            _no_delay(writer)
             reason = await self._session(reader, writer)
             await asyncio.sleep(_RETRY_SECONDS)
             log.info("The connection to rank 0 ended: %s.", reason)
@@ -484,7 +484,8 @@ class Tether:
             self._writer = None
             writer.close()
         if self._joined:
-            self._joined, self._join, self._epoch = False, None, -1
+            self._joined, self._join = False, None
+            self._epoch = self._fenced = -1  # the next rank 0 may give epochs that this one had fenced
             self._fence(_FOREVER, reason)
             self._deliver(Severed(reason))
         return reason
@@ -493,8 +494,10 @@ class Tether:
         try:
             while True:
                 self._take(await _receive(reader))
-        except (OSError, EOFError) as error:
-            return f"rank 0 closed it ({error})"
+        except EOFError:
+            return "rank 0 closed it"
+        except OSError as error:
+            return f"it broke ({error})"
         except messages.MalformedMessageError as error:
             return str(error)
 
