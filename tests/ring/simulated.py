@@ -105,9 +105,7 @@ class Ranks:
         for sequence, layout in self.layouts.items():
             self._truncate(sequence, lengths[sequence])
             layout.remap(mapping, ranks)
-            there = {
-                at for rank in range(ranks) for part in layout.held(rank) for at in range(part.begin, part.end)
-            }
+            there = {at for rank in range(ranks) for part in layout.held(rank) for at in range(part.begin, part.end)}
             self.kv[sequence] = {at: kv for at, kv in self.kv[sequence].items() if at in there}
         self.ranks = ranks
         return {sequence: layout.copy() for sequence, layout in self.layouts.items()}
@@ -119,9 +117,7 @@ class Ranks:
 
 def sampled(scheduler: Scheduler, step: Step, rows: Sequence[int]) -> dict[int, Sampled]:
     """The tokens of the draws of ``step``."""
-    return {
-        draw.sequence: Sampled(next_token(rows[draw.row], draw.output)) for draw in scheduler.draws(step)
-    }
+    return {draw.sequence: Sampled(next_token(rows[draw.row], draw.output)) for draw in scheduler.draws(step)}
 
 
 def seconds(step: Step, ranks: int) -> float:
@@ -167,9 +163,7 @@ class Ring:
         took = seconds(step, self.ranks.ranks)
         rows = self.ranks.run(step)
         self.now += took
-        self.events += self.scheduler.complete(
-            step, sampled(self.scheduler, step, rows), seconds=took, now=self.now
-        )
+        self.events += self.scheduler.complete(step, sampled(self.scheduler, step, rows), seconds=took)
         self.steps.append(step)
         return step
 

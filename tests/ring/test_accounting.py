@@ -23,13 +23,13 @@ def test_decode_shares_are_those_of_a_layout(first: int, count: int, ranks: int)
     )
 
 
-def test_sequences_are_charged_what_they_hold_and_what_is_coming() -> None:
+def test_a_charge_replaces_the_one_before() -> None:
     accounting = Accounting(ranks=2, capacity=100, reserve=Reserve.OFF)
-    accounting.charge(1, held=(10, 0), coming=(5, 20))
-    accounting.charge(2, held=(30, 30), coming=(0, 0), kept=True)
+    accounting.charge(1, (15, 20))
+    accounting.charge(2, (30, 30), kept=True)
     assert (accounting.active, accounting.kept, accounting.free) == ((15, 20), (30, 30), (55, 50))
-    accounting.charge(1, held=(11, 0), coming=(4, 20))
-    assert accounting.charged(1) == (15, 20)
+    accounting.charge(1, (11, 24))
+    assert accounting.free == (59, 46)
     accounting.drop(1)
     accounting.drop(2)
     assert accounting.free == (100, 100)
@@ -37,7 +37,7 @@ def test_sequences_are_charged_what_they_hold_and_what_is_coming() -> None:
 
 def test_what_is_kept_can_be_dropped_for_what_comes() -> None:
     accounting = Accounting(ranks=2, capacity=100, reserve=Reserve.OFF)
-    accounting.charge(1, held=(60, 60), coming=(0, 0), kept=True)
+    accounting.charge(1, (60, 60), kept=True)
     assert not accounting.fits((50, 10))
     assert accounting.fits((50, 10), without=(1,))
     assert not accounting.fits((101, 0), without=(1,))
@@ -54,7 +54,7 @@ def test_survive_binds_requests_but_not_what_is_kept() -> None:
     accounting = Accounting(ranks=2, capacity=100, reserve=Reserve.SURVIVE)
     assert not accounting.fits((60, 60))
     assert accounting.fits((60, 60), reserved=False)
-    accounting.charge(1, held=(60, 60), coming=(0, 0), kept=True)
+    accounting.charge(1, (60, 60), kept=True)
     assert accounting.fits((40, 40))
 
 

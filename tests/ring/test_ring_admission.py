@@ -10,7 +10,7 @@ ROOM = Room(ranks=4, capacity=1000, reserve=Reserve.OFF, model_tokens=None)
 
 
 def test_what_fits_is_not_refused() -> None:
-    assert never_fits(3900, 90, 1, ROOM) is None
+    assert never_fits(3900, 80, 1, ROOM) is None
 
 
 def test_the_models_own_context_is_no_matter_of_the_ring() -> None:

@@ -7,6 +7,7 @@ from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.scheduler import Accepted, Ended, Failed, Policy, Progress, Scheduler
 from tests.ring.simulated import POLICY, Ring, prompt, reference, sampled, seconds
 
+
 def test_a_long_prompt_is_computed_in_windows_over_all_ranks_and_then_decoded() -> None:
     ring = Ring()
     assert ring.submit("a", prompt(200)) == Accepted("a", 0, 4)
@@ -171,6 +172,13 @@ def test_more_outputs_than_a_batch_holds_are_refused() -> None:
     assert (refusal.status, refusal.reason) == (429, "requests")
 
 
+def test_more_outputs_than_a_batch_ever_holds_are_refused_for_good() -> None:
+    ring = Ring(policy=Policy(max_sequences=2))
+    refusal = ring.submit("a", prompt(10), outputs=3)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code, refusal.param) == (400, "too_many_outputs", "n")
+
+
 def test_survive_admits_only_what_the_ring_holds_without_one_rank() -> None:
     ring = Ring(policy=Policy(window_tokens=16, reserve=Reserve.SURVIVE), ranks=4, capacity=1000)
     assert isinstance(ring.submit("a", prompt(3500), max_tokens=10), Refusal)
@@ -209,7 +217,7 @@ def test_a_request_cancelled_during_a_step_gets_nothing_of_it() -> None:
     assert step is not None
     ring.scheduler.cancel("a")
     tokens = sampled(ring.scheduler, step, ring.ranks.run(step))
-    assert ring.scheduler.complete(step, tokens, seconds=0.01, now=0.01) == []
+    assert ring.scheduler.complete(step, tokens, seconds=0.01) == []
     assert ring.scheduler.snapshot().active == (0, 0, 0, 0)
 
 
@@ -222,6 +230,18 @@ def test_one_output_of_several_can_be_cancelled() -> None:
     ring.drain()
     assert len(ring.tokens("a", 0)) == 3
     assert ring.tokens("a", 1) == reference(prompt(100), 1, 10, frozenset())
+
+
+def test_cancelling_the_output_that_computes_the_prompt_costs_the_others_nothing() -> None:
+    ring = Ring()
+    ring.submit("a", prompt(400), outputs=3)
+    ring.step()
+    ring.scheduler.cancel("a", 0)
+    ring.drain()
+    assert ring.tokens("a", 0) == []
+    for output in (1, 2):
+        assert ring.tokens("a", output) == reference(prompt(400), output, 4, frozenset())
+    assert ring.scheduler.snapshot().counts["computed_tokens"] == 400
 
 
 @pytest.mark.parametrize("lost", range(4))
@@ -281,6 +301,102 @@ def test_a_request_parked_too_long_fails_and_gives_its_room_back() -> None:
     assert isinstance(events[0], Failed)
     assert events[0].refusal.code == "ring_too_small"
     assert ring.scheduler.snapshot().active == (0,)
+
+
+def test_of_two_that_keep_each_other_waiting_the_more_urgent_goes_on_and_the_other_is_computed_anew() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("a", prompt(850), max_tokens=20)
+    ring.submit("b", prompt(850, 1), max_tokens=20)
+    while not ring.tokens("b"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    assert ring.scheduler.snapshot().parked == 2
+    ring.step()
+    assert ring.scheduler.snapshot().parked == 1
+    ring.drain()
+    assert ring.tokens("a") == reference(prompt(850), 0, 20, frozenset())
+    assert ring.tokens("b") == reference(prompt(850, 1), 0, 20, frozenset())
+    ended = [event.request for event in ring.events if isinstance(event, Ended)]
+    assert ended == ["a", "b"]
+    assert ring.scheduler.snapshot().counts["parked_requests"] == 2
+
+
+def test_who_waits_for_room_goes_before_who_comes() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("a", prompt(850), max_tokens=20)
+    ring.submit("b", prompt(850, 1), max_tokens=20)
+    while not ring.tokens("b"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    refusal = ring.submit("c", prompt(20, 2))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code) == (429, "kv_cache_full")
+    assert refusal.message.startswith("Requests that lost their room with a rank go first")
+    ring.drain()
+    assert isinstance(ring.submit("c", prompt(20, 2)), Accepted)
+
+
+def test_who_waits_for_a_rank_holds_up_nobody() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("large", prompt(1200), max_tokens=50)
+    while not ring.tokens("large"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    assert isinstance(ring.submit("small", prompt(100, 1)), Accepted)
+    ring.drain()
+    assert ring.tokens("small") == reference(prompt(100, 1), 0, 4, frozenset())
+    assert ring.scheduler.snapshot().parked == 1
+
+
+def test_what_fits_the_whole_ring_is_not_refused_for_good_while_a_rank_is_away() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.reform({0: 0}, 1)
+    refusal = ring.submit("a", prompt(1500))
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.reason, refusal.retry_after_seconds) == (429, "kv", 30)
+    assert "fits the whole ring of 2 ranks, and only 1 are there now" in refusal.message
+    ring.reform({0: 0}, 2)
+    assert isinstance(ring.submit("a", prompt(1500)), Accepted)
+
+
+def test_one_that_fills_the_ring_is_computed_anew_when_a_rank_comes_back_empty() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("a", prompt(1800), max_tokens=20)
+    while not ring.tokens("a"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    assert ring.step() is None
+    ring.reform({0: 0}, 2)
+    ring.drain()
+    assert ring.tokens("a") == reference(prompt(1800), 0, 20, frozenset())
+
+
+def test_a_parked_request_goes_on_when_the_one_before_it_is_cancelled() -> None:
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("first", prompt(300), max_tokens=600)
+    ring.submit("second", prompt(850, 1), max_tokens=20)
+    while not ring.tokens("second"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    ring.step()
+    assert ring.scheduler.snapshot().parked == 1
+    ring.scheduler.cancel("second")
+    ring.drain()
+    assert ring.tokens("first") == reference(prompt(300), 0, 600, frozenset())
+
+
+def test_a_request_is_parked_no_longer_than_allowed_however_often_the_ring_changes() -> None:
+    ring = Ring(ranks=3, capacity=1000)
+    ring.submit("large", prompt(2400), max_tokens=50)
+    while not ring.tokens("large"):
+        ring.step()
+    lost = ring.now
+    ring.reform({0: 0, 1: 1}, 2)
+    ring.now += 400
+    ring.reform({0: 0, 1: 1}, 2)
+    assert ring.scheduler.expire(now=lost + 599) == []
+    assert [type(event) for event in ring.scheduler.expire(now=lost + 600)] == [Failed]
+    assert ring.scheduler.snapshot().counts["parked_requests"] == 1
 
 
 def test_a_new_rank_0_finds_what_the_workers_hold() -> None:

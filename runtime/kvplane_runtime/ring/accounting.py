@@ -1,8 +1,8 @@
-"""KV tokens per rank: what each sequence holds, what it may still come to hold, and what is free.
+"""KV tokens per rank: what each sequence holds and may still come to hold, and what is free.
 
-A sequence is charged the greater of the two on every rank, from its admission to its end. What is admitted can so always
-end, and no rank ever runs out of memory; there is no preemption. Finished sequences that are kept for their prefixes
-(*kept*) are charged what they hold, and can be dropped at any time.
+A sequence is charged both, on every rank, from its admission to its end. So what is admitted can always end, and no rank
+ever runs out of memory. Finished sequences that are kept for their prefixes (*kept*) are charged what they hold, and can be
+dropped at any time.
 
 With ``Reserve.SURVIVE`` the sequences that are not kept fill each rank only to (N - 1) / N: when a rank is lost, its share
 is spread over the N - 1 others and finds room there. One percent is left for the rounding of that spreading.
@@ -50,10 +50,9 @@ class Accounting:
         self._active = [0] * ranks
         self._kept = [0] * ranks
 
-    def charge(self, sequence: int, *, held: Sequence[int], coming: Sequence[int], kept: bool = False) -> None:
-        """Sets what ``sequence`` is charged: what it holds now and the most that is still to come, by rank."""
+    def charge(self, sequence: int, tokens: Tokens, *, kept: bool = False) -> None:
+        """Sets what ``sequence`` is charged, by rank; ``kept``: it is finished."""
         self.drop(sequence)
-        tokens = tuple(here + more for here, more in zip(held, coming, strict=True))
         self._charges[sequence] = _Charge(tokens, kept)
         self._add(tokens, kept=kept, sign=1)
 
@@ -62,11 +61,6 @@ class Accounting:
         charge = self._charges.pop(sequence, None)
         if charge is not None:
             self._add(charge.tokens, kept=charge.kept, sign=-1)
-
-    def charged(self, sequence: int) -> Tokens:
-        """What a sequence is charged; nothing where it is not known."""
-        charge = self._charges.get(sequence)
-        return (0,) * self.ranks if charge is None else charge.tokens
 
     def fits(self, demand: Sequence[int], *, without: Iterable[int] = (), reserved: bool = True) -> bool:
         """Whether ``demand`` tokens more can be charged now, once the sequences of ``without`` are dropped.
@@ -97,9 +91,7 @@ class Accounting:
     @property
     def free(self) -> Tokens:
         """Charged to nobody, by rank."""
-        return tuple(
-            self.capacity - active - kept for active, kept in zip(self._active, self._kept, strict=True)
-        )
+        return tuple(self.capacity - active - kept for active, kept in zip(self._active, self._kept, strict=True))
 
     def _add(self, tokens: Tokens, *, kept: bool, sign: int) -> None:
         total = self._kept if kept else self._active

@@ -11,6 +11,9 @@ from kvplane_runtime.ring.accounting import Reserve, Tokens, decode_shares, usab
 
 _MOST_RANKS: Final = 1024
 """Largest ring that is proposed."""
+_ROUNDING: Final = 2
+"""Tokens by which a rank may get more when an output that is partly generated is cut over all ranks anew after a loss: decode
+deals its tokens one by one, a window in pairs of pieces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,10 @@ class Room:
         return self.ranks * usable(self.capacity, self.ranks, self.reserve)
 
     def holds(self, prompt: int, output: int, outputs: int, *, ranks: int) -> bool:
-        """Whether a ring of ``ranks`` such ranks could hold the request, with nothing else in it."""
+        """Whether a ring of ``ranks`` such ranks could hold the request with nothing else in it, computed anew or not."""
         most = usable(self.capacity, ranks, self.reserve)
-        return max(demand(prompt, output, ranks=ranks)) * outputs <= most
+        generated = -(-(output - 1) // ranks)
+        return (zigzag_share(prompt, ranks) + generated + _ROUNDING) * outputs <= most
 
     def output_tokens(self, prompt: int, outputs: int, *, most: int) -> int:
         """Longest output, up to ``most``, beside which the prompt fits; at least 1."""
@@ -92,6 +96,16 @@ def never_fits(prompt: int, output: int, outputs: int, room: Room) -> Refusal | 
     )
 
 
+def too_many_outputs(outputs: int, most: int) -> Refusal:
+    """400: more outputs than are ever decoded together."""
+    return Refusal(
+        400,
+        "too_many_outputs",
+        f"The request wants {outputs} outputs, and the ring serves at most {most} at a time. Send a smaller n.",
+        param="n",
+    )
+
+
 def ring_size(prompt: int, output: int, outputs: int, room: Room) -> int | None:
     """Ranks of the smallest ring that could hold the request; None where it would need more than 1,024."""
     sizes = range(1, _MOST_RANKS + 1)
@@ -105,6 +119,29 @@ def no_room(needed: Tokens, free: Tokens, retry_after_seconds: int) -> Refusal:
         "kv_cache_full",
         f"The request may need {max(needed)} KV tokens on a rank, and {max(0, min(free))} are free now on the fullest; "
         f"retry in {retry_after_seconds} s.",
+        retry_after_seconds=retry_after_seconds,
+        reason="kv",
+    )
+
+
+def until_whole(ranks: int, whole: int, retry_after_seconds: int) -> Refusal:
+    """429: the request fits the whole ring, and not what is there of it."""
+    return Refusal(
+        429,
+        "kv_cache_full",
+        f"The request fits the whole ring of {whole} ranks, and only {ranks} are there now; "
+        f"retry in {retry_after_seconds} s.",
+        retry_after_seconds=retry_after_seconds,
+        reason="kv",
+    )
+
+
+def after_parked(retry_after_seconds: int) -> Refusal:
+    """429: who lost its room with a rank goes before who comes."""
+    return Refusal(
+        429,
+        "kv_cache_full",
+        f"Requests that lost their room with a rank go first; retry in {retry_after_seconds} s.",
         retry_after_seconds=retry_after_seconds,
         reason="kv",
     )

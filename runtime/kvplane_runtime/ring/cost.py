@@ -31,8 +31,8 @@ class Work:
     tokens: float
     pairs: float
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.tokens + other.tokens, self.pairs + other.pairs)
+
+NOTHING: Final = Work(0.0, 0.0)
 
 
 def work(begin: int, end: int, missing: int, *, ranks: int, placement: Placement) -> Work:

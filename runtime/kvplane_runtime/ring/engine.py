@@ -283,7 +283,7 @@ class Leader:
             self._give_up(step, error)
             return True
         sampled = {draw.sequence: token for draw, token in zip(draws, tokens, strict=True)}
-        self._publish(self._scheduler.complete(step, sampled, seconds=seconds, now=self._clock()))
+        self._publish(self._scheduler.complete(step, sampled, seconds=seconds))
         return True
 
     def _give_up(self, step: messages.Step, error: NotFiniteError) -> None:

@@ -13,23 +13,28 @@ began to wait: with the work that remains, two equal long prompts would take tur
 are multiples of 2N, so the zigzag gives every rank the same. Prompts that are too short to be worth cutting lie whole on
 the rank with the least.
 
-*Room.* What is admitted has room for all that it may come to hold (:mod:`accounting`); nothing is preempted. Finished
-sequences are kept for their prefixes until the room is needed. A request finds its prefix in one of these and goes on in
-it, or has it copied (a *fork*), as the further outputs of one prompt do. After a loss, requests for which there is no room
-are parked, those with most slack, until there is, or too long.
+*Room.* What is admitted has room for all that it may come to hold (:mod:`accounting`). Finished sequences are kept for
+their prefixes until the room is needed. A request finds its prefix in one of these and goes on in it, or has it copied (a
+*fork*), as the further outputs of one prompt do.
+
+*After a loss* there may be less room than was promised. Requests get theirs again least slack first; the others are
+*parked*: what they hold stays, and they go on as soon as there is room. Where what all of them hold lets none go on, the
+most urgent that the ring can hold goes on, and those with most slack give up what they hold, to compute it again later. So
+one always goes on, unless the ring is too small for each of them alone. While one is parked that is to go on, nothing new
+is admitted.
 
 Pure: the time is an argument, and so is randomness.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvplane_runtime.admission import retry
-from kvplane_runtime.ring import admission, recovery
+from kvplane_runtime.ring import admission
 from kvplane_runtime.ring.accounting import Accounting, Reserve, Tokens, decode_shares, zigzag_share
 from kvplane_runtime.ring.admission import Refusal, Room
-from kvplane_runtime.ring.cost import Cost, Work, work
+from kvplane_runtime.ring.cost import NOTHING, Cost, Work, work
 from kvplane_runtime.ring.layout import Layout, Placement
 from kvplane_runtime.ring.messages import Decode, Fork, Positions, Step, Table, Truncate, Window
 from kvplane_runtime.ring.prefix import BLOCK_TOKENS, Prefixes
@@ -100,11 +105,12 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So much of the prompt is computed; sent after each window but the last."""
+    """So much is computed of the prompt, or after a loss of what there was; sent after each window but the last."""
 
     request: str
     computed: int
     prompt: int
+    """Tokens in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +219,7 @@ class _Sequence:
     """The sequence that computes the prompt for this one; None once it is there."""
     since: float = 0.0
     """When it began to wait for its prefill."""
-    work: Work = Work(0.0, 0.0)
+    work: Work = NOTHING
     """Of its prefill, when it began to wait."""
     long: bool = False
     held_up: bool = False
@@ -224,21 +230,41 @@ class _Sequence:
     parked_since: float | None = None
 
     @property
+    def request(self) -> str:
+        """Of a sequence in progress."""
+        assert self.job is not None  # noqa: S101  (only these are asked)
+        return self.job.request.id
+
+    @property
     def target(self) -> int:
         """Positions whose KV the next token needs: the prompt, or all but the newest token."""
         return max(self.prompt, len(self.tokens) - 1)
+
+    @property
+    def to_generate(self) -> int:
+        """Positions behind the target that a sequence in progress may come to have; the last token needs no KV."""
+        assert self.job is not None  # noqa: S101  (only these are asked)
+        return self.prompt + self.job.max_tokens - 1 - self.target
 
     @property
     def ready(self) -> bool:
         return self.layout.length >= self.target and self.layout.complete()
 
     @property
+    def goes_on(self) -> bool:
+        return self.job is not None and self.lead is None and self.parked_since is None
+
+    @property
+    def waits_for_room(self) -> bool:
+        return self.lead is None and self.parked_since is not None
+
+    @property
     def decodes(self) -> bool:
-        return self.job is not None and self.lead is None and self.parked_since is None and self.ready
+        return self.goes_on and self.ready
 
     @property
     def prefills(self) -> bool:
-        return self.job is not None and self.lead is None and self.parked_since is None and not self.ready
+        return self.goes_on and not self.ready
 
     def missing(self) -> tuple[Run, ...]:
         return self.layout.missing(0, self.target)
@@ -267,6 +293,8 @@ class Scheduler:
         self.policy = policy
         self._uniform = uniform
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=policy.reserve)
+        self._whole = ranks
+        """Most ranks that the ring has had."""
         self._prefixes = Prefixes(block=policy.prefix_block_tokens)
         self._cost = Cost()
         self._decode_seconds = 0.0
@@ -296,27 +324,50 @@ class Scheduler:
         """Takes a request in, or says why not."""
         if request.id in self._jobs:
             raise ValueError(f"The request {request.id!r} is in progress already; give each its own id.")
-        room, prompt, outputs = self.room, len(request.prompt), request.outputs
-        most = request.max_tokens
+        prompt, outputs, most = len(request.prompt), request.outputs, request.max_tokens
         if most is None:
-            most = room.output_tokens(prompt, outputs, most=self.policy.default_output_tokens)
-        refusal = admission.never_fits(prompt, most, outputs, room)
+            most = self.room.output_tokens(prompt, outputs, most=self.policy.default_output_tokens)
+        refusal = self._never(prompt, most, outputs) or self._not_yet(prompt, most, outputs)
         if refusal is not None:
-            self._counts["refused_never"] += 1
             return refusal
-        active = sum(len(job.outputs) for job in self._jobs.values())
-        if active + outputs > self.policy.max_sequences:
-            self._counts["refused_requests"] += 1
-            return admission.too_many(self.policy.max_sequences, self._retry_after(active + outputs, None))
         job = _Job(request, most, set())
         option = self._find_room(job)
         if option is None:
-            needed = tuple(outputs * tokens for tokens in admission.demand(prompt, most, ranks=room.ranks))
-            self._counts["refused_kv"] += 1
-            self._counts["refused_reservation_tokens"] += sum(needed)
+            needed = self._needed(prompt, most, outputs)
             free = tuple(self._accounting.limit - tokens for tokens in self._accounting.active)
-            return admission.no_room(needed, free, self._retry_after(None, needed))
+            return self._no_room(needed, admission.no_room(needed, free, self._retry_after(None, needed)))
         return self._admit(job, option, now)
+
+    def _never(self, prompt: int, most: int, outputs: int) -> Refusal | None:
+        """Why the whole ring could not serve a request with nothing else in it."""
+        if outputs > self.policy.max_sequences:
+            refusal: Refusal | None = admission.too_many_outputs(outputs, self.policy.max_sequences)
+        else:
+            refusal = admission.never_fits(prompt, most, outputs, replace(self.room, ranks=self._whole))
+        self._counts["refused_never"] += refusal is not None
+        return refusal
+
+    def _not_yet(self, prompt: int, most: int, outputs: int) -> Refusal | None:
+        """Why a request is not taken in now, whatever room there is."""
+        active = sum(len(job.outputs) for job in self._jobs.values()) + outputs
+        if active > self.policy.max_sequences:
+            self._counts["refused_requests"] += 1
+            return admission.too_many(self.policy.max_sequences, self._retry_after(active, None))
+        needed = self._needed(prompt, most, outputs)
+        ranks = self._accounting.ranks
+        if not self.room.holds(prompt, most, outputs, ranks=ranks):
+            return self._no_room(needed, admission.until_whole(ranks, self._whole, retry.MOST_SECONDS))
+        if any(self._is_possible(lead) for lead in self._sequences.values() if lead.waits_for_room):
+            return self._no_room(needed, admission.after_parked(self._retry_after(None, needed)))
+        return None
+
+    def _needed(self, prompt: int, most: int, outputs: int) -> Tokens:
+        return tuple(outputs * tokens for tokens in admission.demand(prompt, most, ranks=self._accounting.ranks))
+
+    def _no_room(self, needed: Tokens, refusal: Refusal) -> Refusal:
+        self._counts["refused_kv"] += 1
+        self._counts["refused_reservation_tokens"] += sum(needed)
+        return refusal
 
     def cancel(self, request: str, output: int | None = None) -> None:
         """Ends a request, or one output of it, without an event; what is computed of its prompt is kept."""
@@ -341,22 +392,15 @@ class Scheduler:
         return failed
 
     def expire(self, *, now: float) -> list[Event]:
-        """Ends the requests that were parked too long, and lets others take their room."""
-        late = [
-            sequence.job.request.id
-            for sequence in self._sequences.values()
-            if sequence.job is not None
-            and sequence.parked_since is not None
-            and now - sequence.parked_since >= self.policy.park_seconds
-        ]
-        if self._flight is not None or not late:
+        """Ends the requests that were parked too long; none while a step is under way."""
+        if self._flight is not None:
             return []
-        refusal = admission.parked_too_long(self.policy.park_seconds, self._accounting.ranks)
-        events: list[Event] = [Failed(request, refusal) for request in dict.fromkeys(late)]
-        for request in dict.fromkeys(late):
+        since = {s.request: s.parked_since for s in self._sequences.values() if s.parked_since is not None}
+        late = [request for request, parked in since.items() if now - parked >= self.policy.park_seconds]
+        for request in late:
             self._cancel(request, None)
-        self._unpark(now)
-        return events
+        refusal = admission.parked_too_long(self.policy.park_seconds, self._accounting.ranks)
+        return [Failed(request, refusal) for request in late]
 
     # Steps.
 
@@ -364,6 +408,7 @@ class Scheduler:
         """The next step; None where there is nothing to compute. It is under way until ``complete`` or ``reform``."""
         if self._flight is not None:
             raise RuntimeError("A step is under way; complete it, or form the ring anew, before the next is planned.")
+        self._unpark(now)
         decode = [
             Decode(sequence.id, len(sequence.tokens) - 1, sequence.tokens[-1])
             for sequence in self._sequences.values()
@@ -389,11 +434,11 @@ class Scheduler:
         if step.window is not None and step.window.logits:
             lead = step.window.sequence
             for sequence in self._sequences.values():
-                if sequence.id == lead or sequence.lead == lead:
+                if lead in (sequence.id, sequence.lead):
                     drawn.append(self._draw(len(step.decode), sequence))
         return drawn
 
-    def complete(self, step: Step, sampled: Mapping[int, Sampled], *, seconds: float, now: float) -> list[Event]:
+    def complete(self, step: Step, sampled: Mapping[int, Sampled], *, seconds: float) -> list[Event]:
         """Applies ``step``, which took ``seconds``; ``sampled`` has the token of each draw, by sequence."""
         if step is not self._flight:
             raise RuntimeError(f"Step {step.number} of epoch {step.epoch} is not the one under way.")
@@ -412,10 +457,9 @@ class Scheduler:
         for identity, token in sampled.items():
             events += self._sampled(self._sequences[identity], token)
         cancelled, self._cancelled = self._cancelled, []
-        gone = {(request, output) for request, output in cancelled}
+        gone = set(cancelled)
         for request, output in cancelled:
             self._cancel(request, output)
-        self._unpark(now)
         return [event for event in events if not _is_gone(event, gone)]
 
     # The ring changes.
@@ -451,18 +495,19 @@ class Scheduler:
         self._flight = None
         self._release, self._truncate = [], []  # the tables of the new ring say it all, but for what is dropped here
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
+        self._whole = max(self._whole, ranks)
         for sequence in self._sequences.values():
             known = None if sequence.id in self._forks else layouts.get(sequence.id)
             sequence.layout = Layout(ranks) if known is None else known
         for request, output in self._cancelled:
             self._cancel(request, output)
         self._cancelled = []
-        self._refork(ranks)
+        self._refork()
         for sequence in list(self._sequences.values()):
-            if sequence.job is None and not any(sequence.held()):
-                self._forget(sequence)
+            if sequence.job is None and any(sequence.held()):
+                self._accounting.charge(sequence.id, sequence.held(), kept=True)
             elif sequence.job is None:
-                self._accounting.charge(sequence.id, held=sequence.held(), coming=(0,) * ranks, kept=True)
+                self._forget(sequence)
         self._share_out(now)
 
     def restore(self, tables: Sequence[Table], *, ranks: int) -> None:
@@ -516,10 +561,11 @@ class Scheduler:
 
     def _find_room(self, job: _Job) -> _Option | None:
         """The best way in which there is room, once kept sequences are dropped where needed."""
-        for option in self._options(job.request.prompt):
-            demand = [job.request.outputs * tokens for tokens in self._demand(job, option)]
+        prompt, outputs = job.request.prompt, job.request.outputs
+        for option in self._options(prompt):
+            each = self._demand(option.layout, option.placement, target=len(prompt), more=job.max_tokens - 1)
             taken = () if option.source is None or option.fork else (option.source,)
-            if self._evict_for(demand, taken=taken, spared=option.source):
+            if self._evict_for([outputs * tokens for tokens in each], taken=taken, spared=option.source):
                 return option
         return None
 
@@ -542,69 +588,59 @@ class Scheduler:
 
     def _options(self, prompt: Sequence[int]) -> Iterator[_Option]:
         """Ways to give a prompt room, the best first."""
-        unsettled = self._parents() | self._forks.keys()
         for source, length in self._prefixes.find(prompt)[:_HITS]:
             sequence = self._sequences[source]
             layout = sequence.layout.copy()
             layout.truncate(length)
-            if layout.length < length:  # a loss has cut it shorter than the index knows
+            if layout.length < length or source in self._forks:  # a loss has cut it shorter, or it is no copy yet
                 continue
-            placement = self._placement(layout, len(prompt))
-            thrown_away = sequence.layout.length - length
-            go_on = [False] if self._prefixes.is_kept(source) and source not in unsettled else []
+            go_on = [False] if self._prefixes.is_kept(source) and source not in self._parents() else []
             fork = [True] if layout.complete() else []
-            cheap = thrown_away * _WASTE <= length
+            cheap = (sequence.layout.length - length) * _WASTE <= length
             for copied in (*go_on, *fork) if cheap else (*fork, *go_on):
-                yield _Option(layout.copy(), placement, source, fork=copied)
+                for placement in self._placements(layout, len(prompt)):
+                    yield _Option(layout.copy(), placement, source, fork=copied)
         ranks = self._accounting.ranks
-        if self._is_short(len(prompt)):
-            active = self._accounting.active
-            for rank in sorted(range(ranks), key=lambda rank: (active[rank], rank)):
-                yield _Option(Layout(ranks), rank)
-        yield _Option(Layout(ranks), "zigzag")
+        for placement in self._placements(Layout(ranks), len(prompt)):
+            yield _Option(Layout(ranks), placement)
 
     def _parents(self) -> set[int]:
         """Sequences that the next step still copies from."""
         return {fork.parent for fork in self._forks.values()}
 
-    def _is_short(self, prompt: int) -> bool:
+    def _is_short(self, tokens: int) -> bool:
         ranks = self._accounting.ranks
-        return ranks > 1 and prompt < 2 * ranks * self.policy.short_tokens
+        return ranks > 1 and tokens < 2 * ranks * self.policy.short_tokens
 
-    def _placement(self, layout: Layout, prompt: int) -> Placement:
-        """Where the rest of a prompt goes: a short one stays whole where it is."""
-        holders = [rank for rank in range(layout.ranks) if layout.tokens(rank)]
-        return holders[0] if len(holders) == 1 and self._is_short(prompt) else "zigzag"
+    def _placements(self, layout: Layout, tokens: int) -> Iterator[Placement]:
+        """Where the rest of so many tokens may go, the best first: few lie whole on a rank, where no other has any."""
+        if self._is_short(tokens):
+            active = self._accounting.active
+            holders = [rank for rank in range(layout.ranks) if layout.tokens(rank)]
+            if len(holders) <= 1:
+                yield from holders or sorted(range(layout.ranks), key=lambda rank: (active[rank], rank))
+        yield "zigzag"
 
-    def _demand(self, job: _Job, option: _Option) -> Tokens:
-        """Most KV tokens of one output of ``job``, by rank."""
-        prompt = len(job.request.prompt)
-        missing = sum(run.count for run in option.layout.missing(0, prompt))
-        coming = self._coming(missing, option.placement, prompt, job.max_tokens - 1)
-        return tuple(option.layout.tokens(rank) + more for rank, more in enumerate(coming))
-
-    def _coming(self, missing: int, placement: Placement, first: int, outputs: int) -> Tokens:
-        """KV tokens by rank of ``missing`` positions to be computed and of ``outputs`` more from position ``first`` on."""
+    def _demand(self, layout: Layout, placement: Placement, *, target: int, more: int) -> Tokens:
+        """Most KV tokens of an output, by rank: what it holds, what it misses of ``target`` and ``more`` generated ones."""
         ranks = self._accounting.ranks
-        tail = decode_shares(first, outputs, ranks)
+        missing = sum(run.count for run in layout.missing(0, target))
         if placement == "zigzag":
-            return tuple(zigzag_share(missing, ranks) + share for share in tail)
-        return tuple((missing if rank == placement else 0) + share for rank, share in enumerate(tail))
+            computed = (zigzag_share(missing, ranks),) * ranks
+        else:
+            computed = tuple(missing if rank == placement else 0 for rank in range(ranks))
+        generated = decode_shares(target, more, ranks)
+        return tuple(layout.tokens(rank) + computed[rank] + generated[rank] for rank in range(ranks))
 
     def _charge(self, sequence: _Sequence) -> None:
         """Charges a sequence in progress what it holds and may come to hold; a parked one only what it holds."""
-        held = sequence.held()
-        coming = (0,) * len(held) if sequence.parked_since is not None else self._still_coming(sequence)
-        self._accounting.charge(sequence.id, held=held, coming=coming)
-
-    def _still_coming(self, sequence: _Sequence) -> Tokens:
-        assert sequence.job is not None  # noqa: S101  (only sequences in progress have more coming)
-        lead = self._sequences[sequence.lead] if sequence.lead is not None else None
-        computing = sequence if lead is None else lead
-        missing = sum(run.count for run in computing.missing())
-        first = max(sequence.layout.length, sequence.target)
-        coming = self._coming(missing, computing.placement, first, sequence.prompt + sequence.job.max_tokens - 1 - first)
-        return coming if lead is None else tuple(map(sum, zip(lead.held(), coming, strict=True)))
+        if sequence.parked_since is None:
+            computing = sequence if sequence.lead is None else self._sequences[sequence.lead]
+            layout, placement = computing.layout, computing.placement
+            tokens = self._demand(layout, placement, target=sequence.target, more=sequence.to_generate)
+        else:  # a copy that is not made yet holds nothing
+            tokens = sequence.held() if sequence.id not in self._forks else (0,) * self._accounting.ranks
+        self._accounting.charge(sequence.id, tokens)
 
     def _retry_after(self, sequences: int | None, needed: Tokens | None) -> int:
         """Seconds until so many outputs, or so much room, may be free, if all run to their longest."""
@@ -707,8 +743,7 @@ class Scheduler:
         if window.logits:
             self._fork_outputs(sequence)
             return []
-        assert sequence.job is not None  # noqa: S101  (cancelling waits for the end of the step)
-        return [Progress(sequence.job.request.id, sum(sequence.held()), sequence.prompt)] if sequence.prefills else []
+        return [Progress(sequence.request, sum(sequence.held()), sequence.target)] if sequence.prefills else []
 
     def _fork_outputs(self, lead: _Sequence) -> None:
         """The prompt is computed: the other outputs begin as copies."""
@@ -736,52 +771,40 @@ class Scheduler:
         job = self._jobs.get(request)
         if job is None:
             return
-        for sequence in [self._sequences[identity] for identity in sorted(job.outputs)]:
-            if output is None or sequence.output == output:
-                self._finish(sequence)
+        outputs = [self._sequences[identity] for identity in job.outputs]
+        outputs.sort(key=lambda sequence: (sequence.lead is None, sequence.id))  # who computes the prompt comes last
+        for sequence in [each for each in outputs if output in (None, each.output)]:
+            self._finish(sequence)
         self._counts["cancelled"] += output is None
 
     def _finish(self, sequence: _Sequence) -> None:
         """The output is over. What the first output of a request has computed is kept; the others share its prompt."""
         job = sequence.job
         assert job is not None  # noqa: S101  (a sequence finishes once)
+        waiting = self._unit(sequence)[1:]
+        if waiting:  # what is computed of their prompt becomes that of one of them
+            sequence.output, waiting[0].output = waiting[0].output, sequence.output
+            sequence = waiting[0]
         job.outputs.discard(sequence.id)
         if not job.outputs:
             del self._jobs[job.request.id]
-        self._succeed(sequence, job)
         sequence.job, sequence.lead, sequence.parked_since = None, None, None
-        worth_it = sequence.output == 0 and sequence.layout.length >= self.policy.prefix_block_tokens
-        if worth_it or sequence.id in self._parents():
+        enough = sequence.output == 0 and sequence.layout.length >= self.policy.prefix_block_tokens
+        if (enough and sequence.id not in self._forks) or sequence.id in self._parents():
             self._keep(sequence)
         else:
             self._forget(sequence)
 
-    def _succeed(self, sequence: _Sequence, job: _Job) -> None:
-        """The outputs that wait for the prompt that this one computes get another to compute it."""
-        waiting = [self._sequences[i] for i in sorted(job.outputs) if self._sequences[i].lead == sequence.id]
-        if not waiting:
-            return
-        first = waiting[0]
-        first.lead, first.since, first.work, first.long = None, sequence.since, sequence.work, sequence.long
-        for other in waiting[1:]:
-            other.lead = first.id
-        for other in waiting:
-            self._charge(other)
-
     def _keep(self, sequence: _Sequence) -> None:
-        none = (0,) * self._accounting.ranks
         del sequence.tokens[sequence.layout.length :]
-        self._accounting.charge(sequence.id, held=sequence.held(), coming=none, kept=True)
+        self._accounting.charge(sequence.id, sequence.held(), kept=True)
         self._prefixes.add(sequence.id, sequence.tokens, known=sequence.layout.length)
         self._prefixes.keep(sequence.id)
 
     def _forget(self, sequence: _Sequence) -> None:
-        """Drops a sequence and its KV; ranks hear of it with the next step."""
-        pending = self._forks.get(sequence.id)
-        carried = self._flight is not None and pending in self._flight.fork
-        if pending is None or carried:
+        """Drops a sequence and its KV; ranks hear of it with the next step, unless they have none of it yet."""
+        if self._forks.pop(sequence.id, None) is None:
             self._release.append(sequence.id)
-        self._forks.pop(sequence.id, None)
         self._truncate = [cut for cut in self._truncate if cut.sequence != sequence.id]
         del self._sequences[sequence.id]
         self._accounting.drop(sequence.id)
@@ -842,7 +865,7 @@ class Scheduler:
         """Of all that is missing."""
         missing = sequence.missing()
         if not missing:
-            return Work(0.0, 0.0)
+            return NOTHING
         count = sum(run.count for run in missing)
         ranks, placement = self._accounting.ranks, sequence.placement
         return work(missing[0].first, missing[-1].last + 1, count, ranks=ranks, placement=placement)
@@ -875,92 +898,109 @@ class Scheduler:
 
     # The ring changes, in detail.
 
-    def _refork(self, ranks: int) -> None:
-        """Copies that were not carried out yet are made from parents in progress that still have all, or computed anew.
+    def _refork(self) -> None:
+        """Copies that were not made yet are made from parents in progress that still have all, or computed anew.
 
-        Not from kept parents: these must be droppable when room is given out. Nor from copies that are none yet.
+        Not from finished parents: these must be droppable when room is given out.
         """
-        copies = set(self._forks)
-        for child, fork in list(self._forks.items()):
-            parent = self._sequences.get(fork.parent)
-            layout = Layout(ranks)
-            if parent is not None and parent.job is not None and parent.layout.length >= fork.length:
-                layout = parent.layout.copy()
-                layout.truncate(fork.length)
-            self._sequences[child].layout = layout
-            whole = layout.length == fork.length and layout.complete()
-            if not whole or fork.parent in copies:
-                self._unfork(self._sequences[child])
+        for fork in list(self._forks.values()):
+            child, parent = self._sequences[fork.child], self._sequences[fork.parent]
+            layout = parent.layout.copy()
+            layout.truncate(fork.length)
+            if parent.job is not None and layout.length == fork.length and layout.complete():
+                child.layout = layout
+            else:
+                self._unfork(child)
 
     def _unfork(self, child: _Sequence) -> None:
-        """A copy that was not carried out yet is computed anew instead."""
+        """A copy that was not made yet is computed anew instead."""
         del self._forks[child.id]
         child.layout = Layout(child.layout.ranks)
         self._prefixes.cut(child.id, known=0)
 
     def _share_out(self, now: float) -> None:
         """Gives the requests in progress their room on the new ring, least slack first, and parks the rest."""
-        leads = [s for s in self._sequences.values() if s.job is not None and s.lead is None]
-        for sequence in leads:
-            self._park(sequence, now)
-        for sequence in leads:
-            sequence.placement = self._replaced(sequence)
-            self._park(sequence, None)
-            if sequence.prefills:
-                self._await_prefill(sequence, now)
-        leads.sort(key=lambda sequence: (self._slack(sequence, now), sequence.id))
-        parked = set(recovery.park([self._need(lead) for lead in leads], capacity=self._accounting.capacity))
-        for sequence in leads:
-            if sequence.id in parked:
-                if sequence.id in self._forks:
-                    self._unfork(sequence)
-                self._park(sequence, now)
-        self._counts["parked_requests"] += len(parked)
-        self._drop_overhang()
+        before = {lead.request for lead in self._parked(now)}
+        for sequence in self._sequences.values():
+            if sequence.job is not None and sequence.lead is None:
+                self._park(sequence, now if sequence.parked_since is None else sequence.parked_since)
+        for lead in self._parked(now):
+            self._go_on(lead, now)
+        parked = self._parked(now)
+        for lead in parked:
+            if lead.id in self._forks:
+                self._unfork(lead)
+        self._counts["parked_requests"] += len({lead.request for lead in parked} - before)
 
-    def _need(self, lead: _Sequence) -> recovery.Need:
-        """What a sequence needs on the new ring; a copy that is still to be made holds nothing yet."""
-        held, coming = lead.held(), self._unit_coming(lead)
-        if lead.id in self._forks:
-            held, coming = (0,) * len(held), tuple(map(sum, zip(held, coming, strict=True)))
-        return recovery.Need(lead.id, held=held, missing=0, coming=coming)
+    def _unpark(self, now: float) -> None:
+        """Lets parked requests go on for which there is room, least slack first, and at least one if that is possible."""
+        for lead in self._parked(now):
+            self._go_on(lead, now)
+        if not any(sequence.goes_on for sequence in self._sequences.values()):
+            self._make_way(now)
 
-    def _drop_overhang(self) -> None:
-        """Drops kept sequences until what goes on has its room."""
-        for kept in self._prefixes.kept():
-            if min(self._accounting.free) >= 0:
-                return
-            self._forget(self._sequences[kept])
-            self._counts["evicted_sequences"] += 1
+    def _make_way(self, now: float) -> None:
+        """None goes on: the most urgent that this ring can hold does, and those with most slack give up what they hold."""
+        parked = self._parked(now)
+        lead = next((lead for lead in parked if self._is_possible(lead)), None)
+        if lead is None:
+            return
+        if not self._fits_alone(lead, lead.layout):
+            self._give_up(lead)
+        others = [other for other in parked if other is not lead]
+        while not self._go_on(lead, now):  # with nothing else in the ring it does
+            self._give_up(others.pop())
 
-    def _replaced(self, sequence: _Sequence) -> Placement:
-        """Where a sequence goes on in a new ring."""
-        if not self._is_short(sequence.prompt):
-            return "zigzag"
-        if not any(sequence.held()):
-            charged = self._accounting.active
-            return min(range(self._accounting.ranks), key=lambda rank: (charged[rank], rank))
-        return self._placement(sequence.layout, sequence.prompt)
+    def _is_possible(self, lead: _Sequence) -> bool:
+        """Whether this ring could hold a sequence, with nothing else in it: as it lies, or computed anew.
 
-    def _unit(self, lead: _Sequence) -> list[_Sequence]:
-        """A sequence and those that wait for it to compute their prompt."""
-        return [lead, *(s for s in self._sequences.values() if s.lead == lead.id)]
+        Anew it may take less: after a rank has come back empty, the others hold their old share and part of the lost one.
+        """
+        return self._fits_alone(lead, lead.layout) or self._fits_alone(lead, Layout(self._accounting.ranks))
 
-    def _unit_coming(self, lead: _Sequence) -> Tokens:
-        return tuple(map(sum, zip(*(self._still_coming(sequence) for sequence in self._unit(lead)), strict=True)))
+    def _fits_alone(self, lead: _Sequence, layout: Layout) -> bool:
+        placements = self._placements(layout, lead.target)
+        return any(max(self._needs(lead, layout, where)) <= self._accounting.capacity for where in placements)
+
+    def _give_up(self, lead: _Sequence) -> None:
+        """Drops what a parked sequence holds; it is computed again when there is room."""
+        if lead.layout.length:
+            self._truncate.append(Truncate(lead.id, 0))
+        lead.layout = Layout(self._accounting.ranks)
+        self._prefixes.cut(lead.id, known=0)
+        self._charge(lead)
+
+    def _go_on(self, lead: _Sequence, now: float) -> bool:
+        """Lets a parked sequence, and those that wait for it, go on if there is room, for which kept ones are dropped."""
+        unit = [sequence.id for sequence in self._unit(lead)]
+        for placement in self._placements(lead.layout, lead.target):
+            if self._evict_for(self._needs(lead, lead.layout, placement), taken=unit, reserved=False):
+                lead.placement = placement
+                self._park(lead, None)
+                if lead.prefills:
+                    self._await_prefill(lead, now)
+                return True
+        return False
 
     def _park(self, lead: _Sequence, since: float | None) -> None:
+        """Parks a sequence, and those that wait for it; None: they go on."""
         for sequence in self._unit(lead):
             sequence.parked_since = since
             self._charge(sequence)
 
-    def _unpark(self, now: float) -> None:
-        """Lets parked requests go on for which there is room again, least slack first."""
-        parked = [s for s in self._sequences.values() if s.parked_since is not None and s.lead is None]
-        for sequence in sorted(parked, key=lambda sequence: (self._slack(sequence, now), sequence.id)):
-            if self._evict_for(self._unit_coming(sequence), reserved=False):
-                self._park(sequence, None)
-                self._await_prefill(sequence, now)
+    def _parked(self, now: float) -> list[_Sequence]:
+        """The parked sequences that compute for themselves, least slack first."""
+        parked = [sequence for sequence in self._sequences.values() if sequence.waits_for_room]
+        return sorted(parked, key=lambda sequence: (self._slack(sequence, now), sequence.id))
+
+    def _needs(self, lead: _Sequence, layout: Layout, placement: Placement) -> Tokens:
+        """Most KV tokens, by rank, of a sequence with ``layout`` and of those that wait for it to compute their prompt."""
+        each = self._demand(layout, placement, target=lead.target, more=lead.to_generate)
+        return tuple(len(self._unit(lead)) * tokens for tokens in each)
+
+    def _unit(self, lead: _Sequence) -> list[_Sequence]:
+        """A sequence and those that wait for it to compute their prompt."""
+        return [lead, *(s for s in self._sequences.values() if s.lead == lead.id)]
 
 
 def _span(missing: Sequence[Run], most: int) -> tuple[int, int]:
