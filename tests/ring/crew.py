@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.communicator import RingBrokenError
 from kvplane_runtime.ring.control import Hub, Tether
 from kvplane_runtime.ring.engine import About, Cancel, Leader, Shutdown, Submit
-from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import Limits
 from kvplane_runtime.ring.model import StepResult

@@ -46,7 +46,7 @@ PROMPT, ANSWER, SECOND, AFTER, SHORT = 251, 9, 19, 4, 13
 
 
 def converse(tiny: Tiny, model: torch.nn.Module) -> Conversation:
-    draw = random.Random(tiny.name)
+    draw = random.Random(tiny.name)  # noqa: S311  (tokens, no secrets)
     long = [draw.randrange(3, VOCABULARY) for _ in range(PROMPT + ANSWER + SECOND + AFTER)]
     short = [draw.randrange(3, VOCABULARY) for _ in range(SHORT + ANSWER)]
     with torch.inference_mode():

@@ -33,7 +33,7 @@ def test_a_block_is_what_the_definition_says(
 ) -> None:
     query, key, value = drawn(rows, keys, heads, dtype)
     out, lse = block(query, key, value, scale=0.2, causal=causal)
-    expected, expected_lse = products(query.double(), key.double(), value.double(), 0.2, causal, None)
+    expected, expected_lse = products(query.double(), key.double(), value.double(), scale=0.2, causal=causal)
     assert (out - expected).abs().max() < ERROR[dtype]
     assert (lse - expected_lse).abs().max() < ERROR[dtype]
     assert out.dtype == dtype
@@ -91,7 +91,7 @@ def test_blocks_merge_into_attention_over_all_keys(sizes: list[int], rows: int, 
         else:
             running.add((found[0][:, :, half:], found[1][:, :, half:]), begin=half)
             running.add((found[0][:, :, :half], found[1][:, :, :half]), end=half)
-    expected, expected_lse = products(query, key, value, 0.3, False, None)
+    expected, expected_lse = products(query, key, value, scale=0.3)
     for out, lse in (running.partial(), combine(torch.stack(outs), torch.stack(lses))):
         assert (out - expected).abs().max() < 1e-5
         assert (lse - expected_lse).abs().max() < 1e-5
@@ -125,5 +125,5 @@ def test_huge_logits_do_not_overflow() -> None:
     running = Running(query)
     for begin in (0, 4):
         running.add(block(query * 1e3, key[:, :, begin : begin + 4], value[:, :, begin : begin + 4], scale=10.0))
-    expected, _ = products(query * 1e3, key, value, 10.0, False, None)
+    expected, _ = products(query * 1e3, key, value, scale=10.0)
     assert (running.partial()[0] - expected).abs().max() < 1e-5

@@ -18,7 +18,7 @@ from tests.ring.world import Rings, World, on_ranks
 
 LLAMA = Tiny("llama", "llama")
 SLIDING = Tiny("mistral", "mistral", {"sliding_window": 40})
-DRAW = random.Random(5)
+DRAW = random.Random(5)  # noqa: S311  (tokens, no secrets)
 TOKENS = [DRAW.randrange(3, VOCABULARY) for _ in range(300)]
 
 
@@ -32,10 +32,16 @@ def model() -> torch.nn.Module:
     return build(LLAMA)
 
 
-@pytest.fixture(scope="module")
-def expected(model: torch.nn.Module) -> torch.Tensor:
+def unsharded(tiny: Tiny, tokens: list[int]) -> torch.Tensor:
+    """The logits behind each token, by a model of its own: one that a ring runs computes nothing without it."""
     with torch.inference_mode():
-        return model(torch.tensor([TOKENS])).logits[0]
+        logits: torch.Tensor = build(tiny)(torch.tensor([tokens])).logits[0]
+        return logits
+
+
+@pytest.fixture(scope="module")
+def expected() -> torch.Tensor:
+    return unsharded(LLAMA, TOKENS)
 
 
 @pytest.fixture
@@ -49,14 +55,13 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return float((found - wanted).abs().max()) < 5e-5 * max(1.0, float(wanted.abs().max()))
 
 
-def test_a_fork_goes_its_own_way(world: World, model: torch.nn.Module, expected: torch.Tensor) -> None:
+def test_a_fork_goes_its_own_way(world: World, expected: torch.Tensor) -> None:
     world.prompt(1, TOKENS[:100], 0, (100,))
     child = [*TOKENS[:70], *reversed(TOKENS[70:90])]
     logits = world.logits(
         fork=[Fork(1, 2, 70)], window=Window(sequence=2, start=70, tokens=child[70:], placement="zigzag", logits=True)
     )
-    with torch.inference_mode():
-        assert close(logits[0], model(torch.tensor([child])).logits[0, -1])
+    assert close(logits[0], unsharded(LLAMA, child)[-1])
     assert close(world.decode((1, 100, TOKENS[100]))[0], expected[100])
 
 
@@ -190,13 +195,10 @@ def test_what_goes_round_is_what_is_less(new: int, past: int, chosen: str) -> No
 
 
 def test_a_sliding_layer_gets_just_the_tokens_before_its_pieces(rings: Rings) -> None:
-    model = build(SLIDING)
-    world = World(rings, model, 3)
-    with torch.inference_mode():
-        expected = model(torch.tensor([TOKENS])).logits[0]
+    world = World(rings, build(SLIDING), 3)
     result = world.step(window=Window(sequence=1, start=0, tokens=TOKENS[:294], placement="zigzag", logits=True))
     assert result.logits is not None
-    assert close(result.logits[0], expected[293])
+    assert close(result.logits[0], unsharded(SLIDING, TOKENS)[293])
     # Rank 0 has the first and the last of 6 pieces; 39 tokens before the second piece are all it has to send.
     assert result.sent_bytes == 3 * 39 * 2 * 2 * 16 * 4
     world.close()
@@ -239,6 +241,7 @@ def test_a_model_that_hides_its_window_in_a_mask_is_refused() -> None:
     model = build(Tiny("qwen2", "qwen2"))
     model.config.layer_types[1] = "sliding_attention"
     model.config.sliding_window = 8
+    model.model.has_sliding_layers = True  # which makes its own mask
     with pytest.raises(
         UnsupportedArchitectureError, match="layer 1 is of type sliding_attention and tells its attention"
     ):
@@ -271,3 +274,8 @@ def test_a_model_is_served_as_far_as_it_is_exact(options: dict[str, object], con
 def test_a_model_with_chunks_is_served_within_the_first() -> None:
     tiny = Tiny("llama4_text", "llama4_text", {"attention_chunk_size": 512, "num_local_experts": 2})
     assert examine(configure(tiny)).context_tokens == 512
+
+
+def test_a_model_that_counts_positions_in_its_cache_is_served_to_where_it_makes_use_of_them() -> None:
+    tiny = Tiny("llama4_text", "llama4_text", {"floor_scale": 512, "num_local_experts": 2})
+    assert examine(configure(tiny)).context_tokens == 511

@@ -48,7 +48,7 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_PARK_SECONDS": "60",
         "KVPLANE_RING_DRAIN_SECONDS": "30",
         "KVPLANE_RING_THREADS": "3",
-        "KVPLANE_RING_HOST": "0.0.0.0",
+        "KVPLANE_RING_HOST": "0.0.0.0",  # noqa: S104  (only read, nothing listens)
         "KVPLANE_RING_PORT": "1",
         "KVPLANE_RING_CONTROL_PORT": "2",
         "KVPLANE_RING_STORE_PORT": "3",
@@ -134,7 +134,7 @@ def test_what_cannot_be_meant_is_said_in_a_sentence(hostname: str, changed: dict
 
 
 def test_all_faults_are_said_at_once() -> None:
-    with pytest.raises(SettingsError, match="WORLD_SIZE is not set.*KVPLANE_RING_MODEL is not set"):
+    with pytest.raises(SettingsError, match=r"WORLD_SIZE is not set.*KVPLANE_RING_MODEL is not set"):
         from_environment({}, hostname="demo-0")
 
 

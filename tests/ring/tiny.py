@@ -81,7 +81,6 @@ SERVED = (
     Tiny("arcee", "arcee"),
     Tiny("apertus", "apertus"),
     Tiny("nemotron", "nemotron"),
-    Tiny("stablelm", "stablelm"),
     Tiny("granitemoe", "granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Tiny("gpt_neox", "gpt_neox"),
     Tiny("gpt2, learned positions", "gpt2", {"n_positions": 4096}),

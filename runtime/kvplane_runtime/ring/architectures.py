@@ -146,6 +146,9 @@ def _context(config: PreTrainedConfig) -> int:
     bounds = [config.max_position_embeddings]
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         bounds.append(config.attention_chunk_size)
+    if getattr(config, "attn_temperature_tuning", None):
+        # It scales queries from position floor_scale - 1 on, and counts positions in the cache: that of the ring has none.
+        bounds.append(config.floor_scale - 1)
     for rope in _ropes(config):
         if rope.get("rope_type") in _VARYING_ROPE:
             original = rope.get("original_max_position_embeddings")

@@ -210,7 +210,7 @@ class WindowPass:
                 before = (owner - 1) % self._ring.size
                 coming = self._buffer(1 - step % 2, current.shape[1], self._shown[before].total, query)
                 pending = self._shift(current, coming, _KEYS_TAG)
-            self._compute(running, self._rank, owner, query, current, scale)
+            self._compute(running, query, current, asks=self._rank, shows=owner, scale=scale)
             if pending is not None:
                 pending.wait()
                 current = coming
@@ -243,7 +243,7 @@ class WindowPass:
             tag=tag,
         )
 
-    def _compute(self, running: Running, asks: int, shows: int, query: Tensor, keys: Tensor, scale: float) -> None:
+    def _compute(self, running: Running, query: Tensor, keys: Tensor, *, asks: int, shows: int, scale: float) -> None:
         """The blocks of one rank's queries with another's keys [2, Hk, S, D]."""
         pair = asks, shows
         if pair not in self._blocks:
@@ -295,7 +295,7 @@ class WindowPass:
                 pending = self._shift(current, coming, _QUERIES_TAG)
             if self._rows[owner] and self._shown[self._rank].total:
                 running = Running(current)
-                self._compute(running, owner, self._rank, current, keys, scale)
+                self._compute(running, current, keys, asks=owner, shows=self._rank, scale=scale)
                 if owner == self._rank:
                     own = running.partial()
                 else:

@@ -10,9 +10,8 @@ CUDA: ``aten::_scaled_dot_product_flash_attention`` for half precision, and matr
 (fp32, masks). No machine with a GPU has run this path yet.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -50,27 +49,30 @@ def block(
     """
     if key.shape[2] == 0 or query.shape[2] == 0:
         return torch.zeros_like(query), query.new_full(query.shape[:3], NOTHING, dtype=torch.float32)
-    out, lse = _KERNELS[query.device.type](query, key, value, scale, causal, None if bias is None else bias.bias)
+    kernel = _KERNELS[query.device.type]
+    out, lse = kernel(query, key, value, scale=scale, causal=causal, bias=None if bias is None else bias.bias)
     if bias is not None and bias.blind is not None:
         lse = lse.masked_fill(bias.blind, NOTHING)
     return out, lse
 
 
-def _cpu(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: Tensor | None) -> Partial:
+def _cpu(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, bias: Tensor | None) -> Partial:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
     return out, lse
 
 
-def _cuda(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: Tensor | None) -> Partial:
+def _cuda(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, bias: Tensor | None) -> Partial:
     if bias is None and query.dtype in (torch.float16, torch.bfloat16):
         found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
         return found[0], found[1]
-    return products(query, key, value, scale, causal, bias)
+    return products(query, key, value, scale=scale, causal=causal, bias=bias)
 
 
-def products(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bool, bias: Tensor | None) -> Partial:
+def products(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool = False, bias: Tensor | None = None
+) -> Partial:
     """The definition, with [B, Hq, L, S] scores in memory: for any device, and what tests hold the kernels against."""
     batch, heads, rows, size = query.shape
     grouped = query.reshape(batch, key.shape[1], -1, rows, size)
@@ -86,5 +88,10 @@ def products(query: Tensor, key: Tensor, value: Tensor, scale: float, causal: bo
     return out.reshape(query.shape), lse.reshape(batch, heads, rows)
 
 
-_Kernel = Callable[[Tensor, Tensor, Tensor, float, bool, Tensor | None], Partial]
+class _Kernel(Protocol):
+    def __call__(
+        self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, bias: Tensor | None
+    ) -> Partial: ...
+
+
 _KERNELS: Final[dict[str, _Kernel]] = {"cpu": _cpu, "cuda": _cuda}

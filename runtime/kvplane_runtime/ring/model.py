@@ -257,18 +257,15 @@ def _locate(held: Sequence[Run], wanted: Sequence[Run], sequence: int) -> tuple[
     order = have.argsort()
     ascending = have[order]
     at = torch.searchsorted(ascending, want).clamp_max(max(0, have.numel() - 1))
-    if want.numel() and (not have.numel() or not torch.equal(ascending[at], want)):
+    if not have.numel() or not torch.equal(ascending[at], want):
         raise ValueError(f"Sequence {sequence}: this rank is to keep KV of positions that it does not hold.")
-    found = order[at].tolist() if want.numel() else []
-    if any(one >= other for one, other in zip(found, found[1:], strict=False)):
+    found = order[at]
+    steps = found.diff()
+    if bool((steps <= 0).any()):
         raise ValueError(f"Sequence {sequence}: this rank is to keep its KV in another order than that of its slots.")
-    ranges: list[Range] = []
-    for slot in found:
-        if ranges and ranges[-1].end == slot:
-            ranges[-1] = Range(ranges[-1].begin, slot + 1)
-        else:
-            ranges.append(Range(slot, slot + 1))
-    return tuple(ranges)
+    holes = steps != 1
+    begins, lasts = torch.cat([found[:1], found[1:][holes]]), torch.cat([found[:-1][holes], found[-1:]])
+    return tuple(Range(begin, last + 1) for begin, last in zip(begins.tolist(), lasts.tolist(), strict=True))
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class _Reversed:
         key, value = self._stored[layer]
         back = self._positions[:, None] - self._positions[None, :]
         visible = (back >= 0) & (back < (window or _TOKENS))
-        partial = products(query, key, value, scale, False, mask(visible, query.dtype).bias)
+        partial = products(query, key, value, scale=scale, bias=mask(visible, query.dtype).bias)
         out = partial[0] if sinks is None else with_sinks(partial, sinks)
         return out.to(query.dtype).transpose(1, 2).contiguous()
 
