@@ -123,6 +123,17 @@ def test_a_broken_exchange_forms_anew_with_all_who_answer() -> None:
     assert only(ring.broken(2, 0, 0, "fenced", 1.1), Form).ordinals == (0, 1, 2, 3)
 
 
+def test_who_broke_a_step_is_not_waited_for_in_the_steps_behind_it() -> None:
+    ring = formed()
+    ring.send(0, 0)
+    ring.send(0, 1)
+    ring.broken(1, 0, 0, "rank 2 did not answer", 1.0)
+    ring.stopped(1, 1.0)
+    assert ring.done(3, 0, 0, 1.0) == []
+    assert ring.broken(2, 0, 0, "fenced", 1.1) == []
+    assert only(ring.done(3, 0, 1, 1.2), Form).ordinals == (0, 1, 2, 3)
+
+
 def test_reports_of_an_older_epoch_change_nothing() -> None:
     ring = formed()
     ring.disconnected(2, 1.0)
@@ -479,7 +490,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(size=st.integers(1, 5), events=EVENTS)
-def test_random_orders_are_safe_and_a_calm_end_forms_a_ring_of_all_who_live(
+def test_random_orders_are_safe_and_a_calm_end_forms_a_ring_of_all_who_live(  # noqa: PLR0912  (a branch for each kind of event)
     size: int, events: list[tuple[str, int]]
 ) -> None:
     world = World(size)

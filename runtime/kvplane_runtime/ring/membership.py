@@ -254,7 +254,7 @@ class Membership:
         member = self._members.get(link)
         if not member or not member.bound or epoch != self.ring:
             return []
-        member.answered = number
+        member.answered = max(number, self._sent)  # it runs none of the steps behind the one that broke
         actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
         if actions:  # it is the first to say so
             actions += self._strike(link, suspect, now)
