@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
-from kvplane_runtime.ring.admission import Refusal, Room, never_fits
 from kvplane_runtime.ring.accounting import Reserve
+from kvplane_runtime.ring.admission import Refusal, Room, never_fits
 from kvplane_runtime.ring.api import RejectedError
 from kvplane_runtime.ring.sampling import Sampled
 from kvplane_runtime.ring.scheduler import COUNTS, Accepted, Ended, Event, Failed, Progress, Request, Snapshot, Token

@@ -53,7 +53,7 @@ class Served:
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
     engine = FakeEngine()
-    api = Api(engine=engine, model=MODEL, max_body_bytes=100_000)
+    api = Api(engine=engine, model=MODEL, max_body_bytes=100_000, quiet_seconds=0.5)
     runner = await serve(api, host="127.0.0.1", port=0)
     host, port = runner.addresses[0][:2]
     async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
@@ -223,6 +223,24 @@ async def test_an_engine_with_a_fault_of_its_own(served: Served, caplog: pytest.
     status, answer, _ = await served.post(COMPLETIONS, HI)
     assert (status, answer["error"]["code"]) == (500, "internal_error")
     assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_fault_in_the_midst_of_a_stream_is_said_in_it(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    def fault() -> None:
+        raise ZeroDivisionError
+
+    served.engine.on_token = fault
+    events, _ = await served.stream(COMPLETIONS, HI)
+    assert [event["error"]["code"] for event in events] == ["internal_error"]
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_stream_in_which_nothing_comes_is_kept_open(served: Served) -> None:
+    served.engine.gate.clear()
+    async with served.session.post(COMPLETIONS, json={**HI, "stream": True}) as response:
+        assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"
+        served.engine.gate.set()
+        assert (await response.read()).endswith(b"data: [DONE]\n\n")
 
 
 async def test_an_engine_that_ends_too_early(served: Served) -> None:

@@ -144,6 +144,7 @@ def test_token_ids_need_no_tokenizer() -> None:
         ({"suffix": "x"}, "unsupported_parameter", "suffix", "leave it out"),
         ({"presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty", "leave it out"),
         ({"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias", "leave it out"),
+        ({"min_tokens": 5}, "unsupported_parameter", "min_tokens", "leave it out"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format", "leave it out"),
     ],
 )

@@ -20,7 +20,10 @@ def exposition(state: State = STATE, tally: Tally | None = None) -> str:
 
 def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
     return {
-        (sample.name, tuple(value for name, value in sorted(sample.labels.items()) if name != "model_name")): sample.value
+        (
+            sample.name,
+            tuple(value for name, value in sorted(sample.labels.items()) if name != "model_name"),
+        ): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }

@@ -53,7 +53,9 @@ def test_a_draw_is_the_same_whatever_else_is_in_the_batch(logits: Logits, seed: 
 
 def test_outputs_and_tokens_have_random_numbers_of_their_own() -> None:
     logits = np.zeros((1, 1000), dtype=np.float32)
-    tokens = {one(logits, Sampling(seed=1), output=output, index=index).token for output in range(4) for index in range(4)}
+    tokens = {
+        one(logits, Sampling(seed=1), output=output, index=index).token for output in range(4) for index in range(4)
+    }
     assert len(tokens) > 12
 
 

@@ -11,8 +11,8 @@
 ==========================  ====================================================================================
 
 Every error is an OpenAI error object; every answer carries ``x-request-id``, the client's own or a new one. A client that
-goes away ends its request. While a long prompt is computed, a stream carries its progress as SSE comments, which also
-keep proxies from closing it.
+goes away ends its request. While a long prompt is computed, a stream carries its progress as SSE comments, and while it
+waits for a ring that heals, comments that keep proxies from closing it.
 """
 
 import asyncio
@@ -44,10 +44,13 @@ log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 """A million tokens as JSON numbers take 7 MiB, as text 4."""
+QUIET_SECONDS: Final = 15.0
+"""A stream in which nothing comes for so long carries a comment: proxies close silent ones, after 60 s by default in nginx."""
 _LARGE_BODY: Final = 32 * 1024
 """Bodies from here on are parsed and tokenized off the event loop."""
 _DRAIN_CHECK_SECONDS: Final = 0.05
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_OWN_FAULT: Final = Refusal(500, "internal_error", "The engine has a fault of its own; its log has the details.")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -102,7 +105,16 @@ class _Piece:
 class _Exchange:
     """One client request: a request of the engine for each prompt, and what becomes of their events."""
 
-    def __init__(self, asked: Asked, *, engine: Engine, model: ServedModel, tally: Tally, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        *,
+        engine: Engine,
+        model: ServedModel,
+        tally: Tally,
+        clock: Callable[[], float],
+        quiet_seconds: float,
+    ) -> None:
         self.asked = asked
         self.id = f"{'chatcmpl' if asked.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
@@ -111,6 +123,7 @@ class _Exchange:
         self._engine = engine
         self._tally = tally
         self._clock = clock
+        self._quiet_seconds = quiet_seconds
         self._arrived = clock()
         self._newest: dict[int, float] = {}
         """By choice, when its newest token came."""
@@ -150,7 +163,7 @@ class _Exchange:
             task.cancel()
         for request in self._requests:
             self._engine.abort(request.id)
-        if completed:
+        if completed and all(choice.finish is not None for choice in self.choices):
             self._tally.completed(
                 seconds=self._clock() - self._arrived,
                 prompt_tokens=sum(map(len, self.asked.prompts)),
@@ -166,10 +179,17 @@ class _Exchange:
         else:
             self._queue.put_nowait(None)
 
-    async def pieces(self) -> AsyncIterator[_Piece | Progress]:
-        """What the outputs grow by, until all are over; raises RejectedError where the engine gives up."""
+    async def pieces(self) -> AsyncIterator[_Piece | Progress | None]:
+        """What the outputs grow by, until all are over, and None where nothing came for a while; raises RejectedError where
+        the engine gives up.
+        """
         while any(choice.finish is None for choice in self.choices):
-            event = await self._queue.get()
+            try:
+                async with asyncio.timeout(self._quiet_seconds):
+                    event = await self._queue.get()
+            except TimeoutError:
+                yield None
+                continue
             match event:
                 case Token():
                     yield self._token(event)
@@ -185,7 +205,13 @@ class _Exchange:
                     raise event
                 case None if self._queue.empty() and all(task.done() for task in self._tasks):
                     raise RejectedError(
-                        Refusal(503, "engine_stopped", "The engine ended the request before it was complete; retry.", None, 1)
+                        Refusal(
+                            503,
+                            "engine_stopped",
+                            "The engine ended the request before it was complete; retry.",
+                            None,
+                            1,
+                        )
                     )
 
     def _choice(self, request: str, output: int) -> _Choice:
@@ -243,20 +269,20 @@ class Api:
         model: ServedModel,
         clock: Callable[[], float] = time.monotonic,
         max_body_bytes: int = MAX_BODY_BYTES,
+        quiet_seconds: float = QUIET_SECONDS,
     ) -> None:
         self._engine = engine
         self._model = model
         self._clock = clock
         self._max_body_bytes = max_body_bytes
+        self._quiet_seconds = quiet_seconds
         self._created = int(time.time())
         self.draining = False
         self.in_flight = 0
         """Generating requests."""
         self.tally = Tally()
         self._registry = CollectorRegistry()
-        self._registry.register(
-            RingCollector(state=engine.state, tally=self.tally, in_flight=lambda: self.in_flight)
-        )
+        self._registry.register(RingCollector(state=engine.state, tally=self.tally, in_flight=lambda: self.in_flight))
 
     def application(self) -> web.Application:
         """The routes. Run it with handler cancellation, as :func:`serve` does: else clients that go away are not noticed."""
@@ -277,7 +303,7 @@ class Api:
         self.draining = True
         end = self._clock() + seconds
         # Polled, since the end depends on the clock and on all requests, not on one event.
-        while self.in_flight and self._clock() < end:
+        while self.in_flight and self._clock() < end:  # noqa: ASYNC110  (see above)
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         return self.in_flight == 0
 
@@ -300,19 +326,29 @@ class Api:
         exchange: _Exchange | None = None
         try:
             asked = await self._asked(await request.read(), chat=chat)
-            exchange = _Exchange(asked, engine=self._engine, model=self._model, tally=self.tally, clock=self._clock)
+            exchange = self._exchange(asked)
             await exchange.begin()
-            answer = _stream(request, exchange) if asked.stream else _whole(exchange)
-            response = await answer
-            completed = True
-            return response
+            response = await (_stream(request, exchange) if asked.stream else _whole(exchange))
         except (asyncio.CancelledError, ConnectionError):
             self.tally.disconnects += 1
             raise
+        else:
+            completed = True
+            return response
         finally:
             self.in_flight -= 1
             if exchange is not None:
                 exchange.end(completed=completed)
+
+    def _exchange(self, asked: Asked) -> _Exchange:
+        return _Exchange(
+            asked,
+            engine=self._engine,
+            model=self._model,
+            tally=self.tally,
+            clock=self._clock,
+            quiet_seconds=self._quiet_seconds,
+        )
 
     def _closed(self) -> Refusal | None:
         if self.draining:
@@ -399,9 +435,7 @@ class Api:
             raise
         except Exception:
             log.exception("The request %s failed.", request["id"])
-            response = error_response(
-                Refusal(500, "internal_error", "The engine has a fault of its own; its log has the details.")
-            )
+            response = error_response(_OWN_FAULT)
         if not response.prepared:
             response.headers["x-request-id"] = request["id"]
         self.tally.responses[response.status] = self.tally.responses.get(response.status, 0) + 1
@@ -491,7 +525,9 @@ async def _stream(request: web.Request, exchange: _Exchange) -> web.StreamRespon
     begun: set[int] = set()
     try:
         async for piece in exchange.pieces():
-            if isinstance(piece, Progress):
+            if piece is None:
+                await response.write(b": waiting\n\n")
+            elif isinstance(piece, Progress):
                 await response.write(f": prefill {piece.computed}/{piece.prompt}\n\n".encode())
             elif piece.text or piece.finish or piece.sampled:
                 await response.write(_event(_chunk(exchange, [_streamed(exchange, piece, begun)])))
@@ -499,6 +535,11 @@ async def _stream(request: web.Request, exchange: _Exchange) -> web.StreamRespon
             await response.write(_event({**_chunk(exchange, []), "usage": exchange.usage()}))
     except RejectedError as error:
         await response.write(_event(error_body(error.refusal)))
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("The request %s failed while it was streamed.", request["id"])
+        await response.write(_event(error_body(_OWN_FAULT)))
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response

@@ -85,7 +85,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.responses: dict[int, int] = {}
-        """Answers that were begun, by HTTP status."""
+        """Answers that were given to their end, by HTTP status."""
         self.disconnects = 0
         self.time_to_first_token = Histogram(_TTFT)
         self.inter_token_latency = Histogram(_LATENCY)
@@ -153,7 +153,10 @@ EPOCH: Final = Metric("kvplane_ring_epoch", Kind.GAUGE, "Number of the ring that
 MEMBERS: Final = Metric("kvplane_ring_members", Kind.GAUGE, "Ranks of the ring that is, or was last.")
 WORLD_SIZE: Final = Metric("kvplane_ring_world_size", Kind.GAUGE, "Ranks of a whole ring.")
 LOADED: Final = Metric(
-    "kvplane_ring_loaded_ratio", Kind.GAUGE, "Share of the weights that a process has loaded, until it has all.", ("ordinal",)
+    "kvplane_ring_loaded_ratio",
+    Kind.GAUGE,
+    "Share of the weights that a process has loaded, until it has all.",
+    ("ordinal",),
 )
 REFORMS: Final = Metric(
     "kvplane_ring_reforms", Kind.COUNTER, "Rings formed after the first, by cause: lost (a rank), joined.", ("cause",)
@@ -176,7 +179,7 @@ PARKED: Final = Metric(
 COMPUTED: Final = Metric(
     "kvplane_ring_prefill_tokens",
     Kind.COUNTER,
-    "Tokens computed in windows: new (never before), refilled (their KV was lost with a rank).",
+    "Tokens computed in windows: new (never before), refilled (again, after a rank was lost).",
     ("kind",),
 )
 WINDOWS: Final = Metric("kvplane_ring_windows", Kind.COUNTER, "Prefill windows computed.")

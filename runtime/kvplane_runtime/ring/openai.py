@@ -35,10 +35,25 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
+    "structured_outputs": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "min_tokens": (None, 0),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "truncate_prompt_tokens": (None,),
+    "chat_template": (None,),
+    "chat_template_kwargs": (None, {}),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "skip_special_tokens": (None, True),
+    "include_stop_str_in_output": (None, False),
     "prompt_logprobs": (None,),
     "use_beam_search": (None, False),
 }
-"""Members that would change the answer, with the values that ask for nothing."""
+"""Members that would change the answer in OpenAI's API or in vLLM's, with the values that ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +109,16 @@ def parse(body: bytes, *, chat: bool, model: ServedModel, random_seed: int) -> A
     outputs = _integer(fields, "n", 1, MAX_OUTPUTS) or 1
     best_of = _integer(fields, "best_of", 1, MAX_OUTPUTS)
     if best_of not in (None, outputs):
-        raise BadRequestError("unsupported_parameter", f"best_of must be n, which is {outputs}; leave it out.", "best_of")
+        raise BadRequestError(
+            "unsupported_parameter", f"best_of must be n, which is {outputs}; leave it out.", "best_of"
+        )
     seed = _integer(fields, "seed", -_SEED, _SEED - 1)
     temperature = _number(fields, "temperature", 0.0, 2.0)
     top_p = _number(fields, "top_p", 0.0, 1.0)
     if top_p == 0:
-        raise BadRequestError("decimal_below_min_value", "top_p must be above 0, got 0; for greedy set temperature to 0.", "top_p")
+        raise BadRequestError(
+            "decimal_below_min_value", "top_p must be above 0, got 0; for greedy set temperature to 0.", "top_p"
+        )
     prompts = (_chat_prompt(fields, model),) if chat else _prompts(fields, model)
     return Asked(
         chat=chat,
@@ -172,7 +191,9 @@ def _check_unsupported(fields: Mapping[str, Any]) -> None:
     for name, harmless in _UNSUPPORTED.items():
         value = fields.get(name)
         if not any(value == nothing and isinstance(value, bool) == isinstance(nothing, bool) for nothing in harmless):
-            raise BadRequestError("unsupported_parameter", f"{name} is not supported by this engine; leave it out.", name)
+            raise BadRequestError(
+                "unsupported_parameter", f"{name} is not supported by this engine; leave it out.", name
+            )
 
 
 def _chat_logprobs(fields: Mapping[str, Any]) -> int | None:
@@ -269,7 +290,9 @@ def _message(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(role, str) or not role:
         raise _wrong_type(f"{where}.role", "a role, such as user", role)
     if message.get("tool_calls"):
-        raise BadRequestError("unsupported_parameter", f"{where}.tool_calls are not supported by this engine.", "messages")
+        raise BadRequestError(
+            "unsupported_parameter", f"{where}.tool_calls are not supported by this engine.", "messages"
+        )
     return {**message, "content": _content(where, message.get("content"))}
 
 
@@ -346,7 +369,7 @@ def _integer(fields: Mapping[str, Any], name: str, lowest: int, highest: int) ->
     bounds = f"an integer from {lowest} to {highest}"
     if type(value) is not int:
         raise _wrong_type(name, bounds, value)
-    return _bounded(name, value, lowest, highest, bounds, "integer")
+    return _bounded(name, value, lowest, highest, bounds=bounds, kind="integer")
 
 
 def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float) -> float | None:
@@ -356,10 +379,10 @@ def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float)
     bounds = f"a number from {lowest:g} to {highest:g}"
     if type(value) not in (int, float) or not math.isfinite(value):
         raise _wrong_type(name, bounds, value)
-    return float(_bounded(name, value, lowest, highest, bounds, "decimal"))
+    return float(_bounded(name, value, lowest, highest, bounds=bounds, kind="decimal"))
 
 
-def _bounded(name: str, value: Any, lowest: float, highest: float, bounds: str, kind: str) -> Any:
+def _bounded(name: str, value: Any, lowest: float, highest: float, *, bounds: str, kind: str) -> Any:
     if not lowest <= value <= highest:
         code = f"{kind}_below_min_value" if value < lowest else f"{kind}_above_max_value"
         raise BadRequestError(code, f"{name} must be {bounds}, got {_shown(value)}; correct it.", name)

@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
         """The text of tokens, without special ones."""
 
     def raw(self, token: int) -> bytes:
-        """What one token stands for, half a character included."""
+        """What one token stands for; where it is half a character, maybe the replacement character."""
 
 
 class HuggingFaceTokenizer:
@@ -52,7 +52,7 @@ class HuggingFaceTokenizer:
             raise TemplateError("The model has no chat template; use /v1/completions.")
         try:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # noqa: BLE001  (a template is a program of the model's makers and may raise anything)
+        except Exception as error:
             raise TemplateError(f"The model's chat template cannot write these messages: {error}.") from error
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
