@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.messages import Decode, Fork, Positions, Step, Table, Truncate, Window
 from kvplane_runtime.ring.ranges import Run, runs
-from kvplane_runtime.ring.recovery import Lag, Need, brought, gather, park, reconcile
+from kvplane_runtime.ring.recovery import Lag, brought, gather, reconcile
 
 
 def positions(held: tuple[Run, ...]) -> list[int]:
@@ -65,6 +65,32 @@ def test_what_a_step_cut_off_is_nobodys_even_where_it_was_not_cut_off_yet() -> N
     assert positions(lag.report(0, -1, {0: layout})[0]) == [0, 1, 2, 3]
 
 
+def test_what_was_cut_and_written_anew_is_not_what_a_rank_behind_holds() -> None:
+    """It broke in step 0; the others went on to cut the sequence and to compute other tokens behind the cut."""
+    layouts = {0: Layout(2)}
+    layouts[0].append_window(0, 20)
+    lag = Lag()
+    lag.begin(Step(0, 0, decode=[Decode(0, 20, 1)]), layouts)
+    layouts[0].append_token(20)
+    lag.begin(Step(0, 1, truncate=[Truncate(0, 6)]), layouts)
+    layouts[0].truncate(6)
+    lag.begin(Step(0, 2, window=Window(0, 6, [9] * 20, "zigzag", logits=False)), layouts)
+    layouts[0].append_window(6, 20)
+    assert positions(lag.report(0, -1, layouts)[0]) == [0, 1, 2, 3, 4]
+    assert positions(lag.report(0, 1, layouts)[0]) == [0, 1, 2, 3, 4]
+    assert positions(lag.report(0, 2, layouts)[0]) == [0, 1, 2, 3, 4, *range(6, 11), *range(21, 26)]
+
+
+def test_what_a_broken_step_may_have_dropped_is_not_claimed() -> None:
+    layouts = {0: Layout(1), 1: Layout(1)}
+    for layout in layouts.values():
+        layout.append_window(0, 10)
+    lag = Lag()
+    lag.begin(Step(0, 0, release=[0], decode=[Decode(1, 10, 1)]), layouts)
+    assert {s: positions(held) for s, held in lag.report(0, -1, layouts).items()} == {0: [], 1: list(range(10))}
+    assert positions(lag.report(0, 0, layouts)[0]) == list(range(10))
+
+
 def test_a_copy_that_a_rank_has_not_made_yet_is_not_there() -> None:
     layouts = {0: Layout(1), 1: Layout(1)}
     for layout in layouts.values():
@@ -89,14 +115,3 @@ def test_workers_tell_a_new_rank_0_the_tokens_they_agree_on() -> None:
     tables = [table(0, [1, 2], run), table(0, [1, 2, 3], run), table(1, [4, 5, 6], run), table(1, [4, 7], run)]
     assert gather(tables) == {0: [1, 2, 3], 1: [4]}
     assert gather([*tables, table(1, [4, 5, 6, 7], run)])[1] == [4]
-
-
-def test_who_has_most_slack_is_parked_and_a_smaller_one_goes_on() -> None:
-    needs = [
-        Need(0, held=(40, 40), missing=20, coming=(5, 5)),
-        Need(1, held=(20, 20), missing=40, coming=(5, 5)),
-        Need(2, held=(1, 1), missing=2, coming=(1, 1)),
-    ]
-    assert park(needs, capacity=1000) == ()
-    assert park(needs, capacity=80) == (1,)
-    assert park([], capacity=1) == ()

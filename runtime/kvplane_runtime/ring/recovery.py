@@ -7,14 +7,13 @@ rank that was only away (it brings its positions back, less those that were comp
 which knows nothing but what the workers bring.
 
 What is missing is computed again by the scheduler's windows, ascending, each spread zigzag over the living: 1/N of a
-sequence where one rank of N is lost. Requests for which the living have no room are parked: those with most slack.
+sequence where one rank of N is lost.
 """
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvplane_runtime.ring.accounting import zigzag_share
 from kvplane_runtime.ring.layout import Layout, clip
 from kvplane_runtime.ring.messages import Step, Table
 from kvplane_runtime.ring.ranges import Run, runs
@@ -35,9 +34,7 @@ def reconcile(lengths: Mapping[int, int], reports: Sequence[Report], *, seniorit
         taken = bytearray(length)
         for rank in seniority:
             held[rank] = _claim(taken, clip(reports[rank].get(sequence, ()), 0, length))
-        layouts[sequence] = Layout(
-            len(reports), held=[[part for run in mine for part in run.ranges()] for mine in held], length=length
-        )
+        layouts[sequence] = Layout(len(reports), held=held, length=length)
     return layouts
 
 
@@ -55,63 +52,47 @@ def _claim(taken: bytearray, claimed: Iterable[Run]) -> tuple[Run, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """KV tokens of one request after a loss, by rank."""
+class _Before:
+    """What a step was about to change."""
 
-    sequence: int
-    held: tuple[int, ...]
-    missing: int
-    """To be computed again, over all ranks."""
-    coming: tuple[int, ...]
-    """The most that it may still come to hold beyond what it held before the loss."""
-
-
-def park(needs: Sequence[Need], *, capacity: int) -> tuple[int, ...]:
-    """The sequences that have to wait for a larger ring, of ``needs`` with the least slack first.
-
-    What all of them hold now is there already and stays. Room for the rest is given in order: a request that does not
-    fit is parked, and a smaller one behind it may still go on.
-    """
-    if not needs:
-        return ()
-    ranks = len(needs[0].held)
-    used = [sum(need.held[rank] for need in needs) for rank in range(ranks)]
-    parked: list[int] = []
-    for need in needs:
-        more = [zigzag_share(need.missing, ranks) + coming for coming in need.coming]
-        if any(before + extra > capacity for before, extra in zip(used, more, strict=True)):
-            parked.append(need.sequence)
-        else:
-            used = [before + extra for before, extra in zip(used, more, strict=True)]
-    return tuple(parked)
+    number: int
+    layouts: dict[int, Layout | None]
+    """Of the sequences that it adds to; None where there was none yet."""
+    cuts: dict[int, int]
+    """Lengths to which it cut sequences, 0 where it released them: what a rank that has not finished it surely still holds."""
 
 
 class Lag:
     """What the layouts were before the last steps, for ranks that may not have finished them."""
 
     def __init__(self) -> None:
-        self._before: deque[tuple[int, dict[int, Layout | None]]] = deque(maxlen=4)
+        self._before: deque[_Before] = deque(maxlen=4)
 
     def begin(self, step: Step, layouts: Mapping[int, Layout]) -> None:
-        """Keeps what ``step`` is about to add to."""
+        """Keeps what ``step`` is about to change; ``layouts`` are those before it."""
         touched = {decode.sequence for decode in step.decode}
         if step.window:
             touched.add(step.window.sequence)
         before = {sequence: layouts[sequence].copy() if sequence in layouts else None for sequence in touched}
-        for cut in step.truncate:  # what is behind a cut is of other tokens, whether a rank has dropped it yet or not
-            if known := before.get(cut.sequence):
-                known.truncate(cut.length)
         before.update(dict.fromkeys((fork.child for fork in step.fork), None))
-        self._before.append((step.number, before))
+        cuts = {cut.sequence: cut.length for cut in step.truncate}
+        self._before.append(_Before(step.number, before, cuts | dict.fromkeys(step.release, 0)))
 
     def report(self, rank: int, finished: int, layouts: Mapping[int, Layout]) -> Report:
         """What a rank holds for sure that has finished the step of that number, where ``layouts`` are those of now."""
         undone: dict[int, Layout | None] = {}
-        for number, before in reversed(self._before):
-            if number > finished:
-                undone |= before
+        cuts: dict[int, int] = {}
+        for before in reversed(self._before):
+            if before.number > finished:
+                undone |= before.layouts
+                for sequence, length in before.cuts.items():
+                    cuts[sequence] = min(length, cuts.get(sequence, length))
         then = {sequence: undone.get(sequence, layout) for sequence, layout in layouts.items()}
-        return {sequence: layout.runs(rank) for sequence, layout in then.items() if layout is not None}
+        return {
+            sequence: clip(layout.runs(rank), 0, cuts.get(sequence, layout.length))
+            for sequence, layout in then.items()
+            if layout is not None
+        }
 
     def clear(self) -> None:
         """A new ring begins, in which all have the same layouts."""
