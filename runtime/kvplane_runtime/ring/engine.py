@@ -260,7 +260,7 @@ class Leader:
             result = self._place.run(step)
         except RingBrokenError as error:
             log.warning("Step %d of epoch %d broke: %s", step.number, step.epoch, error)
-            self._formed = False
+            self._halt()
             self._hub.answer(worker.fault(step, SELF, error))
             return False
         self._hub.answer(worker.done(step, SELF, result))
@@ -290,7 +290,7 @@ class Leader:
         """The model computed nonsense: nobody gets a wrong token, and the next ring forgets what was computed."""
         log.error("%s", error)
         self._publish(self._scheduler.fail_all(Refusal(500, "not_finite", str(error)), keep=False))
-        self._formed = False
+        self._halt()
         self._hub.answer(messages.Fault(step.epoch, SELF, step.number, str(error)))
 
     def _done(self, done: messages.Done) -> None:
@@ -309,11 +309,15 @@ class Leader:
 
     # A new ring.
 
-    def _fence(self, fence: Fence) -> None:
-        """Stops: this is between two steps, or the step has broken."""
+    def _halt(self) -> None:
+        """No more steps until the next ring is formed."""
         if self._formed:
             self._whole_at = self._clock()
         self._formed = False
+
+    def _fence(self, fence: Fence) -> None:
+        """Stops: this is between two steps, or the step has broken."""
+        self._halt()
         if self._epoch >= 0:
             self._cause = "lost" if fence.abort else "joined"
         if fence.abort:
