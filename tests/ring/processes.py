@@ -38,6 +38,8 @@ class Stream:
     error: dict[str, Any] | None = None
     broken: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    leave: int | None = None
+    """The client goes away when it has so many tokens."""
     over: threading.Event = field(default_factory=threading.Event)
 
     def read(self, request: urllib.request.Request) -> None:
@@ -46,6 +48,8 @@ class Stream:
                 for line in answer:
                     if line.startswith(b"data: {"):
                         self._take(json.loads(line[6:]))
+                    if self.leave is not None and len(self.tokens) >= self.leave:
+                        break
         except urllib.error.HTTPError as error:
             self.error = json.loads(error.read())["error"]
         except OSError as error:
@@ -140,7 +144,7 @@ class Processes:
         wanted = list(members) or list(range(self.size))
         self.until(lambda: self.ring().get("formed") is True and self.ring()["members"] == wanted)
 
-    def ask(self, prompt: Sequence[int], count: int, *, timeout: float | None = None) -> Stream:
+    def ask(self, prompt: Sequence[int], count: int, *, leave: int | None = None) -> Stream:
         """Greedy; the answer is read in the background."""
         body = {
             "model": "tiny",
@@ -157,7 +161,7 @@ class Processes:
             data=json.dumps(body).encode(),
             headers={"content-type": "application/json"},
         )
-        stream = Stream()
+        stream = Stream(leave=leave)
         threading.Thread(target=stream.read, args=(request,), daemon=True).start()
         return stream
 
