@@ -1,6 +1,7 @@
 """A ring of real processes on loopback, with a small model on disk, as a test sees it: start, ask, kill, wait."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -126,7 +127,7 @@ class Processes:
         try:
             with urllib.request.urlopen(f"http://{HOST}:{self.port}/state", timeout=5) as answer:
                 return dict(json.load(answer))
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return None
 
     def ring(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from tests.ring.tiny import SERVED, build
 
 
 def test_ranks_are_told_what_a_pod_would_be() -> None:
-    trial = Trial(ranks=4, model=Path("/models/m"), port=8100, settings={"KVPLANE_RING_SHORT_TOKENS": "0"})
+    given = {"KVPLANE_RING_SHORT_TOKENS": "0", "KVPLANE_RING_ORDINAL": "3", "KVPLANE_RING_MODEL": "/models/other"}
+    trial = Trial(ranks=4, model=Path("/models/m"), port=8100, settings=given)
     told = [environment(trial, rank, ports=(1, 2), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
     found = [from_environment(each, hostname="laptop") for each in told]
     assert [each.ordinal for each in found] == [0, 1, 2, 3]
@@ -25,6 +26,7 @@ def test_ranks_are_told_what_a_pod_would_be() -> None:
         (4, "127.0.0.1", "127.0.0.1", 2)
     }
     assert {(each.port, each.control_port, each.store_port, each.short_tokens) for each in found} == {(8100, 1, 2, 0)}
+    assert {each.model for each in found} == {Path("/models/m")}, "the command line has the last word"
     assert {each.kv_percent for each in found} == {15}, "they share one memory"
     assert {each.parent for each in found} == {os.getpid()}
     assert told[0]["PATH"] == "/bin"

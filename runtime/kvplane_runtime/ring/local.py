@@ -50,7 +50,7 @@ class Trial:
     model: Path
     port: int
     settings: Mapping[str, str] = field(default_factory=dict)
-    """Further ``KVPLANE_RING_*``, for all ranks."""
+    """Further ``KVPLANE_RING_*``, for all ranks; which rank it is, of what, and its ports are not theirs to say."""
 
 
 def environment(
@@ -62,6 +62,10 @@ def environment(
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),
+        "KVPLANE_RING_THREADS": str(threads),
+        "KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks)),  # they share one memory
+        "KVPLANE_RING_DRAIN_SECONDS": "5",
+        **trial.settings,
         "WORLD_SIZE": str(trial.ranks),
         "PROMPT_SPLIT_STRATEGY": STRATEGY,
         "POD_IP": _LOOPBACK,
@@ -72,11 +76,7 @@ def environment(
         "KVPLANE_RING_PORT": str(trial.port),
         "KVPLANE_RING_CONTROL_PORT": str(control),
         "KVPLANE_RING_STORE_PORT": str(store),
-        "KVPLANE_RING_THREADS": str(threads),
-        "KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks)),  # they share one memory
-        "KVPLANE_RING_DRAIN_SECONDS": "5",
         "KVPLANE_RING_PARENT": str(os.getpid()),
-        **trial.settings,
     }
 
 
