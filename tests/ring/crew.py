@@ -262,6 +262,7 @@ class LeaderProcess(Process):
             inbox=self.inbox,
             policy=crew.policy,
             uniform=lambda: 0.5,
+            clock=lambda: time.monotonic() + crew.later,
         )
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
@@ -319,6 +320,8 @@ class Crew:
         self.started = 0
         self.closed = False
         self.port = 0
+        self.later = 0.0
+        """Seconds that the leader's clock is ahead."""
         self.hooks: list[Callable[[Process, messages.Step], None]] = []
         self._rooms: dict[tuple[int, tuple[str, ...]], Room] = {}
         self._guard = threading.Lock()

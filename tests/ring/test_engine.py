@@ -65,6 +65,18 @@ def test_a_rank_killed_in_the_midst_of_a_step_changes_no_token(crew: Crew, ordin
         assert 0 < state.scheduler.counts["refilled_tokens"] <= placed // 4
 
 
+def test_a_ring_that_breaks_after_a_long_time_fails_no_request(crew: Crew) -> None:
+    """How long there was no ring is counted from the break."""
+    crew.formed(0, 1, 2, 3)
+    reached = in_step(crew, 1, "decode")
+    got = crew.ask(prompt(200), 20)
+    assert reached.wait(20)
+    crew.later = 1000.0
+    crew.workers[1].kill()
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(200), 20)
+
+
 def test_a_rank_that_stood_still_keeps_what_nobody_computed_anew(crew: Crew) -> None:
     crew.formed(0, 1, 2, 3)
     first = crew.ask(prompt(400), 3)
@@ -144,7 +156,7 @@ def test_what_does_not_fit_three_ranks_waits_for_the_fourth() -> None:
 
 def test_a_parked_request_that_waited_too_long_fails_with_a_sentence() -> None:
     crew = Crew(
-        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=0.0)
+        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=1.0)
     )
     try:
         crew.formed(0, 1, 2, 3)
