@@ -11,6 +11,7 @@ Nothing is reduced by the network: results are gathered and merged by rank, so t
 """
 
 import datetime
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -152,11 +153,13 @@ class Ring:
         own = dist.PrefixStore(f"epoch-{epoch}", store)
         try:
             options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
+            # Resolved here: gloo would do it with the interpreter's lock held, and no thread could send a heartbeat meanwhile.
+            number = str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=number)]
             options._timeout = datetime.timedelta(seconds=form_seconds)
             own.set_timeout(options._timeout)
             group = dist.ProcessGroupGloo(own, rank, size, options)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             raise RingBrokenError(
                 f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
             ) from error
