@@ -33,6 +33,11 @@ def test_a_message_arrives_as_it_was_sent(message: messages.AnyMessage) -> None:
     assert messages.decode(messages.encode(message)) == message
 
 
+def test_forms_of_one_ring_arrive_each_as_it_is() -> None:
+    forms = {link: messages.Form(4, rank, [MEMBER, MEMBER], "s:2", [TABLE]) for rank, link in enumerate((0, 7))}
+    assert {link: messages.decode(data) for link, data in messages.encode_forms(forms).items()} == forms
+
+
 def test_a_window_may_lie_whole_on_a_rank() -> None:
     step = messages.Step(0, 0, window=messages.Window(1, 0, [1], placement=3, logits=False))
     assert messages.decode(messages.encode(step)) == step

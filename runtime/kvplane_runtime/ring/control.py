@@ -168,7 +168,10 @@ async def _receive(reader: asyncio.StreamReader) -> messages.AnyMessage:
 
 def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
     """Never waits: who does not read is found out by its silence."""
-    data = messages.encode(message)
+    _send_encoded(writer, messages.encode(message))
+
+
+def _send_encoded(writer: asyncio.StreamWriter, data: bytes) -> None:
     if not writer.is_closing():
         writer.writelines((_LENGTH.pack(len(data)), data))
 
@@ -235,8 +238,10 @@ class Hub:
         self._loop.post(self._pass_step, step)
 
     def form(self, epoch: int, forms: Mapping[int, messages.Form]) -> bool:
-        """Sends each link its form; False if something has happened since the order, so that there will be another."""
-        return self._loop.ask(self._pass_forms, epoch, forms)
+        """Sends each link its form, of the same tables; False if something has happened since the order, so that there will be
+        another.
+        """
+        return self._loop.ask(self._pass_forms, epoch, messages.encode_forms(forms))
 
     def answer(self, message: messages.Formed | messages.Done | messages.Fault) -> None:
         """What rank 0's own model did."""
@@ -375,7 +380,7 @@ class Hub:
         self._unwritten = FormOrder(form.epoch, tuple(seats))
         self._tell(self._unwritten)
 
-    def _pass_forms(self, epoch: int, forms: Mapping[int, messages.Form]) -> bool:
+    def _pass_forms(self, epoch: int, forms: Mapping[int, bytes]) -> bool:
         if self._unwritten is None or self._unwritten.epoch != epoch:
             return False
         order, self._unwritten = self._unwritten, None
@@ -384,14 +389,15 @@ class Hub:
         self._beat_epoch = epoch
         for link, form in forms.items():
             if writer := self._writers.get(link):
-                _send(writer, form)
+                _send_encoded(writer, form)
         return True
 
     def _pass_step(self, step: messages.Step) -> None:
         if self._membership.send(step.epoch, step.number):
+            data = messages.encode(step)
             for link in self._seats:
                 if writer := self._writers.get(link):
-                    _send(writer, step)
+                    _send_encoded(writer, data)
 
     def _drop(self, link: int) -> None:
         self._joins.pop(link, None)

@@ -9,6 +9,7 @@ Everything but ``Join``, ``Loading`` and ``Refused`` carries the epoch; a receiv
 rank that was cut off cannot harm the ring that went on without it.
 """
 
+from collections.abc import Mapping
 from typing import Final, Literal
 
 import msgspec
@@ -220,6 +221,27 @@ class MalformedMessageError(Exception):
 def encode(message: AnyMessage) -> bytes:
     """``message`` as MessagePack, without framing."""
     return _ENCODER.encode(message)
+
+
+class _Form(msgspec.Struct, frozen=True, tag="Form"):
+    """A ``Form`` whose tables are encoded already."""
+
+    epoch: int
+    rank: int
+    members: list[Member]
+    store: str
+    tables: msgspec.Raw
+
+
+def encode_forms(forms: Mapping[int, Form]) -> dict[int, bytes]:
+    """Each of the ``forms``, which have the same tables. These hold all tokens of the ring and are encoded once: while they
+    are, no heartbeat is sent.
+    """
+    tables = msgspec.Raw(_ENCODER.encode(next(iter(forms.values())).tables)) if forms else msgspec.Raw()
+    return {
+        key: _ENCODER.encode(_Form(form.epoch, form.rank, form.members, form.store, tables))
+        for key, form in forms.items()
+    }
 
 
 def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
