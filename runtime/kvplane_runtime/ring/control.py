@@ -158,12 +158,21 @@ def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
     os._exit(_FAULT)
 
 
-async def _receive(reader: asyncio.StreamReader) -> messages.AnyMessage:
-    """The next message; raises OSError, EOFError or MalformedMessageError."""
+async def _receive(reader: asyncio.StreamReader, heard: Callable[[], None]) -> messages.AnyMessage:
+    """The next message; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every part of it: one that
+    carries the tokens of a long context may be on its way for longer than a peer may be silent.
+    """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > _MAX_MESSAGE_BYTES:
         raise messages.MalformedMessageError(f"A message of {length} bytes is announced; none is so long.")
-    return messages.decode(await reader.readexactly(length))
+    data = bytearray()
+    while len(data) < length:
+        part = await reader.read(length - len(data))
+        if not part:
+            raise EOFError
+        data += part
+        heard()
+    return messages.decode(data)
 
 
 def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
@@ -289,7 +298,7 @@ class Hub:
         reason = "its connection closed"
         try:
             while True:
-                message = await _receive(reader)
+                message = await _receive(reader, lambda: self._membership.heard(link, time.monotonic()))
                 if link not in self._writers:  # it was sent away, and this had come before
                     break
                 self._take(link, message)
@@ -308,7 +317,6 @@ class Hub:
     def _take(self, link: int, message: messages.AnyMessage) -> None:
         now = time.monotonic()
         membership = self._membership
-        membership.heard(link, now)
         match message:
             case messages.Join():
                 self._joins[link] = message
@@ -327,7 +335,7 @@ class Hub:
             case messages.Loading():
                 self._tell(message)
             case _:
-                pass  # a heartbeat says no more than that it came
+                pass  # a heartbeat says no more than that it came, which was heard
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -499,7 +507,7 @@ class Tether:
     async def _read(self, reader: asyncio.StreamReader) -> str:
         try:
             while True:
-                self._take(await _receive(reader))
+                self._take(await _receive(reader, self._hear))
         except EOFError:
             return "rank 0 closed it"
         except OSError as error:
@@ -523,8 +531,10 @@ class Tether:
             if now - self._heard > limit:
                 return f"rank 0 was silent for {now - self._heard:.2f} s, more than the limit of {limit:g} s"
 
-    def _take(self, message: messages.AnyMessage) -> None:
+    def _hear(self) -> None:
         self._heard = time.monotonic()
+
+    def _take(self, message: messages.AnyMessage) -> None:
         match message:
             case messages.Heartbeat():
                 if self._epoch >= 0 and message.epoch > max(self._epoch, self._fenced):
