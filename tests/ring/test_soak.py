@@ -10,20 +10,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from tests.ring.processes import Processes, Stream, processes
-from tests.ring.tiny import SERVED, VOCABULARY, build
+from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
 
 SEED = 20
 CLIENTS = 3
 FAULT_SECONDS = 45.0
 STUCK_SECONDS = 120.0
 """Longer than two ranks take to come back one after another, on a busy machine."""
-ROUNDING = 1e-4
-"""Of the largest logit: two tokens that are closer to each other may change places."""
 
 
 @dataclass(frozen=True)
@@ -131,18 +126,6 @@ class Faults:
             self._ring.start(rank)
 
 
-def wrong(model: Any, asked: Asked) -> list[int]:
-    """Indices of the tokens that the unsharded model would not have chosen after those before."""
-    tokens = asked.stream.tokens
-    if not tokens:
-        return []
-    with torch.inference_mode():
-        logits = model(torch.tensor([[*asked.prompt, *tokens[:-1]]])).logits[0, len(asked.prompt) - 1 :]
-    chosen = logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
-    behind = logits.amax(-1) - chosen
-    return (behind > ROUNDING * max(1.0, float(logits.abs().max()))).nonzero().flatten().tolist()
-
-
 def nothing_reserved(ring: Processes) -> bool:
     state = ring.state()
     if state is None:
@@ -182,7 +165,11 @@ def test_random_faults_cost_no_token_no_request_and_no_room(tmp_path: Path) -> N
         reforms = ring.ring()["reforms"]
         logs = [ring.log(rank) for rank in range(3)]
     assert [log for log in logs if "Traceback" in log] == []
-    found = {index: places for index, each in enumerate([*asked, *last]) if (places := wrong(model, each))}
+    found = {
+        index: places
+        for index, each in enumerate([*asked, *last])
+        if (places := wrong(model, each.prompt, each.stream.tokens))
+    }
     assert found == {}
     generated = sum(len(each.stream.tokens) for each in asked)
     print(

@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 transformers.logging.set_verbosity_error()
 
 VOCABULARY = 384
+_ROUNDING = 1e-4
+"""Of the largest logit: what two computations of it may differ by."""
 
 
 @dataclass(frozen=True)
@@ -140,3 +142,18 @@ def build(tiny: Tiny) -> Any:
             elif "bias" in name or "sinks" in name:
                 parameter.copy_(drawn * 0.1)
     return model.eval().requires_grad_(False)
+
+
+def wrong(model: Any, prompt: list[int], tokens: list[int]) -> list[int]:
+    """Indices of the greedy ``tokens`` that the unsharded model would not have chosen after those before.
+
+    Where two tokens are as close to each other as rounding is large, either is right.
+    """
+    if not tokens:
+        return []
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt, *tokens[:-1]]])).logits[0, len(prompt) - 1 :]
+    chosen = logits.gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+    behind = logits.amax(-1) - chosen
+    found: list[int] = (behind > _ROUNDING * max(1.0, float(logits.abs().max()))).nonzero().flatten().tolist()
+    return found
