@@ -24,6 +24,7 @@ import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -51,6 +52,8 @@ _LARGE_BODY: Final = 32 * 1024
 _DRAIN_CHECK_SECONDS: Final = 0.05
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _OWN_FAULT: Final = Refusal(500, "internal_error", "The engine has a fault of its own; its log has the details.")
+_request_id: Final[ContextVar[str]] = ContextVar("request_id")
+"""Of the request that this task answers."""
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -424,7 +427,8 @@ class Api:
     async def _middleware(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Gives every answer its request id, and every error its object."""
         given = request.headers.get("x-request-id", "")
-        request["id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        _request_id.set(request_id)
         try:
             response = await handler(request)
         except (BadRequestError, RejectedError) as error:
@@ -434,10 +438,10 @@ class Api:
         except ConnectionError:
             raise
         except Exception:
-            log.exception("The request %s failed.", request["id"])
+            log.exception("The request %s failed.", request_id)
             response = error_response(_OWN_FAULT)
         if not response.prepared:
-            response.headers["x-request-id"] = request["id"]
+            response.headers["x-request-id"] = request_id
         self.tally.responses[response.status] = self.tally.responses.get(response.status, 0) + 1
         return response
 
@@ -518,7 +522,7 @@ async def _stream(request: web.Request, exchange: _Exchange) -> web.StreamRespon
         headers={
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-cache",
-            "x-request-id": request["id"],
+            "x-request-id": _request_id.get(),
         }
     )
     await response.prepare(request)
@@ -538,7 +542,7 @@ async def _stream(request: web.Request, exchange: _Exchange) -> web.StreamRespon
     except ConnectionError:
         raise
     except Exception:
-        log.exception("The request %s failed while it was streamed.", request["id"])
+        log.exception("The request %s failed while it was streamed.", _request_id.get())
         await response.write(_event(error_body(_OWN_FAULT)))
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
