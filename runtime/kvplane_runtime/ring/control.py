@@ -23,6 +23,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.membership import (
     BUILT,
@@ -394,6 +396,8 @@ class Hub:
         order, self._unwritten = self._unwritten, None
         self._seats = {seat.link: rank for rank, seat in enumerate(order.seats)}
         self._finished = dict.fromkeys(self._seats, BUILT)
+        for link in self._seats:  # what it brought is in the tables of the ring now
+            self._joins[link] = msgspec.structs.replace(self._joins[link], tables=[])
         self._beat_epoch = epoch
         for link, form in forms.items():
             if writer := self._writers.get(link):
@@ -498,7 +502,7 @@ class Tether:
             self._writer = None
             writer.close()
         if self._joined:
-            self._joined, self._join = False, None
+            self._joined = False
             self._epoch = self._fenced = -1  # the next rank 0 may give epochs that this one had fenced
             self._fence(_FOREVER, reason)
             self._deliver(Severed(reason))
@@ -553,8 +557,8 @@ class Tether:
 
     def _say_join(self) -> None:
         if self._join is not None:
-            self._joined = True
             self._say(self._join)
+            self._joined, self._join = True, None
 
     def _say(self, message: messages.AnyMessage) -> None:
         if self._writer is not None:
