@@ -115,6 +115,20 @@ def test_the_next_ring_works_beside_one_that_was_left_behind(rings: Rings) -> No
         one.abort()
 
 
+def test_a_ring_that_was_left_by_all_lets_go_of_its_connections(rings: Rings) -> None:
+    """Also of what was posted and is waited for by nobody yet; whoever waits for it later hears that the ring is broken."""
+    ring = rings.form(2)
+    later = ring[0].post(receives=[(torch.empty(8), 1)], later=True)
+    for one in ring:
+        one.abort("it was left")
+    for thread in threading.enumerate():
+        if thread.name == f"ring-epoch-{ring[0].epoch}":
+            thread.join(10)
+            assert not thread.is_alive()
+    with pytest.raises(RingBrokenError, match="it was left"):
+        later.wait()
+
+
 def test_a_silent_peer_is_named(rings: Rings) -> None:
     ring = on_ranks(2, lambda rank: rings.member(epoch=9001, rank=rank, size=2, quiet_seconds=0.2))
     with pytest.raises(RingBrokenError, match="is broken: rank 0 lost rank 1") as broken:
