@@ -98,7 +98,7 @@ def test_steps_go_down_and_answers_up(sides: tuple[Leader, Worker, Worker]) -> N
     leader.hub.step(step)
     for rank, worker in enumerate(workers, 1):
         assert worker.next(messages.Step) == step
-        worker.tether.send(messages.Done(0, rank, 0, 7, messages.Traffic(1.0, 0.5, 0.5, 9)))
+        worker.tether.send(messages.Done(0, rank, 0, messages.Traffic(1.0, 0.5, 0.5, 9)))
     assert {leader.next(messages.Done).rank for _ in workers} == {1, 2}
 
 

@@ -22,7 +22,7 @@ MESSAGES: list[messages.AnyMessage] = [
         truncate=[messages.Truncate(1, 3)],
         fork=[messages.Fork(1, 2, 3)],
     ),
-    messages.Done(epoch=4, rank=1, number=7, held_tokens=5, traffic=messages.Traffic(0.1, 0.05, 0.01, 100)),
+    messages.Done(epoch=4, rank=1, number=7, traffic=messages.Traffic(0.1, 0.05, 0.01, 100)),
     messages.Fault(epoch=4, rank=1, number=7, reason="It is silent.", suspect=2),
     messages.Stop(epoch=4, reason="Over."),
 ]

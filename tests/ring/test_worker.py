@@ -157,10 +157,10 @@ def test_behind_a_step_that_broke_no_step_of_its_ring_runs() -> None:
     cost = messages.Traffic(1.0, 0.75, 0.25, 8)
     assert said[1:] == [
         messages.Formed(3, 1),
-        messages.Done(3, 1, 0, 7, cost),
+        messages.Done(3, 1, 0, cost),
         messages.Fault(3, 1, 1, "rank 2 is gone", 2),
         messages.Formed(4, 1),
-        messages.Done(4, 1, 0, 7, cost),
+        messages.Done(4, 1, 0, cost),
     ]
 
 

@@ -185,8 +185,6 @@ class Done(Message, frozen=True, tag=True):
     epoch: int
     rank: int
     number: int
-    held_tokens: int
-    """KV tokens it holds after the step."""
     traffic: Traffic
 
 

@@ -272,7 +272,7 @@ def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
         waited_seconds=result.waited_seconds,
         sent_bytes=result.sent_bytes,
     )
-    return messages.Done(step.epoch, rank, step.number, result.held_tokens, traffic)
+    return messages.Done(step.epoch, rank, step.number, traffic)
 
 
 def fault(step: messages.Step, rank: int, error: RingBrokenError) -> messages.Fault:
