@@ -75,10 +75,6 @@ class Shard:
             ]
         return other
 
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(store.numel() * store.element_size() for store in self._layers if store is not None)
-
 
 class _Layer(CacheLayerMixin):
     """Stands for a layer where a model asks about its cache; there is nothing to ask for, since positions are given."""

@@ -28,22 +28,6 @@ class Range:
     def __contains__(self, position: int) -> bool:
         return self.begin <= position < self.end
 
-    def __and__(self, other: "Range") -> "Range":
-        """What both have; an empty range if there is none."""
-        begin = max(self.begin, other.begin)
-        return Range(begin, max(begin, min(self.end, other.end)))
-
-    def subtract(self, other: "Range") -> tuple["Range", ...]:
-        """What is in this range only: none, one or two ranges, none of them empty."""
-        before = Range(self.begin, max(self.begin, min(self.end, other.begin)))
-        after = Range(min(self.end, max(self.begin, other.end)), self.end)
-        return (self,) if not other and self else tuple(part for part in (before, after) if part)
-
-    def cut(self, at: int) -> tuple["Range", "Range"]:
-        """The positions before ``at`` and those from there on; either may be empty."""
-        at = min(max(at, self.begin), self.end)
-        return Range(self.begin, at), Range(at, self.end)
-
 
 def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """The same positions in the fewest ranges, ascending."""
@@ -56,26 +40,6 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
         else:
             merged.append(part)
     return tuple(merged)
-
-
-def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> tuple[Range, ...]:
-    """The positions of ``ranges`` that no hole has, in the fewest ranges, ascending."""
-    rest: list[Range] = []
-    gaps = merge(holes)
-    first = 0
-    for part in merge(ranges):
-        while first < len(gaps) and gaps[first].end <= part.begin:
-            first += 1
-        begin = part.begin
-        for gap in gaps[first:]:
-            if gap.begin >= part.end:
-                break
-            if gap.begin > begin:
-                rest.append(Range(begin, gap.begin))
-            begin = gap.end
-        if begin < part.end:
-            rest.append(Range(begin, part.end))
-    return tuple(rest)
 
 
 def count(ranges: Iterable[Range]) -> int:
