@@ -31,18 +31,17 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvplane_runtime.admission import retry
-from kvplane_runtime.ring import admission
+from kvplane_runtime.ring import admission, windows
 from kvplane_runtime.ring.accounting import Accounting, Reserve, Tokens, decode_shares, zigzag_share
 from kvplane_runtime.ring.admission import Refusal, Room
-from kvplane_runtime.ring.cost import NOTHING, Cost, Work, work
+from kvplane_runtime.ring.cost import NOTHING, Work, work
 from kvplane_runtime.ring.layout import Layout, Placement
 from kvplane_runtime.ring.messages import Decode, Fork, Positions, Step, Table, Truncate, Window
 from kvplane_runtime.ring.prefix import BLOCK_TOKENS, Prefixes
 from kvplane_runtime.ring.ranges import Run
 from kvplane_runtime.ring.sampling import Draw, Sampled, Sampling
+from kvplane_runtime.ring.windows import Windows
 
-_GROWTH: Final = 2
-"""A window is at most so many times the largest one of which the cost is known."""
 _WASTE: Final = 4
 """A kept sequence is gone on in, rather than copied, if at most the reused tokens over this are thrown away."""
 _HITS: Final = 4
@@ -296,10 +295,8 @@ class Scheduler:
         self._whole = ranks
         """Most ranks that the ring has had."""
         self._prefixes = Prefixes(block=policy.prefix_block_tokens)
-        self._cost = Cost()
+        self._windows = Windows(slice_seconds=policy.slice_seconds, tokens=policy.window_tokens)
         self._decode_seconds = 0.0
-        self._largest = 0
-        """Most missing positions of a window whose cost is known."""
         self._jobs: dict[str, _Job] = {}
         self._sequences: dict[int, _Sequence] = {}
         self._next = 0
@@ -650,7 +647,7 @@ class Scheduler:
             if sequence.job is None or sequence.parked_since is not None:
                 continue
             if sequence.prefills:
-                computing += self._cost.seconds(self._work(sequence))
+                computing += self._windows.seconds(self._work(sequence))
             left = sequence.prompt + sequence.job.max_tokens - len(sequence.tokens)
             ends.append((left * self._decode_seconds + computing, sequence))
         ends.sort(key=lambda end: end[0])
@@ -735,7 +732,6 @@ class Scheduler:
         self._counts["windows"] += 1
         self._counts["computed_tokens"] += count
         self._counts["refilled_tokens"] += again
-        self._largest = max(self._largest, count)
         if sequence.long:
             for other in self._sequences.values():
                 if other.prefills and not other.long:
@@ -825,13 +821,13 @@ class Scheduler:
 
     def _slack(self, sequence: _Sequence, now: float) -> float:
         """Seconds until its prefill has to begin, for its first token to come when it is promised."""
-        seconds = self._cost.seconds(sequence.work)
+        seconds = self._windows.seconds(sequence.work)
         promised = max(self.policy.ttft_seconds, self.policy.stretch * seconds)
         return sequence.since + promised - seconds - now
 
     def _window(self, sequence: _Sequence) -> Window:
         missing = sequence.missing()
-        begin, end = _span(missing, self._window_size(sequence))
+        begin, end = windows.span(missing, self._window_size(sequence))
         last = missing[-1].last + 1
         return Window(
             sequence=sequence.id,
@@ -842,33 +838,11 @@ class Scheduler:
         )
 
     def _window_size(self, sequence: _Sequence) -> int:
-        """Most missing positions of its next window: at most a slice of work, at least what hides communication."""
-        ranks = self._accounting.ranks
-        zigzag = sequence.placement == "zigzag"
-        unit = 2 * ranks if zigzag else 1
-        least = max(1, self.policy.window_tokens * (ranks if zigzag else 1) // unit)
-        missing = sequence.missing()
-        if not missing or not self._cost.known:
-            return least * unit
-        begin = missing[0].first
-        most = max(least, _GROWTH * self._largest // unit)
-        while least < most:  # the most units that take no longer than a slice
-            middle = (least + most + 1) // 2
-            done = work(begin, begin + middle * unit, middle * unit, ranks=ranks, placement=sequence.placement)
-            if self._cost.seconds(done) <= self.policy.slice_seconds:
-                least = middle
-            else:
-                most = middle - 1
-        return least * unit
+        ranks, placement = self._accounting.ranks, sequence.placement
+        return self._windows.size(sequence.missing(), ranks=ranks, placement=placement)
 
     def _work(self, sequence: _Sequence) -> Work:
-        """Of all that is missing."""
-        missing = sequence.missing()
-        if not missing:
-            return NOTHING
-        count = sum(run.count for run in missing)
-        ranks, placement = self._accounting.ranks, sequence.placement
-        return work(missing[0].first, missing[-1].last + 1, count, ranks=ranks, placement=placement)
+        return windows.whole(sequence.missing(), ranks=self._accounting.ranks, placement=sequence.placement)
 
     def _draw(self, row: int, sequence: _Sequence) -> Draw:
         assert sequence.job is not None  # noqa: S101  (cancelling waits for the end of the step)
@@ -894,7 +868,7 @@ class Scheduler:
         count = sum(run.count for run in self._sequences[window.sequence].layout.missing(window.start, end))
         done = work(window.start, end, count, ranks=self._accounting.ranks, placement=window.placement)
         beside = self._decode_seconds if step.decode else 0.0
-        self._cost.learn(done, max(seconds - beside, 0.1 * seconds))
+        self._windows.learn(done, missing=count, seconds=max(seconds - beside, 0.1 * seconds))
 
     # The ring changes, in detail.
 
@@ -1001,19 +975,6 @@ class Scheduler:
     def _unit(self, lead: _Sequence) -> list[_Sequence]:
         """A sequence and those that wait for it to compute their prompt."""
         return [lead, *(s for s in self._sequences.values() if s.lead == lead.id)]
-
-
-def _span(missing: Sequence[Run], most: int) -> tuple[int, int]:
-    """Begin and end of the positions that hold the first ``most`` missing ones."""
-    left = most
-    end = missing[0].first
-    for run in missing:
-        taken = min(left, run.count)
-        if not taken:
-            break
-        end = run.part(0, taken).last + 1
-        left -= taken
-    return missing[0].first, end
 
 
 def _is_gone(event: Event, gone: set[tuple[str, int | None]]) -> bool:
