@@ -24,8 +24,8 @@ from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import Limits
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.ranges import Run
+from kvplane_runtime.ring.requests import Ended, Failed, Policy, Request, Token
 from kvplane_runtime.ring.sampling import Sampling
-from kvplane_runtime.ring.scheduler import Ended, Failed, Policy, Request, Token
 from kvplane_runtime.ring.worker import Place, Worker
 
 VOCABULARY = 997

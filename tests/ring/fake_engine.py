@@ -7,8 +7,8 @@ from dataclasses import replace
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal, Room, never_fits
 from kvplane_runtime.ring.api import RejectedError
+from kvplane_runtime.ring.requests import COUNTS, Accepted, Ended, Event, Failed, Progress, Request, Snapshot, Token
 from kvplane_runtime.ring.sampling import Sampled
-from kvplane_runtime.ring.scheduler import COUNTS, Accepted, Ended, Event, Failed, Progress, Request, Snapshot, Token
 from kvplane_runtime.ring.state import RankTraffic, State
 
 ROOM = Room(ranks=4, capacity=100, reserve=Reserve.OFF, model_tokens=None)

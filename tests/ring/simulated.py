@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.messages import Step
+from kvplane_runtime.ring.requests import Accepted, Event, Policy, Request, Token
 from kvplane_runtime.ring.sampling import Sampled, Sampling
-from kvplane_runtime.ring.scheduler import Accepted, Event, Policy, Request, Scheduler, Token
+from kvplane_runtime.ring.scheduler import Scheduler
 
 VOCABULARY = 50
 

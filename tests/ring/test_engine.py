@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvplane_runtime.ring import messages
-from kvplane_runtime.ring.scheduler import Policy
+from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
-from kvplane_runtime.ring.scheduler import Accepted, Ended, Failed, Policy, Progress, Scheduler
+from kvplane_runtime.ring.requests import Accepted, Ended, Failed, Policy, Progress
+from kvplane_runtime.ring.scheduler import Scheduler
 from tests.ring.simulated import POLICY, Ring, prompt, reference, sampled, seconds
 
 

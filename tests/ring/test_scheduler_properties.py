@@ -12,11 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
-from kvplane_runtime.ring.scheduler import Accepted, Ended, Policy
+from kvplane_runtime.ring.requests import Accepted, Ended, Policy
 from tests.ring.simulated import Ring, prompt, reference
 
 STOP = frozenset((3,))
 MOST_STEPS = 20_000
+SHARES = st.sampled_from([0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.95])
+"""Of what the empty ring holds."""
 
 
 class Traffic(RuleBasedStateMachine):
@@ -49,27 +51,28 @@ class Traffic(RuleBasedStateMachine):
 
     @rule(
         family=st.integers(0, 2),
-        common=st.integers(0, 300),
-        own=st.integers(1, 60),
+        share=SHARES,
+        common=st.sampled_from([0.0, 0.3, 0.9]),
         max_tokens=st.integers(1, 30),
         outputs=st.sampled_from([1, 1, 1, 2, 3]),
     )
-    def submit(self, family: int, common: int, own: int, max_tokens: int, outputs: int) -> None:
-        name = f"r{self.number}"
+    def submit(self, family: int, share: float, common: float, max_tokens: int, outputs: int) -> None:
+        total = max(1, int(share * self.ring.scheduler.room.tokens) - max_tokens)
         self.number += 1
-        tokens = [*prompt(common, family), *prompt(own, 100 + self.number)]
+        tokens = [*prompt(int(common * total), family), *prompt(total - int(common * total), 100 + self.number)]
+        self.ask(tokens, max_tokens, outputs)
+
+    @rule(family=st.integers(0, 2), share=SHARES)
+    def submit_again(self, family: int, share: float) -> None:
+        self.number += 1
+        self.ask(prompt(max(1, int(share * self.ring.scheduler.room.tokens) - 10), family), 5, 1)
+
+    def ask(self, tokens: list[int], max_tokens: int, outputs: int) -> None:
+        name = f"r{self.number}"
         answer = self.ring.submit(name, tokens, max_tokens=max_tokens, outputs=outputs, stop_ids=STOP)
         if isinstance(answer, Accepted):
             assert answer.cached_tokens < len(tokens)
             self.wanted[name] = (tokens, max_tokens, outputs)
-
-    @rule(family=st.integers(0, 2), length=st.integers(1, 300))
-    def submit_again(self, family: int, length: int) -> None:
-        name = f"r{self.number}"
-        self.number += 1
-        tokens = prompt(length, family)
-        if isinstance(self.ring.submit(name, tokens, max_tokens=5, stop_ids=STOP), Accepted):
-            self.wanted[name] = (tokens, 5, 1)
 
     @rule(count=st.integers(1, 12))
     def run(self, count: int) -> None:

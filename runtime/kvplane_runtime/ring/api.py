@@ -36,8 +36,8 @@ from kvplane_runtime.ring import openai, state
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.metrics import RingCollector, Tally
 from kvplane_runtime.ring.openai import Asked, BadRequestError, ServedModel
+from kvplane_runtime.ring.requests import Accepted, Ended, Event, Failed, Progress, Request, Token
 from kvplane_runtime.ring.sampling import Sampled
-from kvplane_runtime.ring.scheduler import Accepted, Ended, Event, Failed, Progress, Request, Token
 from kvplane_runtime.ring.state import State
 from kvplane_runtime.ring.tokens import TextStream, Tokenizer
 

@@ -25,8 +25,9 @@ from kvplane_runtime.ring.control import FormOrder, Hub, Order, Seat
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Lost
 from kvplane_runtime.ring.model import StepResult
+from kvplane_runtime.ring.requests import Accepted, Ended, Event, Failed, Policy, Request, Token
 from kvplane_runtime.ring.sampling import NotFiniteError, sample
-from kvplane_runtime.ring.scheduler import Accepted, Ended, Event, Failed, Policy, Request, Scheduler, Token
+from kvplane_runtime.ring.scheduler import Scheduler
 from kvplane_runtime.ring.state import RankTraffic, State
 
 log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from kvplane_runtime.ring.control import Hub, Severed, Tether
 from kvplane_runtime.ring.engine import About, Leader, RingEngine, Shutdown
 from kvplane_runtime.ring.model import RingModel
 from kvplane_runtime.ring.openai import ServedModel
-from kvplane_runtime.ring.scheduler import Policy
+from kvplane_runtime.ring.requests import Policy
 from kvplane_runtime.ring.settings import Settings, SettingsError
 from kvplane_runtime.ring.worker import Place, Worker
 

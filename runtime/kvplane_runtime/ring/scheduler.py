@@ -27,249 +27,38 @@ Pure: the time is an argument, and so is randomness.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvplane_runtime.admission import retry
 from kvplane_runtime.ring import admission, windows
-from kvplane_runtime.ring.accounting import Accounting, Reserve, Tokens, decode_shares, zigzag_share
+from kvplane_runtime.ring.accounting import Accounting, Tokens, decode_shares, zigzag_share
 from kvplane_runtime.ring.admission import Refusal, Room
-from kvplane_runtime.ring.cost import NOTHING, Work, work
+from kvplane_runtime.ring.cost import Work, work
 from kvplane_runtime.ring.layout import Layout, Placement
 from kvplane_runtime.ring.messages import Decode, Fork, Positions, Step, Table, Truncate, Window
-from kvplane_runtime.ring.prefix import BLOCK_TOKENS, Prefixes
+from kvplane_runtime.ring.prefix import Prefixes
 from kvplane_runtime.ring.ranges import Run
-from kvplane_runtime.ring.sampling import Draw, Sampled, Sampling
+from kvplane_runtime.ring.requests import (
+    COUNTS,
+    Accepted,
+    Ended,
+    Event,
+    Failed,
+    Policy,
+    Progress,
+    Request,
+    Snapshot,
+    Token,
+)
+from kvplane_runtime.ring.sampling import Draw, Sampled
+from kvplane_runtime.ring.sequence import Job, TokenSequence
 from kvplane_runtime.ring.windows import Windows
 
 _WASTE: Final = 4
 """A kept sequence is gone on in, rather than copied, if at most the reused tokens over this are thrown away."""
 _HITS: Final = 4
 """Sequences with a common prefix that are tried before it is computed anew."""
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How the ring is shared. Times in seconds."""
-
-    slice_seconds: float = 1.0
-    """Longest window: what a short prompt may have to wait for a long one. Longer hides more communication."""
-    window_tokens: int = 1024
-    """Least new tokens per rank and window, whatever they take: below, communication is no longer hidden (docs: sizing)."""
-    short_tokens: int = 1024
-    """Prompts of fewer than 2N times this lie whole on one rank. 0: every prompt is cut."""
-    ttft_seconds: float = 2.0
-    """Promised time to the first token."""
-    stretch: float = 2.0
-    """A prompt whose prefill alone takes longer is promised so many times its own."""
-    max_sequences: int = 64
-    """Most outputs at a time: the size of the decode batch."""
-    default_output_tokens: int = 4096
-    """Longest output of a request that does not say: all of it is reserved, so it is not the whole context."""
-    park_seconds: float = 600.0
-    """How long a request that lost its room with a rank waits for the ring to be whole again."""
-    reserve: Reserve = Reserve.OFF
-    """Survive: admit only what the ring can hold without any one rank."""
-    model_tokens: int | None = None
-    """Longest prompt + output of the model; None: no bound."""
-    prefix_block_tokens: int = BLOCK_TOKENS
-    """Shortest prefix that is reused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client wants."""
-
-    id: str
-    """Its own, unique among those in progress."""
-    prompt: Sequence[int]
-    """At least one token."""
-    max_tokens: int | None = None
-    """Most tokens of each output; None: the policy's default, or as many as fit."""
-    sampling: Sampling = field(default_factory=Sampling)
-    outputs: int = 1
-    stop_ids: frozenset[int] = frozenset()
-    """Tokens that end an output."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The request has room and will be served."""
-
-    request: str
-    cached_tokens: int
-    """Of the prompt, found computed."""
-    max_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """So much is computed of the prompt, or after a loss of what there was; sent after each window but the last."""
-
-    request: str
-    computed: int
-    prompt: int
-    """Tokens in all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One more token of an output; the one that ends it included."""
-
-    request: str
-    output: int
-    sampled: Sampled
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """An output is complete."""
-
-    request: str
-    output: int
-    reason: str
-    """``stop`` (a stop token) or ``length``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The request cannot be served to its end; nothing follows."""
-
-    request: str
-    refusal: Refusal
-
-
-Event = Accepted | Progress | Token | Ended | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the scheduler holds and has done, for people and metrics."""
-
-    waiting: int
-    """Outputs whose prompt is not begun."""
-    prefilling: int
-    decoding: int
-    parked: int
-    kept: int
-    """Finished sequences kept for their prefixes."""
-    queued_prompt_tokens: int
-    """Of prompts, not computed yet."""
-    capacity_tokens: int
-    """KV tokens of each rank."""
-    limit_tokens: int
-    """KV tokens of each rank that requests in progress may take."""
-    model_tokens: int | None
-    """Longest prompt + output of the model; None: no bound."""
-    held: Tokens
-    """KV tokens by rank, of sequences in progress and kept ones."""
-    active: Tokens
-    """By rank, what sequences in progress hold or may come to hold."""
-    kept_tokens: Tokens
-    """By rank, of kept sequences."""
-    counts: Mapping[str, int]
-    """What was done since the start: see ``COUNTS``."""
-
-
-COUNTS: Final = (
-    "admitted",
-    "refused_never",
-    "refused_kv",
-    "refused_requests",
-    "refused_reservation_tokens",
-    "prompt_tokens",
-    "cached_tokens",
-    "computed_tokens",
-    "refilled_tokens",
-    "generated_tokens",
-    "windows",
-    "steps",
-    "evicted_sequences",
-    "parked_requests",
-    "cancelled",
-)
-"""Counters of a snapshot. Prompt tokens are those of admitted requests; computed ones include what was refilled."""
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request in progress."""
-
-    request: Request
-    max_tokens: int
-    outputs: set[int]
-    """Sequences that are not over."""
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """One output, or what is kept of one."""
-
-    id: int
-    job: _Job | None
-    """None: finished, and kept."""
-    output: int
-    prompt: int
-    """Tokens of the prompt."""
-    tokens: list[int]
-    layout: Layout
-    placement: Placement
-    lead: int | None = None
-    """The sequence that computes the prompt for this one; None once it is there."""
-    since: float = 0.0
-    """When it began to wait for its prefill."""
-    work: Work = NOTHING
-    """Of its prefill, when it began to wait."""
-    long: bool = False
-    held_up: bool = False
-    """It has waited for a window of a long prefill."""
-    begun: bool = False
-    reached: int = 0
-    """Positions that were computed once."""
-    parked_since: float | None = None
-
-    @property
-    def request(self) -> str:
-        """Of a sequence in progress."""
-        assert self.job is not None  # noqa: S101  (only these are asked)
-        return self.job.request.id
-
-    @property
-    def target(self) -> int:
-        """Positions whose KV the next token needs: the prompt, or all but the newest token."""
-        return max(self.prompt, len(self.tokens) - 1)
-
-    @property
-    def to_generate(self) -> int:
-        """Positions behind the target that a sequence in progress may come to have; the last token needs no KV."""
-        assert self.job is not None  # noqa: S101  (only these are asked)
-        return self.prompt + self.job.max_tokens - 1 - self.target
-
-    @property
-    def ready(self) -> bool:
-        return self.layout.length >= self.target and self.layout.complete()
-
-    @property
-    def goes_on(self) -> bool:
-        return self.job is not None and self.lead is None and self.parked_since is None
-
-    @property
-    def waits_for_room(self) -> bool:
-        return self.lead is None and self.parked_since is not None
-
-    @property
-    def decodes(self) -> bool:
-        return self.goes_on and self.ready
-
-    @property
-    def prefills(self) -> bool:
-        return self.goes_on and not self.ready
-
-    def missing(self) -> tuple[Run, ...]:
-        return self.layout.missing(0, self.target)
-
-    def held(self) -> Tokens:
-        return tuple(self.layout.tokens(rank) for rank in range(self.layout.ranks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +86,8 @@ class Scheduler:
         self._prefixes = Prefixes(block=policy.prefix_block_tokens)
         self._windows = Windows(slice_seconds=policy.slice_seconds, tokens=policy.window_tokens)
         self._decode_seconds = 0.0
-        self._jobs: dict[str, _Job] = {}
-        self._sequences: dict[int, _Sequence] = {}
+        self._jobs: dict[str, Job] = {}
+        self._sequences: dict[int, TokenSequence] = {}
         self._next = 0
         self._release: list[int] = []
         self._truncate: list[Truncate] = []
@@ -327,7 +116,7 @@ class Scheduler:
         refusal = self._never(prompt, most, outputs) or self._not_yet(prompt, most, outputs)
         if refusal is not None:
             return refusal
-        job = _Job(request, most, set())
+        job = Job(request, most, set())
         option = self._find_room(job)
         if option is None:
             needed = self._needed(prompt, most, outputs)
@@ -518,7 +307,7 @@ class Scheduler:
             ]
             layout = Layout(ranks, held=held, length=len(table.tokens))
             self._next = max(self._next, table.sequence + 1)
-            sequence = _Sequence(
+            sequence = TokenSequence(
                 id=table.sequence,
                 job=None,
                 output=0,
@@ -556,7 +345,7 @@ class Scheduler:
 
     # Room.
 
-    def _find_room(self, job: _Job) -> _Option | None:
+    def _find_room(self, job: Job) -> _Option | None:
         """The best way in which there is room, once kept sequences are dropped where needed."""
         prompt, outputs = job.request.prompt, job.request.outputs
         for option in self._options(prompt):
@@ -629,7 +418,7 @@ class Scheduler:
         generated = decode_shares(target, more, ranks)
         return tuple(layout.tokens(rank) + computed[rank] + generated[rank] for rank in range(ranks))
 
-    def _charge(self, sequence: _Sequence) -> None:
+    def _charge(self, sequence: TokenSequence) -> None:
         """Charges a sequence in progress what it holds and may come to hold; a parked one only what it holds."""
         if sequence.parked_since is None:
             computing = sequence if sequence.lead is None else self._sequences[sequence.lead]
@@ -641,7 +430,7 @@ class Scheduler:
 
     def _retry_after(self, sequences: int | None, needed: Tokens | None) -> int:
         """Seconds until so many outputs, or so much room, may be free, if all run to their longest."""
-        ends: list[tuple[float, _Sequence]] = []
+        ends: list[tuple[float, TokenSequence]] = []
         computing = 0.0
         for sequence in self._sequences.values():
             if sequence.job is None or sequence.parked_since is not None:
@@ -661,7 +450,7 @@ class Scheduler:
 
     # A request's life.
 
-    def _admit(self, job: _Job, option: _Option, now: float) -> Accepted:
+    def _admit(self, job: Job, option: _Option, now: float) -> Accepted:
         request = job.request
         lead = self._begin(job, option)
         for output in range(1, request.outputs):
@@ -677,7 +466,7 @@ class Scheduler:
         self._counts["cached_tokens"] += cached
         return Accepted(request.id, cached, job.max_tokens)
 
-    def _begin(self, job: _Job, option: _Option) -> _Sequence:
+    def _begin(self, job: Job, option: _Option) -> TokenSequence:
         """The sequence that computes the prompt."""
         if option.source is None or option.fork:
             sequence = self._new(job, 0, option.layout, option.placement)
@@ -700,15 +489,15 @@ class Scheduler:
         self._prefixes.add(sequence.id, sequence.tokens, known=option.layout.length)
         return sequence
 
-    def _new(self, job: _Job, output: int, layout: Layout, placement: Placement) -> _Sequence:
+    def _new(self, job: Job, output: int, layout: Layout, placement: Placement) -> TokenSequence:
         prompt = job.request.prompt
-        sequence = _Sequence(self._next, job, output, len(prompt), list(prompt), layout, placement)
+        sequence = TokenSequence(self._next, job, output, len(prompt), list(prompt), layout, placement)
         self._sequences[sequence.id] = sequence
         self._next += 1
         job.outputs.add(sequence.id)
         return sequence
 
-    def _await_prefill(self, sequence: _Sequence, now: float) -> None:
+    def _await_prefill(self, sequence: TokenSequence, now: float) -> None:
         """From now on the sequence waits for its prefill, or for what is missing of it."""
         missing = sum(run.count for run in sequence.missing())
         sequence.since, sequence.held_up = now, False
@@ -741,7 +530,7 @@ class Scheduler:
             return []
         return [Progress(sequence.request, sum(sequence.held()), sequence.target)] if sequence.prefills else []
 
-    def _fork_outputs(self, lead: _Sequence) -> None:
+    def _fork_outputs(self, lead: TokenSequence) -> None:
         """The prompt is computed: the other outputs begin as copies."""
         for child in self._sequences.values():
             if child.lead == lead.id:
@@ -750,7 +539,7 @@ class Scheduler:
                 self._forks[child.id] = Fork(lead.id, child.id, lead.layout.length)
                 self._charge(child)
 
-    def _sampled(self, sequence: _Sequence, sampled: Sampled) -> list[Event]:
+    def _sampled(self, sequence: TokenSequence, sampled: Sampled) -> list[Event]:
         job = sequence.job
         assert job is not None  # noqa: S101  (cancelling waits for the end of the step)
         sequence.tokens.append(sampled.token)
@@ -773,7 +562,7 @@ class Scheduler:
             self._finish(sequence)
         self._counts["cancelled"] += output is None
 
-    def _finish(self, sequence: _Sequence) -> None:
+    def _finish(self, sequence: TokenSequence) -> None:
         """The output is over. What the first output of a request has computed is kept; the others share its prompt."""
         job = sequence.job
         assert job is not None  # noqa: S101  (a sequence finishes once)
@@ -791,13 +580,13 @@ class Scheduler:
         else:
             self._forget(sequence)
 
-    def _keep(self, sequence: _Sequence) -> None:
+    def _keep(self, sequence: TokenSequence) -> None:
         del sequence.tokens[sequence.layout.length :]
         self._accounting.charge(sequence.id, sequence.held(), kept=True)
         self._prefixes.add(sequence.id, sequence.tokens, known=sequence.layout.length)
         self._prefixes.keep(sequence.id)
 
-    def _forget(self, sequence: _Sequence) -> None:
+    def _forget(self, sequence: TokenSequence) -> None:
         """Drops a sequence and its KV; ranks hear of it with the next step, unless they have none of it yet."""
         if self._forks.pop(sequence.id, None) is None:
             self._release.append(sequence.id)
@@ -808,7 +597,7 @@ class Scheduler:
 
     # Steps in detail.
 
-    def _choose(self, now: float) -> _Sequence | None:
+    def _choose(self, now: float) -> TokenSequence | None:
         """The prefill whose turn it is."""
         waiting = [sequence for sequence in self._sequences.values() if sequence.prefills]
         if not waiting:
@@ -819,13 +608,13 @@ class Scheduler:
             return min(held_up, key=lambda sequence: (self._slack(sequence, now), sequence.id))
         return first
 
-    def _slack(self, sequence: _Sequence, now: float) -> float:
+    def _slack(self, sequence: TokenSequence, now: float) -> float:
         """Seconds until its prefill has to begin, for its first token to come when it is promised."""
         seconds = self._windows.seconds(sequence.work)
         promised = max(self.policy.ttft_seconds, self.policy.stretch * seconds)
         return sequence.since + promised - seconds - now
 
-    def _window(self, sequence: _Sequence) -> Window:
+    def _window(self, sequence: TokenSequence) -> Window:
         missing = sequence.missing()
         begin, end = windows.span(missing, self._window_size(sequence))
         last = missing[-1].last + 1
@@ -837,14 +626,14 @@ class Scheduler:
             logits=end == last and len(sequence.tokens) == sequence.prompt,
         )
 
-    def _window_size(self, sequence: _Sequence) -> int:
+    def _window_size(self, sequence: TokenSequence) -> int:
         ranks, placement = self._accounting.ranks, sequence.placement
         return self._windows.size(sequence.missing(), ranks=ranks, placement=placement)
 
-    def _work(self, sequence: _Sequence) -> Work:
+    def _work(self, sequence: TokenSequence) -> Work:
         return windows.whole(sequence.missing(), ranks=self._accounting.ranks, placement=sequence.placement)
 
-    def _draw(self, row: int, sequence: _Sequence) -> Draw:
+    def _draw(self, row: int, sequence: TokenSequence) -> Draw:
         assert sequence.job is not None  # noqa: S101  (cancelling waits for the end of the step)
         sampling = sequence.job.request.sampling
         return Draw(row, sequence.id, sampling, sequence.output, len(sequence.tokens) - sequence.prompt)
@@ -886,7 +675,7 @@ class Scheduler:
             else:
                 self._unfork(child)
 
-    def _unfork(self, child: _Sequence) -> None:
+    def _unfork(self, child: TokenSequence) -> None:
         """A copy that was not made yet is computed anew instead."""
         del self._forks[child.id]
         child.layout = Layout(child.layout.ranks)
@@ -925,18 +714,18 @@ class Scheduler:
         while not self._go_on(lead, now):  # with nothing else in the ring it does
             self._give_up(others.pop())
 
-    def _is_possible(self, lead: _Sequence) -> bool:
+    def _is_possible(self, lead: TokenSequence) -> bool:
         """Whether this ring could hold a sequence, with nothing else in it: as it lies, or computed anew.
 
         Anew it may take less: after a rank has come back empty, the others hold their old share and part of the lost one.
         """
         return self._fits_alone(lead, lead.layout) or self._fits_alone(lead, Layout(self._accounting.ranks))
 
-    def _fits_alone(self, lead: _Sequence, layout: Layout) -> bool:
+    def _fits_alone(self, lead: TokenSequence, layout: Layout) -> bool:
         placements = self._placements(layout, lead.target)
         return any(max(self._needs(lead, layout, where)) <= self._accounting.capacity for where in placements)
 
-    def _give_up(self, lead: _Sequence) -> None:
+    def _give_up(self, lead: TokenSequence) -> None:
         """Drops what a parked sequence holds; it is computed again when there is room."""
         if lead.layout.length:
             self._truncate.append(Truncate(lead.id, 0))
@@ -944,7 +733,7 @@ class Scheduler:
         self._prefixes.cut(lead.id, known=0)
         self._charge(lead)
 
-    def _go_on(self, lead: _Sequence, now: float) -> bool:
+    def _go_on(self, lead: TokenSequence, now: float) -> bool:
         """Lets a parked sequence, and those that wait for it, go on if there is room, for which kept ones are dropped."""
         unit = [sequence.id for sequence in self._unit(lead)]
         for placement in self._placements(lead.layout, lead.target):
@@ -956,23 +745,23 @@ class Scheduler:
                 return True
         return False
 
-    def _park(self, lead: _Sequence, since: float | None) -> None:
+    def _park(self, lead: TokenSequence, since: float | None) -> None:
         """Parks a sequence, and those that wait for it; None: they go on."""
         for sequence in self._unit(lead):
             sequence.parked_since = since
             self._charge(sequence)
 
-    def _parked(self, now: float) -> list[_Sequence]:
+    def _parked(self, now: float) -> list[TokenSequence]:
         """The parked sequences that compute for themselves, least slack first."""
         parked = [sequence for sequence in self._sequences.values() if sequence.waits_for_room]
         return sorted(parked, key=lambda sequence: (self._slack(sequence, now), sequence.id))
 
-    def _needs(self, lead: _Sequence, layout: Layout, placement: Placement) -> Tokens:
+    def _needs(self, lead: TokenSequence, layout: Layout, placement: Placement) -> Tokens:
         """Most KV tokens, by rank, of a sequence with ``layout`` and of those that wait for it to compute their prompt."""
         each = self._demand(layout, placement, target=lead.target, more=lead.to_generate)
         return tuple(len(self._unit(lead)) * tokens for tokens in each)
 
-    def _unit(self, lead: _Sequence) -> list[_Sequence]:
+    def _unit(self, lead: TokenSequence) -> list[TokenSequence]:
         """A sequence and those that wait for it to compute their prompt."""
         return [lead, *(s for s in self._sequences.values() if s.lead == lead.id)]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from kvplane_api.wire import AdmissionState, EngineSignals, SidecarState
-from kvplane_runtime.ring.scheduler import Snapshot
+from kvplane_runtime.ring.requests import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
