@@ -138,7 +138,7 @@ class Ring:
     """A scheduler and its ranks, in simulated time."""
 
     def __init__(self, *, policy: Policy = POLICY, ranks: int = 4, capacity: int = 10_000) -> None:
-        self.scheduler = Scheduler(policy=policy, ranks=ranks, capacity=capacity, uniform=lambda: 0.5)
+        self.scheduler = Scheduler(policy=policy, ranks=ranks, whole=ranks, capacity=capacity, uniform=lambda: 0.5)
         self.ranks = Ranks(ranks, capacity)
         self.now = 0.0
         self.epoch = 0

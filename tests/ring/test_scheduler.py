@@ -407,7 +407,7 @@ def test_a_new_rank_0_finds_what_the_workers_hold() -> None:
         ring.step()
     ring.reform({1: 1, 2: 2, 3: 3}, 4)
     tables = ring.scheduler.tables()
-    ring.scheduler = Scheduler(policy=POLICY, ranks=4, capacity=10_000, uniform=lambda: 0.5)
+    ring.scheduler = Scheduler(policy=POLICY, ranks=4, whole=4, capacity=10_000, uniform=lambda: 0.5)
     ring.scheduler.restore(tables, ranks=4)
     ring.events = []
     accepted = ring.submit("a", prompt(2000), max_tokens=50)

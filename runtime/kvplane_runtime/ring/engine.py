@@ -142,7 +142,8 @@ class Leader:
         self._publish(self._scheduler.fail_all(self._over))
 
     def _new_scheduler(self, ranks: int, capacity: int) -> Scheduler:
-        return Scheduler(policy=self._policy, ranks=ranks, capacity=capacity, uniform=self._uniform)
+        whole = self._about.world_size
+        return Scheduler(policy=self._policy, ranks=ranks, whole=whole, capacity=capacity, uniform=self._uniform)
 
     def _state(self) -> State:
         return State(

@@ -76,13 +76,14 @@ class _Option:
 class Scheduler:
     """Decides the steps of one ring; see the module for how."""
 
-    def __init__(self, *, policy: Policy, ranks: int, capacity: int, uniform: Callable[[], float]) -> None:
-        """``capacity``: KV tokens of each rank. ``uniform`` draws from [0, 1) and spreads Retry-After."""
+    def __init__(self, *, policy: Policy, ranks: int, whole: int, capacity: int, uniform: Callable[[], float]) -> None:
+        """``ranks`` are there now, and ``whole`` when none is lost; ``capacity``: KV tokens of each. ``uniform`` draws from [0, 1)
+        and spreads Retry-After.
+        """
         self.policy = policy
         self._uniform = uniform
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=policy.reserve)
-        self._whole = ranks
-        """Most ranks that the ring has had."""
+        self._whole = whole
         self._prefixes = Prefixes(block=policy.prefix_block_tokens)
         self._windows = Windows(slice_seconds=policy.slice_seconds, tokens=policy.window_tokens)
         self._decode_seconds = 0.0
@@ -281,7 +282,6 @@ class Scheduler:
         self._flight = None
         self._release, self._truncate = [], []  # the tables of the new ring say it all, but for what is dropped here
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=self.policy.reserve)
-        self._whole = max(self._whole, ranks)
         for sequence in self._sequences.values():
             known = None if sequence.id in self._forks else layouts.get(sequence.id)
             sequence.layout = Layout(ranks) if known is None else known
