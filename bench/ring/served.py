@@ -160,6 +160,10 @@ class Served:
         """Sends a signal to a rank."""
         self._processes[rank].send_signal(number)
 
+    def pids(self) -> dict[int, int]:
+        """Process ids by rank."""
+        return {rank: process.pid for rank, process in self._processes.items()}
+
     async def state(self) -> dict[str, Any]:
         """``/state``; empty while rank 0 does not answer."""
         try:
