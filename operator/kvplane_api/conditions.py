@@ -58,6 +58,7 @@ class Reason(StrEnum):
     NO_ROOM_FOR_SURGE = "NoRoomForSurge"
     ROLLOUT_STALLED = "RolloutStalled"
     CHANGING_MODE = "ChangingMode"
+    RE_FORMING = "ReForming"
 
     AS_ASKED = "AsAsked"
     REPLICAS_MISSING = "ReplicasMissing"
@@ -254,6 +255,13 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         Reason.ROLLOUT_STALLED,
         "Pods of the new template do not come up; the old pods serve on.",
         "Correct what the message names, or set the spec back.",
+    ),
+    Meaning(
+        Type.PROGRESSING,
+        "True",
+        Reason.RE_FORMING,
+        "A ring waits for a rank, or takes one in; the message says which.",
+        "Wait: seconds for a restart, minutes for a new node.",
     ),
     Meaning(
         Type.PROGRESSING,

@@ -99,16 +99,19 @@ def current_config(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.
 
 
 def wanted_children(
-    snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record, config: str
+    snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record, config: str, clients: Mapping[str, str]
 ) -> dict[Ref, Manifest]:
-    """All children that should exist, by kind and name; whatever else is owned by the service should not."""
+    """All children that should exist, by kind and name; whatever else is owned by the service should not.
+
+    ``clients``: labels of the pods that clients are led to.
+    """
     name, labels = snapshot.name, selector(snapshot.name)
     children = [
         config_map(name, config, record),
         _deployment(name, spec, record),
-        service(name, labels),
+        service(name, clients),
         # Headless: one DNS name and one address per pod, for what chooses pods itself.
-        service(f"{name}-pods", labels, clusterIP="None"),
+        service(f"{name}-pods", clients, clusterIP="None"),
     ]
     if spec.disruption.pdb == "Auto" and spec.replicas > 1:
         # A pod that does not serve must never block a drain.
