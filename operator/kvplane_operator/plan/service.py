@@ -58,6 +58,11 @@ class Plan:
     dry_run_first: bool = field(default=False)
     """The user's overlay is new: the API server has to check the result before anything is written."""
 
+    @property
+    def acts(self) -> bool:
+        """Whether anything but the status changes."""
+        return any((self.writes, self.deletions, self.touched_pods, self.drains, self.pod_deletions))
+
 
 def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) -> Plan:
     """The plan for ``snapshot``. Pure: same arguments, same plan; planning again after it was applied gives no writes."""

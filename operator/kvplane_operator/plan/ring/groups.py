@@ -122,6 +122,13 @@ def serves_clients(pod: Mapping[str, Any]) -> bool:
     return ordinal_of(pod) in (None, 0)
 
 
+def tells(pod: Mapping[str, Any]) -> bool:
+    """Whether the state of a pod's sidecar is worth asking for: it serves clients, or is drained so that it can go."""
+    annotations = pod["metadata"].get("annotations") or {}
+    drains = names.ANNOTATION_DRAIN_SINCE in annotations and not pod["metadata"].get("deletionTimestamp")
+    return serves_clients(pod) and (ready(pod) or drains)
+
+
 def groups(snapshot: Snapshot) -> tuple[Group, ...]:
     """The groups that have a StatefulSet, by number."""
     ranks: dict[int, list[Rank]] = {}

@@ -28,6 +28,9 @@ from kvplane_operator.plan.snapshot import Snapshot
 from kvplane_operator.plan.status import DEFAULT_STARTUP_SECONDS
 from kvplane_operator.settings import OperatorSettings
 
+ASK_AGAIN_SECONDS = 5.0
+"""A sidecar that was asked to drain, and does not say yet that it does, is asked again."""
+
 
 @dataclass(frozen=True)
 class RingPlan:
@@ -155,10 +158,12 @@ def ring_plan(
         writes_to_claim=writes_to_claim(record.template),
         now=now,
     )
+    drains = tuple(_drains([*renewed.drain, *draining]))
     waits = [
         renewed.wake_after_seconds,
         ended.wake_after_seconds,
         0.0 if new_verdict else None,
+        ASK_AGAIN_SECONDS if drains else None,
         *(remaining_seconds(group, now=now, drain_seconds=drain_seconds) for group in draining if group.draining),
         *(_until_idle(group, now, recovery.reform_grace_seconds) for group in leaving),
         *(_until_judged(rings, group, now, recovery.reform_grace_seconds) for group in staying),
@@ -168,7 +173,7 @@ def ring_plan(
         record=record,
         config=config,
         wanted=wanted,
-        drains=tuple(_drains([*renewed.drain, *draining])),
+        drains=drains,
         pod_deletions=(
             *(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
             *(
