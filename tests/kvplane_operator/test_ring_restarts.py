@@ -172,7 +172,8 @@ deeds = st.lists(
 def test_within_a_window_every_exit_counts_once(history: list[tuple[str, int]]) -> None:
     """However pods are made anew, and whoever looks; what happens between two looks of a pod that is gone is lost."""
     pods = {ordinal: (f"{ordinal}-0", 0) for ordinal in range(3)}
-    made, happened, before = 0, 0, None
+    made, happened = 0, 0
+    before: Restarts | None = None
     for deed, ordinal in history:
         uid, exits = pods[ordinal]
         going = deed == "go"

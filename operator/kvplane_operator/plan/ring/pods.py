@@ -54,8 +54,10 @@ def variant(spec: LLMServiceSpec, *, service: str, size: int, settings: Operator
 
 
 def template_hash(template: dict[str, Any]) -> str:
-    """What tells the pods of one template from those of another."""
-    return records.digest(template)
+    """What tells the pods of one template from those of another; how their sidecars are configured does not."""
+    metadata = template["metadata"]
+    annotations = {k: v for k, v in metadata["annotations"].items() if k != names.ANNOTATION_CONFIG_HASH}
+    return records.digest({**template, "metadata": {**metadata, "annotations": annotations}})
 
 
 def for_group(template: dict[str, Any], number: int, *, service: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Renewal:
     drain: tuple[Group, ...] = ()
     """Their rank 0 is to take no more requests."""
     take: frozenset[int] = field(default_factory=frozenset)
-    """Groups whose StatefulSet gets the wanted template and size now."""
+    """Groups whose StatefulSet gets the wanted template now."""
     delete: tuple[Rank, ...] = ()
     """Pods that go, all of a group at the same time."""
     pending: int = 0
@@ -35,18 +35,17 @@ def renewal(
     groups: Sequence[Group],
     *,
     template: str,
-    size: int,
     now: datetime,
     grace_seconds: float,
     drain_seconds: int,
 ) -> Renewal:
-    """The next things to do so that all ``groups`` have ``size`` ranks of ``template``; nothing where they have.
+    """The next things to do so that all ranks of ``groups`` are of ``template``; nothing where they are.
 
-    ``groups`` are those that stay and were not given up. A drained group that is as wanted (its scale-down was taken back)
+    ``groups`` are those that stay and were not given up. How many ranks a ring has is part of its template. A drained group that is as wanted (its scale-down was taken back)
     is renewed too: a sidecar that drains does not serve again by itself.
     """
-    pending = [group for group in groups if _stale(group, template, size) or _old(group) or group.draining]
-    under_way = [group for group in pending if group.draining or not _stale(group, template, size)]
+    pending = [group for group in groups if _stale(group, template) or _old(group) or group.draining]
+    under_way = [group for group in pending if group.draining or not _stale(group, template)]
     turn = [group for group in pending if group in under_way or group.idle(now, grace_seconds)]
     blocking: tuple[int, ...] = ()
     if not under_way:
@@ -62,10 +61,10 @@ def renewal(
         elif group.draining and not drained(group, now=now, drain_seconds=drain_seconds):
             drain.append(group)
             waits.append(remaining_seconds(group, now=now, drain_seconds=drain_seconds))
-        elif _stale(group, template, size):
+        elif _stale(group, template):
             take.add(group.number)
         else:
-            delete += [rank for rank in group.ranks if not rank.going] if group.draining else _old(group)
+            delete += _old(group) or [rank for rank in group.ranks if not rank.going]
     return Renewal(
         drain=tuple(drain),
         take=frozenset(take),
@@ -90,8 +89,8 @@ def _next(pending: Sequence[Group], groups: Sequence[Group]) -> tuple[list[Group
     return [], tuple(group.number for group in groups if not group.whole)
 
 
-def _stale(group: Group, template: str, size: int) -> bool:
-    return group.template != template or group.size != size
+def _stale(group: Group, template: str) -> bool:
+    return group.template != template
 
 
 def _old(group: Group) -> list[Rank]:

@@ -122,7 +122,6 @@ def ring_plan(
     renewed = renewal(
         staying,
         template=pods.template_hash(record.template),
-        size=ranks,
         now=now,
         grace_seconds=recovery.reform_grace_seconds,
         drain_seconds=drain_seconds,
