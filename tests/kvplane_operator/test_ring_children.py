@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from kvplane_api import names
-from kvplane_operator.plan.snapshot import Kind, Ref
+from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_runtime.ring import settings as engine_settings
 from tests.kvplane_operator.ring_world import RING, RingWorld, with_ring
-from tests.kvplane_operator.world import CONFIG_MAP, PDB, Manifest
+from tests.kvplane_operator.world import CONFIG_MAP, PDB
 
 
 def made(spec: dict[str, Any] | None = None, **values: Any) -> RingWorld:

@@ -14,8 +14,8 @@ from tests.kvplane_operator.world import NOW
 GRACE, DRAIN = 30.0, 600
 
 
-def renewed(*groups: Group, size: int = 3) -> Renewal:
-    return renewal(groups, template=NEW, size=size, now=NOW, grace_seconds=GRACE, drain_seconds=DRAIN)
+def renewed(*groups: Group) -> Renewal:
+    return renewal(groups, template=NEW, now=NOW, grace_seconds=GRACE, drain_seconds=DRAIN)
 
 
 def drained_groups(found: Renewal) -> list[int]:
@@ -83,11 +83,6 @@ def test_what_serves_nobody_is_renewed_at_once() -> None:
 def test_a_ring_that_forms_anew_is_no_ring_that_serves_nobody() -> None:
     found = renewed(group(0, template=OLD, down_seconds=10))
     assert (found.take, found.wake_after_seconds) == (frozenset(), GRACE - 10)
-
-
-def test_another_size_is_a_rollout() -> None:
-    found = renewed(group(0), group(1), size=4)
-    assert (drained_groups(found), found.pending) == ([0], 2)
 
 
 def test_a_scale_down_that_was_taken_back_renews_the_group() -> None:

@@ -43,9 +43,7 @@ def wanted_children(
     clients are led to.
     """
     name = snapshot.name
-    current = {
-        group.number for group in groups if group.template == pods.template_hash(record.template) and group.size == size
-    }
+    current = {group.number for group in groups if group.template == pods.template_hash(record.template)}
     children = [
         config_map(name, config, record),
         service(name, clients),

@@ -41,8 +41,8 @@ def renewal(
 ) -> Renewal:
     """The next things to do so that all ranks of ``groups`` are of ``template``; nothing where they are.
 
-    ``groups`` are those that stay and were not given up. How many ranks a ring has is part of its template. A drained group that is as wanted (its scale-down was taken back)
-    is renewed too: a sidecar that drains does not serve again by itself.
+    ``groups`` are those that stay and were not given up. How many ranks a ring has is part of its template. A drained group
+    that is as wanted (its scale-down was taken back) is renewed too: a sidecar that drains does not serve again by itself.
     """
     pending = [group for group in groups if _stale(group, template) or _old(group) or group.draining]
     under_way = [group for group in pending if group.draining or not _stale(group, template)]
