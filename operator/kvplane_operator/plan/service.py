@@ -26,7 +26,7 @@ from kvplane_operator.plan.mode import Choice, Mode, choose
 from kvplane_operator.plan.ring import pods as ring_pods
 from kvplane_operator.plan.ring import status as ring_status
 from kvplane_operator.plan.ring.children import Wanted
-from kvplane_operator.plan.ring.groups import groups, number_of
+from kvplane_operator.plan.ring.groups import groups, number_of, set_number
 from kvplane_operator.plan.ring.service import RingPlan, look, ring_plan
 from kvplane_operator.plan.ring.status import Rings
 from kvplane_operator.plan.snapshot import Kind, Manifest, Obstacle, Ref, Snapshot
@@ -195,7 +195,7 @@ def _workloads(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
     """The children that make up the pods of a mode."""
     if mode == "Paged":
         return frozenset(ref for ref in snapshot.children if ref.kind is Kind.DEPLOYMENT)
-    return frozenset(ref for ref, held in snapshot.children.items() if number_of(held) is not None)
+    return frozenset(ref for ref in snapshot.children if set_number(ref.name, snapshot.name) is not None)
 
 
 def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, mode: Mode) -> Told:

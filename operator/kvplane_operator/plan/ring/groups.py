@@ -103,9 +103,15 @@ def set_name(service: str, number: int) -> str:
     return f"{service}-ring-{number}"
 
 
-def number_of(manifest: Mapping[str, Any]) -> int | None:
-    """The group that an object belongs to, by its label; None if to none."""
-    text = (manifest["metadata"].get("labels") or {}).get(names.LABEL_GROUP, "")
+def set_number(name: str, service: str) -> int | None:
+    """The group whose child has that name; None if it is none's. Names cannot be changed by hand, as labels can."""
+    text = name.removeprefix(set_name(service, 0)[:-1])
+    return int(text) if text != name and text.isdecimal() else None
+
+
+def number_of(pod: Mapping[str, Any]) -> int | None:
+    """The group that a pod belongs to, by its label; None if to none."""
+    text = (pod["metadata"].get("labels") or {}).get(names.LABEL_GROUP, "")
     return int(text) if text.isdecimal() else None
 
 
@@ -138,7 +144,7 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
             ranks.setdefault(number, []).append(_rank(pod, ordinal, snapshot))
     found = []
     for ref, held in snapshot.children.items():
-        number = number_of(held)
+        number = set_number(ref.name, snapshot.name)
         if ref.kind is not Kind.STATEFUL_SET or number is None or held["metadata"].get("deletionTimestamp"):
             continue
         mine = sorted(ranks.get(number, ()), key=lambda rank: rank.ordinal)
@@ -148,7 +154,8 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
 
 def numbers_taken(snapshot: Snapshot) -> frozenset[int]:
     """Numbers that no new group may get yet: something with such a name is still there."""
-    found = (number_of(manifest) for manifest in (*snapshot.children.values(), *snapshot.pods))
+    children = (set_number(ref.name, snapshot.name) for ref in snapshot.children)
+    found = (*children, *(number_of(pod) for pod in snapshot.pods))
     return frozenset(number for number in found if number is not None)
 
 
