@@ -881,6 +881,8 @@ class PoolStatus(_Model):
     """restarts of ring groups, of those that had any."""
     retry: Annotated[str, Field(max_length=63)] | None = None
     """retry: value of the annotation kvplane.dev/retry that was acted upon last."""
+    spec_hash: Annotated[str, Field(max_length=63)] | None = None
+    """specHash of the spec, replicas aside, that restarts and failedGroups are of; another one begins them anew."""
     kv_tokens_per_replica: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
     """kvTokensPerReplica: tokens whose KV one replica, or ring, holds, the smallest where they differ. Absent: not
     known."""

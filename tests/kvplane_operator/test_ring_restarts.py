@@ -137,6 +137,7 @@ class TestLedger:
         {0: Restarts(0, 6, NOW, "EngineCrashed", "why", {"a": 4, "b": 2}), 2: Restarts(2, 1, NOW, "OOMKilled", "", {})},
         frozenset({0}),
         "once",
+        "hash",
     )
 
     def test_is_read_as_it_was_written(self) -> None:
@@ -150,8 +151,8 @@ class TestLedger:
         assert restarts.written(Ledger(), existing={0}) == {}
 
     def test_a_reset_gives_the_budget_back_and_counts_nothing_twice(self) -> None:
-        held = restarts.reset(self.LEDGER, retry="twice")
-        assert (held.failed, held.retry, set(held.restarts)) == (frozenset(), "twice", {0})
+        held = restarts.reset(self.LEDGER, retry="twice", spec="other")
+        assert (held.failed, held.retry, held.spec, set(held.restarts)) == (frozenset(), "twice", "other", {0})
         after = count(held.restarts[0], exited("a", 4), exited("b", 2))
         assert after is not None
         assert after.count == 0

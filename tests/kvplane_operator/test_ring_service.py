@@ -180,6 +180,18 @@ class TestVerdict:
         assert world.condition("Ready") == ("True", "Serving")
         assert "failedGroups" not in world.ring_pool()
 
+    def test_scaling_does_not(self) -> None:
+        """Else an autoscaler would start a crash loop anew, each time it moves."""
+        world = formed()
+        self.crash_loop(world, 0)
+        world.run(10)
+        world.change(replicas=2)
+        world.run(4)
+        assert world.ring_pool()["failedGroups"] == [0]
+        assert uids(world, 0) == set()
+        assert world.group(1).whole
+        assert world.condition("Degraded") == ("True", "RestartBudgetExhausted")
+
     def test_an_annotation_counts_once(self) -> None:
         world = formed()
         world.annotations = {names.ANNOTATION_RETRY: "1"}

@@ -46,6 +46,8 @@ class Ledger:
     """Groups that were given up."""
     retry: str = ""
     """Value of the annotation that was acted upon last."""
+    spec: str = ""
+    """Hash of the spec that all of this is about."""
 
 
 def exits(pod: Mapping[str, Any]) -> int:
@@ -108,13 +110,14 @@ def ledger(pool: Mapping[str, Any]) -> Ledger:
             restarts[entry["group"]] = Restarts(
                 entry["group"], entry["count"], began, entry.get("reason", ""), entry.get("message", ""), pods
             )
-    return Ledger(restarts, frozenset(pool.get("failedGroups") or ()), pool.get("retry") or "")
+    failed = frozenset(pool.get("failedGroups") or ())
+    return Ledger(restarts, failed, pool.get("retry") or "", pool.get("specHash") or "")
 
 
-def reset(held: Ledger, *, retry: str) -> Ledger:
+def reset(held: Ledger, *, retry: str, spec: str) -> Ledger:
     """All groups have their whole budget again; what their pods did before is not counted a second time."""
     cleared = {n: Restarts(n, 0, LONG_AGO, pods=r.pods) for n, r in held.restarts.items() if r.pods}
-    return Ledger(cleared, frozenset(), retry)
+    return Ledger(cleared, frozenset(), retry, spec)
 
 
 def written(held: Ledger, *, existing: Collection[int]) -> dict[str, Any]:
@@ -136,6 +139,7 @@ def written(held: Ledger, *, existing: Collection[int]) -> dict[str, Any]:
         **({"restarts": restarts} if restarts else {}),
         **({"failedGroups": failed} if failed else {}),
         **({"retry": held.retry} if held.retry else {}),
+        **({"specHash": held.spec} if held.spec else {}),
     }
 
 

@@ -88,7 +88,7 @@ def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime) -> t
                 grace_seconds=recovery.reform_grace_seconds,
             )
         }
-        judged = Ledger(counted, held.failed | lost, held.retry)
+        judged = replace(held, restarts=counted, failed=held.failed | lost)
     desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
     numbers = tuple(group.number for group in found)
     rings = Rings(
@@ -185,12 +185,17 @@ def ring_plan(
 
 
 def _ledger(snapshot: Snapshot) -> Ledger:
-    """What status says, with the whole budget again where the spec changed, or a user asks for it."""
+    """What status says, with the whole budget again where the spec changed, or a user asks for it.
+
+    How many groups there are is no change of what they run: an autoscaler must not start a crash loop anew.
+    """
     pools: tuple[Mapping[str, Any], ...] = tuple(snapshot.status.get("pools") or ())
     held = restarts.ledger(next((pool for pool in pools if pool.get("kind") == "Ring"), {}))
     retry = snapshot.annotations.get(names.ANNOTATION_RETRY, "")[:63]
-    changed = snapshot.status.get("observedGeneration") != snapshot.generation
-    return restarts.reset(held, retry=retry) if changed or (retry and retry != held.retry) else held
+    spec = records.digest({field: value for field, value in snapshot.spec.items() if field != "replicas"})
+    if held.spec != spec or (retry and retry != held.retry):
+        return restarts.reset(held, retry=retry, spec=spec)
+    return held
 
 
 def _drains(found: list[Group]) -> list[Drain]:
