@@ -26,10 +26,8 @@ def evict(world: RingWorld, pod: dict[str, Any]) -> bool:
     budget = world.children[PDB]["spec"]
     asked = sum(child["spec"]["replicas"] for ref, child in world.children.items() if ref.kind is Kind.STATEFUL_SET)
     healthy, desired = sum(map(ready, world.pods)), asked - budget["maxUnavailable"]
-    if ready(pod):
-        allowed = healthy > desired
-    else:
-        allowed = budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow" or healthy >= desired
+    free_game = not ready(pod) and budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+    allowed = free_game or (healthy > desired if ready(pod) else healthy >= desired)
     if allowed:
         world.pods.remove(pod)
     return allowed
