@@ -260,7 +260,8 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
     """Events for what a person watching the service would want to see happen."""
     before = {c["type"]: c for c in snapshot.status.get("conditions") or ()}
     events = []
-    if plan.choice is not None and plan.choice.why and plan.status["mode"] != snapshot.status.get("mode"):
+    mode, was = plan.status["mode"], snapshot.status.get("mode")
+    if plan.choice is not None and plan.choice.why and mode != was and (was or mode == "Ring"):
         events.append(_event(snapshot, "Normal", "ModeChosen", plan.choice.why))
     for condition in plan.status["conditions"]:
         old = before.get(condition["type"])
