@@ -101,7 +101,9 @@ def _available(rings: Rings, *, accepted: Condition) -> Condition:
         return Condition(kind, "False", Reason.RESTART_BUDGET_EXHAUSTED, _exhausted(rings))
     if rings.findings:
         return Condition(kind, "False", rings.findings[0].reason, rings.findings[0].message)
-    return Condition(kind, "False", Reason.STARTING, "The pods are being created.")
+    # A StatefulSet says in events only why its pods are refused, and those are nobody's to read here.
+    text = "The pods are being created. Where none appear, kubectl describe the StatefulSets: a quota or pod security refuses."
+    return Condition(kind, "False", Reason.STARTING, text)
 
 
 def _progressing(rings: Rings) -> Condition:
