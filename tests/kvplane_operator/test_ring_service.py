@@ -72,6 +72,21 @@ class TestForming:
         assert [str(write.ref) for write in plan.writes] == ["StatefulSet chat-ring-0"]
         assert (plan.drains, plan.pod_deletions) == ((), ())
 
+    def test_a_set_that_is_lost_comes_back_under_its_number(self) -> None:
+        """Also one that could not be written at first, beside its Service that could."""
+        world = formed({**RING, "replicas": 2})
+        lost = Ref(Kind.STATEFUL_SET, "chat-ring-0")
+        del world.children[lost]
+        plan = world.plan()
+        assert ([write.ref for write in plan.writes], plan.deletions) == ([lost], ())
+
+    def test_a_number_is_given_again_once_its_pods_are_gone(self) -> None:
+        world = formed()
+        del world.children[Ref(Kind.STATEFUL_SET, "chat-ring-0")]
+        for rank in world.pods:
+            rank["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        assert Ref(Kind.STATEFUL_SET, "chat-ring-1") in {write.ref for write in world.plan().writes}
+
 
 class TestLosingARank:
     def test_the_ring_serves_on_and_status_says_so(self) -> None:

@@ -153,10 +153,13 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
 
 
 def numbers_taken(snapshot: Snapshot) -> frozenset[int]:
-    """Numbers that no new group may get yet: something with such a name is still there."""
-    children = (set_number(ref.name, snapshot.name) for ref in snapshot.children)
-    found = (*children, *(number_of(pod) for pod in snapshot.pods))
-    return frozenset(number for number in found if number is not None)
+    """Numbers that no new group may get yet: they have a StatefulSet, or pods of one that is gone are on their way out.
+
+    Pods that stay without a set do not count: a set of that number takes them in.
+    """
+    sets = (set_number(ref.name, snapshot.name) for ref in snapshot.children if ref.kind is Kind.STATEFUL_SET)
+    going = (number_of(pod) for pod in snapshot.pods if "deletionTimestamp" in pod["metadata"])
+    return frozenset(number for number in (*sets, *going) if number is not None)
 
 
 def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
