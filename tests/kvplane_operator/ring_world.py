@@ -100,6 +100,7 @@ class RingWorld(World):
         for ref, child in self.children.items():
             number = number_of(child)
             if ref.kind is Kind.STATEFUL_SET and number is not None:
+                child["status"] = {"observedGeneration": child["metadata"]["generation"]}
                 for ordinal in range(child["spec"]["replicas"]):
                     wanted[f"{ref.name}-{ordinal}"] = child
         self.pods = [p for p in self.pods if number_of(p) is None or p["metadata"]["name"] in wanted]

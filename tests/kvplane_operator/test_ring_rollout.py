@@ -53,6 +53,12 @@ def test_all_pods_of_the_group_go_together() -> None:
     assert [r.pod for r in found.delete] == ["chat-ring-0-0", "chat-ring-0-1", "chat-ring-0-2"]
 
 
+def test_pods_go_only_once_their_controller_knows_the_new_template() -> None:
+    """Else it would make them of the old one, and they would go again."""
+    found = renewed(replace(group(0, pods=OLD, drain_seconds=20), observed=False), group(1, template=OLD))
+    assert (found.drain, found.take, found.delete) == ((), frozenset(), ())
+
+
 def test_the_next_waits_until_the_ring_is_whole() -> None:
     forming = group(0, down_seconds=5)
     found = renewed(forming, group(1, template=OLD))

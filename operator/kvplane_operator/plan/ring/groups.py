@@ -51,6 +51,8 @@ class Group:
     """Hash of the template that its StatefulSet makes pods from."""
     ranks: tuple[Rank, ...] = ()
     """Those whose pods exist, by ordinal."""
+    observed: bool = True
+    """Whether the StatefulSet's controller has seen its template: before, it would make pods of the last one."""
 
     @property
     def leader(self) -> Rank | None:
@@ -148,7 +150,11 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
         if ref.kind is not Kind.STATEFUL_SET or number is None or held["metadata"].get("deletionTimestamp"):
             continue
         mine = sorted(ranks.get(number, ()), key=lambda rank: rank.ordinal)
-        found.append(Group(number, int(held["spec"].get("replicas", 0)), _template_hash(held), tuple(mine)))
+        seen = int((held.get("status") or {}).get("observedGeneration", 0)) >= int(
+            held["metadata"].get("generation", 1)
+        )
+        size = int(held["spec"].get("replicas", 0))
+        found.append(Group(number, size, _template_hash(held), tuple(mine), observed=seen))
     return tuple(sorted(found, key=lambda group: group.number))
 
 

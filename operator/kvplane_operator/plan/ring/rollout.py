@@ -63,7 +63,7 @@ def renewal(
             waits.append(remaining_seconds(group, now=now, drain_seconds=drain_seconds))
         elif _stale(group, template):
             take.add(group.number)
-        else:
+        elif group.observed:
             delete += _old(group) or [rank for rank in group.ranks if not rank.going]
     return Renewal(
         drain=tuple(drain),
