@@ -177,7 +177,7 @@ class ModelFacts(_Model):
     parameters: Annotated[int, Field(ge=1, le=10**14, json_schema_extra={"format": "int64"})]
     """parameters: number of weights. 8000000000 for an 8B model."""
     accelerator_memory: Bytes
-    """acceleratorMemory of one accelerator, as a quantity (80Gi)."""
+    """acceleratorMemory of one accelerator, as a quantity (80Gi). Of engines on CPUs: of one pod."""
 
 
 _SOURCE_RULES = _rules(
