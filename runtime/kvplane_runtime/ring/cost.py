@@ -8,7 +8,6 @@ never negative.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
 from kvplane_runtime.ring.layout import Placement
@@ -20,8 +19,9 @@ _PAIRS: Final = 1024.0**2
 """Units in which the three prices are of one order."""
 _BETTER: Final = 0.9
 """A fit with more prices is taken only if it leaves less than this share of the error."""
-_SUBSETS: Final = ((1,), (2,), (0,), *combinations(range(3), 2), (0, 1, 2))
-"""Prices that may be other than zero, the likeliest to matter first."""
+_SUBSETS: Final = ((1,), (2,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
+"""Prices that may be other than zero, the likeliest to matter first: of two fits that are as good, as there are while few
+windows were seen, the one with a price for tokens."""
 
 
 @dataclass(frozen=True, slots=True)
