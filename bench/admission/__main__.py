@@ -16,18 +16,23 @@ import aiohttp
 
 from bench import report
 from bench.admission import figures, goals, plan, search, workload
-from bench.admission.arena import FACTS, Arena
+from bench.admission.arena import FACTS, LAYERS, Arena
 from bench.admission.figures import Results
 from bench.admission.goals import Goals
 from bench.admission.plan import Size
-from bench.admission.records import Records
+from bench.admission.records import Records, RunRecord
 from bench.admission.replay import study
+from bench.speed import SpeedWatch, steadiest, steady
 from e2e.cluster.progress import Progress
 
 PASSING = 0.99
 """Goodput that capacity means."""
+FAILURES = 2
+"""Of a probe, until its rate is too high."""
+TRIES = 4
+"""Of a probe or a run while the machine is slower or faster than it was for the goals, whatever came of it."""
 LONGEST_LATE_SECONDS = 0.1
-FIRST_RATES = {"chat": 12.0, "mixed": 6.0, "long": 5.0, workload.SHIFT: 1.0}
+FIRST_RATES = {"chat": 9.0, "mixed": 4.0, "long": 2.5, workload.SHIFT: 1.0}
 """Where the bisection begins; of the shift: the factor on the capacities of its mixes."""
 REPLAY_ENGINE = study.Size().pairs[0][0]
 """Whose figures the last line has; the table has all."""
@@ -59,12 +64,15 @@ class Bench:
         if known is not None:
             return known
         found = {}
-        for mix in plan.needed_for_capacity(self._size):
-            with self._progress.step(f"{mix}: goals") as step:
-                arrivals = workload.one_by_one(mix, count=self._size.unloaded, seed=plan.UNLOADED_SEED)
-                run = await self._arena.unloaded(arrivals, salt=f"unloaded {mix}")
-                found[mix] = goals.goals(run.outcomes)
-                step.detail = _said(found[mix])
+        with SpeedWatch() as watch:
+            for mix in plan.needed_for_capacity(self._size):
+                with self._progress.step(f"{mix}: goals") as step:
+                    arrivals = workload.one_by_one(mix, count=self._size.unloaded, seed=plan.UNLOADED_SEED)
+                    run = await self._arena.unloaded(arrivals, salt=f"unloaded {mix}")
+                    found[mix] = goals.goals(run.outcomes)
+                    met = goals.summary(run.outcomes, found[mix]).goodput
+                    step.detail = f"{_said(found[mix])}; of the idle engine's requests {100 * met:.0f} % meet them"
+        self._records.write_reference(watch.seconds)
         self._records.write_goals(found)
         return found
 
@@ -72,16 +80,24 @@ class Bench:
         """Requests a second; of the shift a factor."""
         probes = self._records.probes.setdefault(mix, [])
         while (rate := search.next_rate(probes, first=FIRST_RATES[mix])) is not None:
-            with self._progress.step(f"{mix}: capacity") as step:
-                seconds = plan.probe_seconds(self._size, mix)
-                phases = workload.phases(
-                    mix, load=1.0, seconds=seconds, capacity=self._known_capacity() | {mix: rate}, seed=0
-                )
-                arrivals = workload.arrivals(phases, seed=plan.CAPACITY_SEED)
-                run = await self._arena.probe(arrivals, targets, salt=f"capacity {mix} {len(probes)}")
-                goodput = goals.summary(run.outcomes, targets).goodput
-                self._records.add_probe(mix, search.Probe(rate=rate, passed=goodput >= PASSING))
-                step.detail = f"{rate:.2f}/s, goodput {100 * goodput:.1f} %"
+            phases = workload.phases(
+                mix,
+                load=1.0,
+                seconds=plan.probe_seconds(self._size, mix),
+                capacity=self._known_capacity() | {mix: rate},
+                seed=0,
+            )
+            arrivals = workload.arrivals(phases, seed=plan.CAPACITY_SEED)
+            passed, failures, tries = False, 0, 0
+            while not passed and failures < FAILURES and tries < TRIES:
+                tries += 1
+                with self._progress.step(f"{mix}: capacity") as step, SpeedWatch() as watch:
+                    run = await self._arena.probe(arrivals, targets, salt=f"capacity {mix} {len(probes)} {tries}")
+                    goodput, speed = goals.summary(run.outcomes, targets).goodput, self._reference / watch.seconds
+                    step.detail = f"{rate:.2f}/s, goodput {100 * goodput:.1f} %, {_speed(speed)}"
+                if steady(speed) or tries == TRIES:
+                    passed, failures = goodput >= PASSING, failures + 1
+            self._records.add_probe(mix, search.Probe(rate=rate, passed=passed))
         found = search.best(probes)
         assert found is not None, "the search ends with a rate that passed"
         return found
@@ -98,17 +114,37 @@ class Bench:
             phases = workload.phases(key.mix, load=key.load, seconds=seconds, capacity=capacity, seed=key.seed)
             arrivals = workload.arrivals(phases, seed=key.seed)
             label = f"{key.stage} {number}/{len(to_do)}: {key.mix} {key.load:g}x seed {key.seed}, {key.contestant}"
-            with self._progress.step(label) as step:
-                record = await self._arena.run(
-                    key, each.contestant, arrivals, targets[key.mix], rate=len(arrivals) / seconds
-                )
-                step.detail = (
-                    f"goodput {100 * record.summary.goodput:.1f} %, {record.preemptions} preemptions, "
-                    f"{record.recomputed_tokens} tokens again"
-                )
+            tried: list[RunRecord] = []
+            while not tried or (not steady(tried[-1].speed) and len(tried) < TRIES):
+                with self._progress.step(label) as step:
+                    record = await self._arena.run(
+                        key,
+                        each.contestant,
+                        arrivals,
+                        targets[key.mix],
+                        rate=len(arrivals) / seconds,
+                        reference_seconds=self._reference,
+                    )
+                    step.detail = (
+                        f"goodput {100 * record.summary.goodput:.1f} %, {record.preemptions} preemptions, "
+                        f"{record.recomputed_tokens} tokens again, {_speed(record.speed)}"
+                    )
+                tried.append(record)
+            record = tried[steadiest([run.speed for run in tried])]
             if record.late_seconds > LONGEST_LATE_SECONDS:
                 self._progress.say(f"The generator was {record.late_seconds:.2f} s late: the machine is busy.")
             self._records.add_run(record)
+
+    @property
+    def _reference(self) -> float:
+        """Seconds of the speed watch beside the goals, which come first."""
+        found = self._records.reference_seconds
+        assert found is not None, "the goals are known, and their speed with them"
+        return found
+
+
+def _speed(share: float) -> str:
+    return f"the machine at {100 * share:.0f} % of its speed"
 
 
 def _said(targets: Goals) -> str:
@@ -125,7 +161,11 @@ def said_plan(size: Size) -> str:
 
 def settings(size: Size) -> dict[str, object]:
     """What decides on the figures besides the code: results under other settings must not be mixed with these."""
-    given = {"size": asdict(size), "engine": asdict(FACTS), "mixes": [asdict(mix) for mix in workload.PLAIN]}
+    given = {
+        "size": asdict(size),
+        "engine": asdict(FACTS) | {"layers": LAYERS},
+        "mixes": [asdict(mix) for mix in workload.PLAIN],
+    }
     written = json.loads(json.dumps(given))
     assert isinstance(written, dict)
     return written
@@ -154,7 +194,8 @@ def forget_replayed(file: Path, family: str) -> None:
 async def measure(size: Size, records: Records, folder: Path, progress: Progress) -> None:
     """Measures what is not in the records yet."""
     timeout = aiohttp.ClientTimeout(total=None)
-    connector = aiohttp.TCPConnector(limit=0)
+    # Shorter than the engine's five seconds, after which it closes what is idle, maybe under a request on its way.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
         arena = Arena(session=session, folder=folder, progress=progress, warm_up=size.warm_up)
         async with arena.open():

@@ -21,10 +21,13 @@ from bench.admission.records import RunRecord
 from bench.admission.sidecar import SidecarProcess, config
 from bench.admission.workload import Arrival
 from bench.engine.real import RealEngine
+from bench.speed import SpeedWatch
 from e2e.cluster.progress import Progress
 
 FACTS: Final = Engine(blocks=97, block_size=32, max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=2048)
 """Of every engine here; 96 blocks hold KV."""
+LAYERS: Final = 32
+"""Of its model: a step then takes some 11 ms and thousands of its tokens a second cost the frontend a third of a processor."""
 IDLE_SECONDS: Final = 30.0
 """Longest wait for an engine to end what was aborted."""
 WARM_UP_CONCURRENCY: Final = 4
@@ -65,33 +68,42 @@ class Arena:
         """One request at a time on an idle engine."""
         running = await self._engine(Engines.PLAIN)
         load = LoadGenerator(self._session, running.engine.url, model=running.engine.model)
-        return await load.closed_loop(arrivals, concurrency=1, salt=salt)
+        return _sound(await load.closed_loop(arrivals, concurrency=1, salt=salt))
 
     async def probe(self, arrivals: Sequence[Arrival], goals: Goals, *, salt: str) -> Run:
         """Without admission."""
         running = await self._engine(Engines.PLAIN)
         run = await self._load(running, Unlimited()).open_loop(arrivals, goals, salt=salt)
         await self._idle(running)
-        return run
+        return _sound(run)
 
     async def run(
-        self, key: RunKey, contestant: Contestant, arrivals: Sequence[Arrival], goals: Goals, *, rate: float
+        self,
+        key: RunKey,
+        contestant: Contestant,
+        arrivals: Sequence[Arrival],
+        goals: Goals,
+        *,
+        rate: float,
+        reference_seconds: float,
     ) -> RunRecord:
-        """One run, measured. Raises ValueError where a request failed for no reason that a policy has."""
+        """One run, measured, also against the machine's reference speed.
+
+        Raises:
+            ValueError: a request failed for no reason that a policy has.
+        """
         running = await self._engine(contestant.engine)
         if contestant.engine is Engines.SIDECAR:
             await self._with_sidecar(running, key.mix, goals)
         load = self._load(running, contestant.policy(goals) if contestant.policy else None)
         before, position = await self._idle(running), running.log.stat().st_size
-        run = await load.open_loop(arrivals, goals, salt=str(key))
+        with SpeedWatch() as watch:
+            run = await load.open_loop(arrivals, goals, salt=str(key))
         after = await self._idle(running)
         with running.log.open("rb") as log:
             log.seek(position)
             work = counters.work(before, after, log.read())
-        try:
-            figures = summary(run.outcomes, goals)
-        except ValueError as error:
-            raise ValueError(f"{key}: {error} {'; '.join(run.errors)}") from error
+        figures = summary(_sound(run).outcomes, goals)
         return RunRecord(
             key=key,
             rate=rate,
@@ -100,6 +112,7 @@ class Arena:
             computed_tokens=work.computed_tokens,
             recomputed_tokens=work.recomputed_tokens,
             late_seconds=run.late_seconds,
+            speed=reference_seconds / watch.seconds,
             met="".join("01"[goals.met(outcome)] for outcome in run.outcomes),
         )
 
@@ -124,6 +137,7 @@ class Arena:
                 block_size=FACTS.block_size,
                 max_num_seqs=FACTS.max_num_seqs,
                 max_model_len=FACTS.max_model_len,
+                layers=LAYERS,
                 extra_args=(
                     *("--max-num-batched-tokens", str(FACTS.max_num_batched_tokens)),
                     *counters.ENGINE_ARGS,
@@ -183,3 +197,10 @@ class Arena:
 
     async def _read(self, running: _Running) -> counters.Counters:
         return await counters.read(self._session, running.engine.url, now=asyncio.get_running_loop().time())
+
+
+def _sound(run: Run) -> Run:
+    """The run itself; raises ValueError where a request failed for no reason that a policy has."""
+    if run.errors:
+        raise ValueError(f"Requests failed, the engine or the sidecar is at fault: {'; '.join(run.errors)}")
+    return run

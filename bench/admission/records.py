@@ -28,6 +28,8 @@ class RunRecord:
     computed_tokens: int
     recomputed_tokens: int
     late_seconds: float
+    speed: float
+    """Of the machine during the run, as a share of its speed when the goals were measured."""
     met: str
     """``1`` for each request that met its goals, in order of arrival: what pairing by request would need."""
 
@@ -53,6 +55,15 @@ class Records:
         """None before they are known."""
         path = self._folder / "goals.json"
         return goals.read(path) if path.exists() else None
+
+    @property
+    def reference_seconds(self) -> float | None:
+        """What `SpeedWatch` measured beside the goals; None before."""
+        path = self._folder / "speed.json"
+        return float(json.loads(path.read_text())["block_seconds"]) if path.exists() else None
+
+    def write_reference(self, seconds: float) -> None:
+        (self._folder / "speed.json").write_text(json.dumps({"block_seconds": seconds}) + "\n")
 
     def write_goals(self, goals_: Mapping[str, Goals]) -> None:
         goals.write(goals_, self._folder / "goals.json")

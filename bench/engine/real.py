@@ -3,9 +3,10 @@
     async with RealEngine(blocks=97, block_size=32, max_num_seqs=64) as engine:
         await session.post(f"{engine.url}/v1/completions", json={"model": engine.model, ...})
 
-The model has 8 M random weights and float32 KV of 4 KiB per token, so a step takes milliseconds and the KV cache is as
-small as the test wants it: ``blocks`` blocks are few enough to run out of with a handful of requests, which is what
-makes a real engine thrash on two cores. It writes gibberish; ``ignore_eos`` and ``max_tokens`` say how much.
+The model has four layers, 8 M random weights and float32 KV of 4 KiB per token unless told otherwise, so a step takes
+milliseconds (some 0.3 per layer) and the KV cache is as small as the test wants it: ``blocks`` blocks are few enough to
+run out of with a handful of requests, which is what makes a real engine thrash on two cores. It writes gibberish;
+``ignore_eos`` and ``max_tokens`` say how much.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -43,6 +45,7 @@ class RealEngine:
         block_size: int = 32,
         max_num_seqs: int = 64,
         max_model_len: int = 2048,
+        layers: int = 4,
         extra_args: Sequence[str] = (),
         extra_environment: Mapping[str, str] | None = None,
         log: Path | None = None,
@@ -52,6 +55,7 @@ class RealEngine:
         self.blocks, self.block_size = blocks, block_size
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.model: Final = "demo"
+        self._layers = layers
         self._extra_environment = dict(extra_environment or {})
         self._extra_args, self._log, self._progress = tuple(extra_args), log, progress or Progress(quiet=True)
         self._process: asyncio.subprocess.Process | None = None
@@ -71,7 +75,7 @@ class RealEngine:
         return self._process.pid
 
     async def __aenter__(self) -> Self:
-        python, model = await asyncio.to_thread(environment.prepare, self._progress)
+        python, model = await asyncio.to_thread(partial(environment.prepare, layers=self._layers), self._progress)
         self._output = self._log.open("wb") if self._log else tempfile.TemporaryFile()  # noqa: SIM115 closed in _stop
         self._port = _free_port()
         self._process = await asyncio.create_subprocess_exec(

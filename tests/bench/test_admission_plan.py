@@ -38,6 +38,7 @@ def _record(key: RunKey, goodput: float, *, recomputed: int = 0, preemptions: in
         computed_tokens=10_000,
         recomputed_tokens=recomputed,
         late_seconds=0.001,
+        speed=1.0,
         met="1",
     )
 

@@ -90,6 +90,10 @@ class Proxy:
         self.closing = True
         if self._server is not None:
             self._server.close()
+        self.close_idle()
+
+    def close_idle(self) -> None:
+        """Closes the connections on which no request has begun: their clients come back on new ones."""
         for connection in tuple(self.connections):
             connection.close_if_idle()
 
@@ -443,7 +447,11 @@ class ClientConnection(asyncio.Protocol):
         self._end_request()
 
     def _end_request(self) -> None:
-        """The response is out: on to the next request, or to the end of the connection."""
+        """The response is out: on to the next request, or to the end of the connection.
+
+        Which also comes where it was not announced, for a drain that has begun since the head of the response went out.
+        """
+        self._last = self._last or (self._ticket is not None and self._ticket.last_on_connection)
         self._leave()
         self._body_scanner = None
         self._head = None
