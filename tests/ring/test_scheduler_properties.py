@@ -67,7 +67,7 @@ class Traffic(RuleBasedStateMachine):
         self.number += 1
         self.ask(prompt(max(1, int(share * self.ring.scheduler.room.tokens) - 10), family), 5, 1)
 
-    @precondition(lambda self: self.ring.ranks.ranks == self.whole > 1)
+    @precondition(lambda self: hasattr(self, "ring") and self.ring.ranks.ranks == self.whole > 1)
     @rule(count=st.integers(2, 4), max_tokens=st.integers(1, 30), steps=st.integers(0, 6))
     def fill_and_lose(self, count: int, max_tokens: int, steps: int) -> None:
         """All at once, so that nobody ends before a rank is lost: several have to wait for room then."""
