@@ -63,8 +63,8 @@ def test_what_takes_several_windows_is_judged_by_time_once_it_is_known() -> None
     assert not windows.several(Work(100, 5_000.0))
     assert windows.several(Work(101, 5_100.0))
     windows.learn(Work(100, 5_000.0), missing=100, seconds=0.4)
-    assert not windows.several(Work(240, 28_800.0))
-    assert windows.several(Work(260, 33_800.0))
+    assert not windows.several(Work(200, 20_000.0))
+    assert windows.several(Work(1_000, 500_000.0))
 
 
 def test_the_work_of_all_that_is_missing() -> None:

@@ -18,7 +18,9 @@ _TOKENS: Final = 1024.0
 _PAIRS: Final = 1024.0**2
 """Units in which the three prices are of one order."""
 _BETTER: Final = 0.9
-"""A fit with more prices is taken only if it leaves less than this share of the error."""
+"""A fit that comes later among ``_SUBSETS`` is taken only if it leaves less than this share of the error."""
+_ROUNDING: Final = 1e-9
+"""Of the sum of squares: an error below it is none."""
 _SUBSETS: Final = ((1,), (2,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
 """Prices that may be other than zero, the likeliest to matter first: of two fits that are as good, as there are while few
 windows were seen, the one with a price for tokens."""
@@ -76,7 +78,7 @@ class Cost:
             if prices is None:
                 continue
             error = max(0.0, self._error(prices))
-            if error < _BETTER * least:
+            if error + _ROUNDING * self._total < _BETTER * least:
                 best, least = prices, error
         return best
 
