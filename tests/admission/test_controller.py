@@ -162,6 +162,24 @@ def test_no_more_sequences_run_than_keep_the_promised_pace() -> None:
     assert waits(entry)
 
 
+def test_counts_that_come_late_do_not_make_the_engine_look_slow() -> None:
+    """A step takes 12.5 ms, and tokens are counted four times a second; 19 ms are promised."""
+    world = World(configuration(slo={"tpotMilliseconds": 19}))
+    world.scrape(kv_blocks=10_000)
+    for _ in range(12):
+        entries = [world.offer(10) for _ in range(4)]
+        for entry in entries:
+            world.admission.first_token(entry, now=world.now)
+        for _ in range(4):
+            world.now += 0.25
+            for entry in entries:
+                world.admission.progress(entry, entry.generated + 20, now=world.now)
+        for entry in entries:
+            world.finish(entry)
+    for _ in range(5):
+        assert world.offer(10).admitted_at is not None
+
+
 def test_a_long_prompt_waits_for_short_outputs_beside_it() -> None:
     world = World(configuration(slo={"tpotMilliseconds": 50, "ttftMilliseconds": 4000}))
     world.scrape(kv_blocks=10_000)

@@ -190,7 +190,7 @@ class Admission:
         if entry.first_token_at is None:
             self._prefilled(running, now=now)
         if not running.window_generated:
-            running.window_generated = generated_tokens
+            running.window_at, running.window_generated = now, generated_tokens
         self._close_window(now)
         self._processed += generated_tokens - entry.generated
         running.last_at = now
