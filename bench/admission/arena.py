@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import statistics
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,10 +69,17 @@ class Arena:
             yield self
 
     async def unloaded(self, arrivals: Sequence[Arrival], *, salt: str) -> Run:
-        """One request at a time on an idle engine."""
+        """One request at a time on an idle engine. Raises ValueError too where the engine does not keep its pace."""
         running = await self._engine(Engines.PLAIN)
         load = LoadGenerator(self._session, running.engine.url, model=running.engine.model)
-        return _sound(await load.closed_loop(arrivals, concurrency=1, salt=salt))
+        run = _sound(await load.closed_loop(arrivals, concurrency=1, salt=salt))
+        usual = statistics.median(outcome.tpot for outcome in run.outcomes if outcome.tpot is not None)
+        if usual < PACE.base:
+            raise ValueError(
+                f"The engine gave a token each {1000 * usual:.1f} ms and its pace is {1000 * PACE.base:.0f} ms: vLLM has not "
+                f"loaded the plugin kvplane_pace; {running.log} says why."
+            )
+        return run
 
     async def probe(self, arrivals: Sequence[Arrival], goals: Goals, *, salt: str) -> tuple[Run, Machine]:
         """Without admission."""

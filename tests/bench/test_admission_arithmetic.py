@@ -188,6 +188,10 @@ class TestCounters:
         work = self._work(_log((2, 200, 0, 0), (0, 0, 2, 2), (1, 150, 1, 1)), prompts=200)
         assert work.recomputed_tokens == 150
 
+    def test_steps_that_were_not_done_in_their_time(self) -> None:
+        log = b"kvplane_pace: a step of 10.4 ms took 14.4 ms\nother\nkvplane_pace: a step of 10.0 ms took 12.0 ms\n"
+        assert self._work(log, prompts=0).overrun_seconds == pytest.approx(0.006)
+
     def test_nothing_done_is_nothing_done_again(self) -> None:
         work = self._work(b"", prompts=0)
         assert (work.computed_tokens, work.recomputed_percent) == (0, 0.0)
