@@ -15,7 +15,7 @@ from kvplane_runtime.proxy.gate import Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.reader import BodyReader
-from kvplane_runtime.proxy.server import Proxy
+from kvplane_runtime.proxy.server import Proxy, collect_rarely
 from kvplane_runtime.proxy.upstream import UpstreamPool
 
 
@@ -72,4 +72,5 @@ async def serve(port: int, engine_port: int) -> None:
 if __name__ == "__main__":
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    collect_rarely()
     uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))

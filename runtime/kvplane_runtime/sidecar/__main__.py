@@ -11,6 +11,7 @@ from pathlib import Path
 import uvloop
 
 from kvplane_api.names import ENV_CONFIG_FILE, ENV_POD_NAME, PORT_ADMIN, PORT_ENGINE, PORT_SERVING
+from kvplane_runtime.proxy.server import collect_rarely
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
 
@@ -54,6 +55,7 @@ def main() -> int:
     # Two descriptors per streamed request: the common soft limit of 1,024 would be reached at 500 streams.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    collect_rarely()
     try:
         uvloop.run(run(settings))
     except (ConfigError, OSError) as error:
