@@ -20,7 +20,7 @@ from bench.admission.arena import FACTS, LAYERS, PACE, Arena
 from bench.admission.figures import Results
 from bench.admission.goals import Goals
 from bench.admission.plan import Size
-from bench.admission.records import Records, RunRecord
+from bench.admission.records import Records
 from bench.admission.replay import study
 from e2e.cluster.progress import Progress
 
@@ -111,8 +111,7 @@ class Bench:
             phases = workload.phases(key.mix, load=key.load, seconds=seconds, capacity=capacity, seed=key.seed)
             arrivals = workload.arrivals(phases, seed=key.seed)
             label = f"{key.stage} {number}/{len(to_do)}: {key.mix} {key.load:g}x seed {key.seed}, {key.contestant}"
-            tried: list[RunRecord] = []
-            while not tried or (len(tried) < TRIES and not tried[-1].machine.kept_up):
+            for _ in range(TRIES):
                 with self._progress.step(label) as step:
                     record = await self._arena.run(
                         key, each.contestant, arrivals, targets[key.mix], rate=len(arrivals) / seconds
@@ -121,8 +120,9 @@ class Bench:
                         f"goodput {100 * record.summary.goodput:.1f} %, {record.preemptions} preemptions, "
                         f"{record.recomputed_tokens} tokens again, {record.machine}"
                     )
-                tried.append(record)
-            self._records.add_run(tried[-1])
+                if record.machine.kept_up:
+                    break
+            self._records.add_run(record)
 
 
 def _said(targets: Goals) -> str:

@@ -27,12 +27,13 @@ import aiohttp
 
 from bench.engine import environment
 from bench.engine.model import StepTime
+from bench.engine.plugin import kvplane_pace
 from e2e.cluster.progress import Progress
 
 START_SECONDS: Final = 300.0
 """Longest wait for ``/health``; a start takes 15-60 s, and several times that on a busy machine."""
 STOP_SECONDS: Final = 15.0
-PLUGIN: Final = Path(__file__).resolve().parent / "plugin"
+PLUGIN: Final = Path(kvplane_pace.__file__).resolve().parent
 """On vLLM's path where it is paced; it is a folder of its own, since vLLM would find the modules of this one too."""
 
 
@@ -160,7 +161,7 @@ def _paced(pace: StepTime) -> dict[str, str]:
     given = asdict(pace)
     if given.pop("per_context_token"):
         raise ValueError("A pace by context is not told to the plugin; give a StepTime without it.")
-    return {"KVPLANE_PACE": json.dumps(given), "PYTHONPATH": str(PLUGIN)}
+    return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": str(PLUGIN)}
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ from bench.admission.goals import End, Goals, Outcome
 from bench.admission.intervals import stratified, t_975
 from bench.admission.policy import Scrape
 from bench.admission.search import STEP, Probe, best, next_rate
+from bench.engine.plugin import kvplane_pace
 
 GOALS = Goals(ttft_seconds=0.2, tpot_seconds=0.03)
 
@@ -189,7 +190,7 @@ class TestCounters:
         assert work.recomputed_tokens == 150
 
     def test_steps_that_were_not_done_in_their_time(self) -> None:
-        log = b"kvplane_pace: a step of 10.4 ms took 14.4 ms\nother\nkvplane_pace: a step of 10.0 ms took 12.0 ms\n"
+        log = b"kvplane_pace: a step of 10.4 ms took 14.4 ms\nother\n" + kvplane_pace.overrun(0.010, 0.012).encode()
         assert self._work(log, prompts=0).overrun_seconds == pytest.approx(0.006)
 
     def test_nothing_done_is_nothing_done_again(self) -> None:

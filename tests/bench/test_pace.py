@@ -1,24 +1,18 @@
 """The time that the paced engine gives its steps; that vLLM keeps to it is checked by each run of the benchmark."""
 
-import importlib.util
-
 import pytest
 
 from bench.engine.model import StepTime
-from bench.engine.real import PLUGIN, RealEngine
+from bench.engine.plugin import kvplane_pace
+from bench.engine.real import RealEngine
 
 PACE = {"base": 0.010, "per_prefill_token": 0.001, "per_decode": 0.0001}
 
 
 def test_a_step_takes_its_base_its_prompts_and_its_outputs() -> None:
-    spec = importlib.util.spec_from_file_location("kvplane_pace", PLUGIN / "kvplane_pace.py")
-    assert spec is not None
-    assert spec.loader is not None
-    plugin = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plugin)
-    assert plugin.seconds(PACE, [1, 1, 1]) == pytest.approx(0.0103)
-    assert plugin.seconds(PACE, [40, 1]) == pytest.approx(0.0501)
-    assert plugin.seconds(PACE, []) == 0
+    assert kvplane_pace.seconds(PACE, [1, 1, 1]) == pytest.approx(0.0103)
+    assert kvplane_pace.seconds(PACE, [40, 1]) == pytest.approx(0.0501)
+    assert kvplane_pace.seconds(PACE, []) == 0
 
 
 def test_a_pace_that_cannot_be_kept_is_refused() -> None:

@@ -37,23 +37,25 @@ def register() -> None:
     def sample_tokens(worker: Any, grammar: Any) -> Any:
         output = sample(worker, grammar)
         begin, due = worker.kvplane_due
-        left = due - time.perf_counter()
-        if left > 0:
-            time.sleep(left)
-        elif left < -_TOLERANCE_SECONDS:
-            given, taken = 1000 * (due - begin), 1000 * (due - left - begin)
-            print(f"kvplane_pace: a step of {given:.1f} ms took {taken:.1f} ms", file=sys.stderr, flush=True)
+        now = time.perf_counter()
+        if now < due:
+            time.sleep(due - now)
+        elif now > due + _TOLERANCE_SECONDS:
+            print(overrun(due - begin, now - begin), file=sys.stderr, flush=True)
         return output
 
     Worker.kvplane_due = None
     Worker.execute_model, Worker.sample_tokens = execute_model, sample_tokens
 
 
+def overrun(given: float, taken: float) -> str:
+    """The line for a step that took longer than it was given, both in seconds; ``bench.admission.counters`` reads it."""
+    return f"kvplane_pace: a step of {1000 * given:.1f} ms took {1000 * taken:.1f} ms"
+
+
 def seconds(pace: dict[str, float], scheduled: list[int]) -> float:
-    """Time of a step with so many tokens of each request: one is a decode's, more are a prompt's."""
+    """Time of a step with so many tokens of each request: one is a decode's, more are a prompt's; 0 for an empty step."""
+    if not scheduled:
+        return 0.0
     decodes = sum(tokens == 1 for tokens in scheduled)
-    return (
-        pace["base"] + pace["per_decode"] * decodes + pace["per_prefill_token"] * (sum(scheduled) - decodes)
-        if scheduled
-        else 0.0
-    )
+    return pace["base"] + pace["per_decode"] * decodes + pace["per_prefill_token"] * (sum(scheduled) - decodes)
