@@ -111,8 +111,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.admission.simulated", description=__doc__)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--first-seed", type=int, default=500)
+    parser.add_argument("--window", type=float, help="seconds of a run, instead of the benchmark's")
     arguments = parser.parse_args()
     size = Size()
+    window = size if arguments.window is None else _windows(size, arguments.window)
     known: dict[str, float] = {}
     targets = {mix: unloaded(mix, size) for mix in size.mixes}
     for mix in plan.needed_for_capacity(size):
@@ -125,7 +127,7 @@ def main() -> None:
             for load in size.loads:
                 for family, setting in CONTESTANTS:
                     waiting = [
-                        pool.submit(run, Key(family, setting, mix, load, seed), known, targets[mix], size)
+                        pool.submit(run, Key(family, setting, mix, load, seed), known, targets[mix], window)
                         for seed in seeds
                     ]
                     results = [each.result() for each in waiting]
@@ -139,6 +141,10 @@ def main() -> None:
     print(report.table(("cell", "admission", "goodput %", "refused %", "again %"), rows))
     above = [(_named(family, setting), f"{statistics.fmean(each):.1f}") for (family, setting), each in means.items()]
     print(f"\n{report.table(('admission', 'mean goodput above 1x, %'), above)}")
+
+
+def _windows(size: Size, seconds: float) -> Size:
+    return replace(size, window_seconds=seconds, shift_window_seconds=seconds)
 
 
 def _named(family: str, setting: int) -> str:

@@ -281,6 +281,18 @@ def test_a_crowd_gives_way_in_a_full_queue() -> None:
     refusal(crowd[-1], Reason.QUEUE_FULL)
 
 
+def test_a_policy_that_only_observes_takes_nobody_out_of_the_queue() -> None:
+    admission = {"queue": {"maxRequests": 3}, "fairness": {"header": "x"}}
+    world = with_(admission=admission, engine={"maxSequences": 1})
+    world.offer(tenant="crowd")
+    crowd = [world.offer(tenant="crowd") for _ in range(3)]
+    observing = configuration(admission=admission | {"policy": "Observe"}, engine={"maxSequences": 1})
+    world.admission.configure(observing)
+    assert world.offer(tenant="other").would_refuse is None
+    assert world.decide() == crowd
+    assert all(entry.admitted_at is not None for entry in crowd)
+
+
 def test_bytes_that_wait_are_bounded() -> None:
     world = with_(engine={"maxSequences": 1})
     world.offer()
