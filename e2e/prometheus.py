@@ -84,14 +84,14 @@ class Prometheus:
         """The loaded rules, each with its health, last error and alerts."""
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 
-    def firing(self) -> set[tuple[str, str]]:
-        """Name of each alert that fires, and the namespace it fires for ("" where it has none)."""
-        alerts = self._get("alerts")["alerts"]
-        return {
-            (alert["labels"]["alertname"], alert["labels"].get("namespace", ""))
-            for alert in alerts
-            if alert["state"] == "firing"
-        }
+    def firing(self) -> set[tuple[str, str, str]]:
+        """Name of each alert that fires, and namespace and service it fires for ("" where it has none)."""
+        return {_alert(alert["labels"]) for alert in self._get("alerts")["alerts"] if alert["state"] == "firing"}
+
+    def fired(self, *, start: int, end: int) -> set[tuple[str, str, str]]:
+        """As `firing`, at any time from `start` to `end` (seconds since 1970)."""
+        series = self.matrix('ALERTS{alertstate="firing"}', start=start, end=end, step=1)
+        return {_alert(found["metric"]) for found in series}
 
     def targets(self) -> list[dict[str, Any]]:
         """What it scrapes, each with its labels, health and last error."""
@@ -148,6 +148,10 @@ def watching(kubeconfig: Path) -> dict[str, Any]:
         "rule_files": [str(RULES)],
         "scrape_configs": jobs,
     }
+
+
+def _alert(labels: Mapping[str, str]) -> tuple[str, str, str]:
+    return labels["alertname"], labels.get("namespace", ""), labels.get("service", "")
 
 
 def _selector(matchers: Sequence[Mapping[str, str]]) -> str:

@@ -34,8 +34,12 @@ class Size:
     loads: tuple[float, ...] = (0.8, 1.2, 1.6, 2.4)
     seeds: tuple[int, ...] = (1, 2, 3)
     window_seconds: float = 20.0
-    shift_window_seconds: float = 30.0
+    """Of a plain mix; it begins with an idle engine, and overload has to last for a queue to grow and the cache to fill. Two
+    bursts."""
+    shift_window_seconds: float = 24.0
     """The shift comes after ten of them."""
+    probe_seconds: float = 20.0
+    """Of a plain mix: longer than a window, as all loads are shares of what it finds."""
     shift_probe_seconds: float = 50.0
     """Long enough for all three mixes."""
     caps: tuple[int, ...] = CAPS
@@ -55,6 +59,7 @@ QUICK = Size(
     loads=(0.8, 1.6),
     seeds=(1,),
     window_seconds=8.0,
+    probe_seconds=8.0,
     caps=(6, 13),
     hindsight_caps=1,
     unloaded=10,
@@ -164,7 +169,7 @@ def estimate(size: Size) -> list[Part]:
 
 def probe_seconds(size: Size, mix: str) -> float:
     """How long one probe of the bisection is."""
-    return size.shift_probe_seconds if mix == workload.SHIFT else size.window_seconds
+    return size.shift_probe_seconds if mix == workload.SHIFT else size.probe_seconds
 
 
 def needed_for_capacity(size: Size) -> Iterator[str]:

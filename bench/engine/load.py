@@ -67,7 +67,7 @@ async def drive(url: str, model: str, jobs: Sequence[Job], *, seed: int) -> list
     """Sends each at its time and reads all answers; raises what ``complete`` raises."""
     random_ = random.Random(f"tokens {seed}")
     bodies = [_body(job, model, random_) for job in jobs]
-    connector = aiohttp.TCPConnector(limit=0)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)  # the engine closes what was idle for five seconds
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600)) as session:
         start = time.monotonic()
         return list(

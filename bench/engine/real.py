@@ -3,18 +3,22 @@
     async with RealEngine(blocks=97, block_size=32, max_num_seqs=64) as engine:
         await session.post(f"{engine.url}/v1/completions", json={"model": engine.model, ...})
 
-The model has 8 M random weights and float32 KV of 4 KiB per token, so a step takes milliseconds and the KV cache is as
-small as the test wants it: ``blocks`` blocks are few enough to run out of with a handful of requests, which is what
-makes a real engine thrash on two cores. It writes gibberish; ``ignore_eos`` and ``max_tokens`` say how much.
+The model has four layers, 8 M random weights and float32 KV of 4 KiB per token unless told otherwise, so a step takes
+milliseconds (some 0.3 per layer) and the KV cache is as small as the test wants it: ``blocks`` blocks are few enough to
+run out of with a handful of requests, which is what makes a real engine thrash on two cores. It writes gibberish;
+``ignore_eos`` and ``max_tokens`` say how much.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -22,11 +26,15 @@ from typing import IO, Final, Self
 import aiohttp
 
 from bench.engine import environment
+from bench.engine.model import StepTime
+from bench.engine.plugin import kvplane_pace
 from e2e.cluster.progress import Progress
 
 START_SECONDS: Final = 300.0
 """Longest wait for ``/health``; a start takes 15-60 s, and several times that on a busy machine."""
 STOP_SECONDS: Final = 15.0
+PLUGIN: Final = Path(kvplane_pace.__file__).resolve().parent
+"""On vLLM's path where it is paced; it is a folder of its own, since vLLM would find the modules of this one too."""
 
 
 class EngineStartError(Exception):
@@ -43,16 +51,22 @@ class RealEngine:
         block_size: int = 32,
         max_num_seqs: int = 64,
         max_model_len: int = 2048,
+        layers: int = 4,
         extra_args: Sequence[str] = (),
         extra_environment: Mapping[str, str] | None = None,
+        pace: StepTime | None = None,
         log: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """``blocks`` is vLLM's num_gpu_blocks: one of them is the null block, 96 of 97 hold KV. ``log``: a file to keep."""
+        """``blocks`` is vLLM's num_gpu_blocks: one of them is the null block, 96 of 97 hold KV. ``log``: a file to keep.
+
+        ``pace``: how long each step is to last (``plugin/kvplane_pace.py``); None: as long as it takes.
+        """
         self.blocks, self.block_size = blocks, block_size
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.model: Final = "demo"
-        self._extra_environment = dict(extra_environment or {})
+        self._layers = layers
+        self._extra_environment = {**(extra_environment or {}), **(_paced(pace) if pace else {})}
         self._extra_args, self._log, self._progress = tuple(extra_args), log, progress or Progress(quiet=True)
         self._process: asyncio.subprocess.Process | None = None
         self._output: IO[bytes] | None = None
@@ -71,7 +85,7 @@ class RealEngine:
         return self._process.pid
 
     async def __aenter__(self) -> Self:
-        python, model = await asyncio.to_thread(environment.prepare, self._progress)
+        python, model = await asyncio.to_thread(partial(environment.prepare, layers=self._layers), self._progress)
         self._output = self._log.open("wb") if self._log else tempfile.TemporaryFile()  # noqa: SIM115 closed in _stop
         self._port = _free_port()
         self._process = await asyncio.create_subprocess_exec(
@@ -141,6 +155,13 @@ class RealEngine:
         else:
             text = os.pread(self._output.fileno(), 1 << 20, max(0, os.fstat(self._output.fileno()).st_size - 4000))
         return text[-4000:].decode(errors="replace")
+
+
+def _paced(pace: StepTime) -> dict[str, str]:
+    given = asdict(pace)
+    if given.pop("per_context_token"):
+        raise ValueError("A pace by context is not told to the plugin; give a StepTime without it.")
+    return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": str(PLUGIN)}
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from bench.ring.sizes import Size
 from e2e.cluster.progress import Progress
 
 DEMO_VOCABULARY = 8192
+DEMO_LAYERS = 4
 SHORT_TOKENS = 64
 PAUSE_SECONDS = 0.2
 """Between two short requests."""
@@ -23,7 +24,7 @@ PAUSE_SECONDS = 0.2
 async def first_token(size: Size, progress: Progress) -> FirstToken:
     """The demo's model on a ring of two, on vLLM, and in transformers: the same prompts in turns, each on both processors."""
     tokens, positions = size.first_tokens, 2 * size.first_tokens
-    _, demo = await asyncio.to_thread(environment.prepare, progress)
+    _, demo = await asyncio.to_thread(environment.prepare, progress, layers=DEMO_LAYERS)
     ring: list[float] = []
     unsharded: list[float] = []
     vllm: list[float] = []

@@ -1,15 +1,27 @@
-"""A client of the OpenAI API as users write it, and one that counts what it loses."""
+"""Clients of the OpenAI API as users write them: one that asks once, and callers that ask on and on and count what they get.
+
+A caller reconnects when the server has closed its idle connection, and comes back up to twice when a refusal says when,
+as OpenAI's own clients do. Its request is lost when a stream is cut, or anything but 200 and 429 comes back.
+"""
 
 import http.client
 import json
+import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from e2e.stack import Stack
+
+FIRST_TOKEN: Final = 5
+"""Ids below are the demo model's special tokens."""
+VOCABULARY: Final = 8192
+RETRIES: Final = 2
+"""Of a refused request: what OpenAI's clients do by default."""
+_HEADERS: Final = {"Content-Type": "application/json"}
 
 
 def address(stack: Stack, namespace: str, service: str) -> str:
@@ -18,7 +30,14 @@ def address(stack: Stack, namespace: str, service: str) -> str:
     return f"{found['spec']['clusterIP']}:8000"
 
 
-def complete(where: str, model: str, prompt: str = "Hello", *, max_tokens: int = 8, **more: Any) -> dict[str, Any]:
+def tokens(count: int, *, seed: int | None = None) -> list[int]:
+    """A prompt of that many tokens, at random: no other prompt begins like it, unless it has the same seed."""
+    return random.Random(seed).choices(range(FIRST_TOKEN, VOCABULARY), k=count)  # noqa: S311  tokens, not secrets
+
+
+def complete(
+    where: str, model: str, prompt: str | list[int] = "Hello", *, max_tokens: int = 8, **more: Any
+) -> dict[str, Any]:
     """One completion; raises on anything but 200."""
     body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, **more}
     with _post(where, body) as answer:
@@ -42,27 +61,57 @@ def stream(where: str, model: str, prompt: str = "Hello", *, max_tokens: int = 8
 def _post(where: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
     """A completion's answer on a connection of its own; an AssertionError with the error's text if it is not 200."""
     with closing(http.client.HTTPConnection(where, timeout=60)) as connection:
-        connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", "/v1/completions", json.dumps(body), _HEADERS)
         with closing(connection.getresponse()) as answer:
             assert answer.status == 200, f"{answer.status}: {answer.read()[:500]!r}"
             yield answer
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A 429 as the caller got it."""
+
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: Mapping[str, Any]
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds to wait; raises KeyError or ValueError where the refusal does not say."""
+        return int(self.headers["retry-after"])
+
+
 @dataclass
 class Load:
-    """Streams one after another, from several threads, until stopped. A new connection each time, Retry-After obeyed once."""
+    """Callers that stream completions one after another, as long as the context lasts.
+
+    Every second one keeps its connection between requests; the others make a new one each time.
+    """
 
     where: str
     model: str
     workers: int = 2
+    prompt_tokens: int = 8
     max_tokens: int = 64
+    min_tokens: int | None = None
+    """Each request asks for a length of its own from here to `max_tokens`; None: for `max_tokens`."""
+    pause_seconds: float = 0.0
+    """Of each caller, between an answer and its next request."""
     done: int = 0
+    """Whole answers."""
+    refusals: list[Refusal] = field(default_factory=list)
+    came_back: int = 0
+    """Requests that were refused, and asked again as often as Retry-After said and a client does ..."""
+    got_in: int = 0
+    """... and those of them that had their answer then."""
     lost: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """From a request to the end of its answer, refusals and waits included."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> "Load":
-        self._threads = [threading.Thread(target=self._run) for _ in range(self.workers)]
+        self._threads = [threading.Thread(target=self._run, args=(bool(n % 2),)) for n in range(self.workers)]
         for thread in self._threads:
             thread.start()
         return self
@@ -72,13 +121,79 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                pieces = list(stream(self.where, self.model, max_tokens=self.max_tokens))
-                if len(pieces) < 2:
-                    self.lost.append(f"{time.strftime('%T')} only {len(pieces)} pieces")
-                self.done += 1
-            except (OSError, AssertionError, http.client.HTTPException) as error:
-                self.lost.append(f"{time.strftime('%T')} {error!r}")
-                time.sleep(0.2)
+    def _run(self, keep: bool) -> None:
+        connection = http.client.HTTPConnection(self.where, timeout=120)
+        with closing(connection):
+            while not self._stop.is_set():
+                try:
+                    self._turn(connection)
+                except (OSError, AssertionError, KeyError, ValueError, http.client.HTTPException) as error:
+                    self.lost.append(f"{time.strftime('%T')} {error!r}")
+                    connection.close()
+                    self._stop.wait(0.2)
+                if not keep:
+                    connection.close()
+                self._stop.wait(self.pause_seconds)
+
+    def _turn(self, connection: http.client.HTTPConnection) -> None:
+        """One request, and again while it is refused."""
+        began, body, tries = time.monotonic(), self._body(), 1
+        while (refused := _ask(connection, body)) is not None:
+            self.refusals.append(refused)
+            connection.close()  # another replica may have room
+            if tries > RETRIES:
+                self.came_back += 1
+                return
+            if self._stop.wait(refused.retry_after):
+                return
+            tries += 1
+        self.done += 1
+        self.seconds.append(round(time.monotonic() - began, 2))
+        if tries > 1:
+            self.came_back += 1
+            self.got_in += 1
+
+    def _body(self) -> bytes:
+        body = {
+            "model": self.model,
+            "prompt": tokens(self.prompt_tokens),
+            "max_tokens": random.randint(self.min_tokens or self.max_tokens, self.max_tokens),  # noqa: S311  lengths, not secrets
+            "ignore_eos": True,
+            "stream": True,
+        }
+        return json.dumps(body).encode()
+
+
+def _ask(connection: http.client.HTTPConnection, body: bytes) -> Refusal | None:
+    """Reads a whole stream, or says how it was refused; raises if neither comes."""
+    with closing(_send(connection, body)) as answer:
+        if answer.status == 429:
+            return Refusal({name.lower(): value for name, value in answer.getheaders()}, json.loads(answer.read()))
+        assert answer.status == 200, f"{answer.status}: {answer.read()[:500]!r}"
+        last = b""
+        for line in answer:
+            if line.startswith(b"data: [DONE]"):
+                answer.read()  # to its end, so that the connection can be used again
+                reason = json.loads(last[6:])["choices"][0]["finish_reason"]
+                assert reason == "length", f"the stream ended before its last token: {reason}"
+                return None
+            if line.startswith(b"data: "):
+                last = line
+    raise AssertionError("the stream was cut: it ended without [DONE]")
+
+
+def _send(connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
+    """The head of an answer; on a new connection if the server had closed the one that was kept."""
+    kept = connection.sock is not None
+    try:
+        return _request(connection, body)
+    except (ConnectionResetError, BrokenPipeError):
+        if not kept:
+            raise
+        connection.close()
+        return _request(connection, body)
+
+
+def _request(connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
+    connection.request("POST", "/v1/completions", body, _HEADERS)
+    return connection.getresponse()

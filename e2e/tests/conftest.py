@@ -2,19 +2,27 @@
 
 Services of different tests live in namespaces of their own, which enforce pod security `restricted` unless the test is
 about something that it forbids. vLLM takes most of a core for half a minute to start, so tests share services where they
-can, and start those that they need at the same time.
+can (`chat`, and the three of the fleet), and start those that they need at the same time. The files are in an order (their
+names) in which the node drain comes before the fleet: what is evicted has to start again.
 """
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.progress import Progress
 from e2e.cluster.spec import ClusterSpec
+from e2e.prometheus import Prometheus, watching
+from e2e.prometheus import running as running_prometheus
 from e2e.stack import RESTRICTED, Images, Stack, cpu_service, prepare_images
+from e2e.tests import fleet as fleets
+from e2e.tests import overload as overloads
+from e2e.tests.fleet import Fleet
+from e2e.tests.overload import Overload
 
 PROGRESS = Progress()
 
@@ -64,6 +72,53 @@ def namespace(stack: Stack, make_namespace: Callable[..., str]) -> Iterator[str]
 def chat(stack: Stack, images: Images, make_namespace: Callable[..., str]) -> str:
     """The namespace of a Ready service `chat`, whose model comes as an image volume."""
     namespace = make_namespace()
-    stack.apply(cpu_service("chat", namespace, f"oci://{images.model}"))
+    stack.apply(chat_service(namespace, images))
     stack.wait_ready(namespace, "chat")
     return namespace
+
+
+def chat_service(namespace: str, images: Images, **engine: Any) -> dict[str, Any]:
+    """The service `chat`, with every paged feature that vLLM's CPU build has, and a cache that is soon full."""
+    features = {
+        "blockSize": 32,
+        "speculative": {"method": "Ngram", "tokens": 3},
+        # vLLM's example of a connector: it keeps the KV of prompts in files.
+        "kvTransfer": {
+            "kv_connector": "ExampleConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"shared_storage_path": "/tmp/kv"},  # the pod's own emptyDir
+        },
+        "extraArgs": ["--enforce-eager", "--num-gpu-blocks-override", str(CHAT_BLOCKS + 1)],
+    }
+    return cpu_service("chat", namespace, f"oci://{images.model}", engine=features | engine)
+
+
+CHAT_BLOCKS = 80
+"""Of 32 tokens: one request as long as the context takes 64."""
+
+
+@pytest.fixture(scope="session")
+def fleet(
+    stack: Stack,
+    cluster: Cluster,
+    images: Images,
+    make_namespace: Callable[..., str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Fleet]:
+    model = fleets.unpacked_model(images, tmp_path_factory.mktemp("models"))
+    with fleets.running(stack, cluster, model, tmp_path_factory.mktemp("cache"), make_namespace) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    with running_prometheus(
+        watching(stack.kubeconfig), tmp_path_factory.mktemp("prometheus"), progress=PROGRESS
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def overload(stack: Stack, fleet: Fleet, prometheus: Prometheus) -> Overload:
+    with PROGRESS.step("overload"):
+        return overloads.run(stack, fleet, prometheus)

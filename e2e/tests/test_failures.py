@@ -52,7 +52,7 @@ def test_engines_that_cannot_start(stack: Stack, images: Images, namespace: str)
 
 def test_pods_that_pod_security_refuses(stack: Stack, images: Images, namespace: str) -> None:
     stack.apply(
-        cpu_service("privileged", namespace, f"oci://{images.model}", podTemplate={"spec": {"hostPID": True}}),
+        cpu_service("privileged", namespace, f"oci://{images.model}", podTemplate={"spec": {"hostIPC": True}}),
     )
     end = time.monotonic() + 60
     available: dict[str, Any] = {}
@@ -60,4 +60,4 @@ def test_pods_that_pod_security_refuses(stack: Stack, images: Images, namespace:
         available = stack.conditions(namespace, "privileged").get("Available", {})
         time.sleep(0.2)
     assert available["reason"] == "PodsRefused"
-    assert "hostPID" in available["message"] or "host namespaces" in available["message"]
+    assert "hostIPC" in available["message"] or "host namespaces" in available["message"]

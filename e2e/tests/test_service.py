@@ -3,52 +3,34 @@
 import json
 import socket
 import time
-import urllib.request
 from typing import Any
 
 import pytest
 import yaml
 
 from e2e.cluster.cluster import Cluster
-from e2e.stack import REPOSITORY, Images, Stack, cpu_service
-from e2e.tests.client import Load, address, complete, stream
+from e2e.stack import REPOSITORY, Stack
+from e2e.tests.client import address, complete, stream
+from e2e.tests.sidecar import eventually, pod_ip, pods, value
+from e2e.tests.sidecar import state as sidecar_state
 from kvplane_api import names
 from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan.engine_args import engine_args
 
 
-def _pods(stack: Stack, namespace: str, service: str) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = stack.get(namespace, "pods", "-l", f"{names.LABEL_SERVICE}={service}")
-    return found
-
-
-def _pod_ip(stack: Stack, namespace: str) -> str:
-    return str(stack.get(namespace, "pods", "-l", f"{names.LABEL_SERVICE}=chat")[0]["status"]["podIP"])
-
-
-def _admin(stack: Stack, namespace: str, path: str) -> str:
-    url = f"http://{_pod_ip(stack, namespace)}:{names.PORT_ADMIN}{path}"
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=10) as answer:
-        text: str = answer.read().decode()
-        return text
-
-
-def _generated(metrics: str) -> float:
-    line = next(line for line in metrics.splitlines() if line.startswith("kvplane_generation_tokens_total"))
-    return float(line.rsplit(" ", 1)[1])
-
-
 def test_streams_and_counts_tokens(stack: Stack, chat: str) -> None:
     where = address(stack, chat, "chat")
     pieces = list(stream(where, "chat", max_tokens=16))
-    assert len(pieces) >= 8
+    assert len(pieces) >= 4  # with speculative decoding a piece is up to four tokens
     answer = complete(where, "chat", max_tokens=8)
     assert answer["usage"]["completion_tokens"] <= 8
-    end = time.monotonic() + 10
-    while _generated(_admin(stack, chat, "/metrics")) < 16:  # the sidecar looks at the engine's counters each second
-        assert time.monotonic() < end
-        time.sleep(0.2)
-    state = json.loads(_admin(stack, chat, "/state"))
+    ip = pod_ip(stack, chat, "chat")
+    eventually(
+        lambda: value(ip, "kvplane_generation_tokens_total") >= 16,
+        seconds=10,
+        otherwise=lambda: "16 tokens were streamed and not counted",
+    )
+    state = sidecar_state(ip)
     assert state["engineReady"]
     assert state["inFlight"] == 0
     assert state["engine"]["kvCacheBlocks"] > 0
@@ -57,7 +39,7 @@ def test_streams_and_counts_tokens(stack: Stack, chat: str) -> None:
 
 def test_nothing_goes_round_the_sidecar(stack: Stack, chat: str) -> None:
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((_pod_ip(stack, chat), names.PORT_ENGINE), timeout=5)
+        socket.create_connection((pod_ip(stack, chat, "chat"), names.PORT_ENGINE), timeout=5)
 
 
 def test_kubectl_tells_what_is_going_on(stack: Stack, chat: str) -> None:
@@ -67,17 +49,35 @@ def test_kubectl_tells_what_is_going_on(stack: Stack, chat: str) -> None:
     described = stack.kubectl("describe", "llms", "chat", "-n", chat)
     for word in ("MinimumReplicasAvailable", "Serving", "Stable", "AsAsked", "Events:"):
         assert word in described
+    wide = stack.kubectl("get", "llms", "-n", chat, "-o", "wide").splitlines()
+    column = wide[0].index("KV-USED%")
+    assert wide[1][column:].split()[0] == "0"
     manual = stack.kubectl("explain", "llmservice.spec", "--recursive")
     assert "ringThresholdTokens" in manual
     assert "maxTokens: longest prompt + output" in stack.kubectl("explain", "llmservice.spec.context")
+
+
+def test_what_the_sidecar_says_reaches_the_status(stack: Stack, chat: str) -> None:
+    def status() -> dict[str, Any]:
+        found: dict[str, Any] = stack.get(chat, "llmservice", "chat")["status"]
+        return found
+
+    eventually(lambda: "kvTokens" in status().get("capacity", {}), seconds=60, otherwise=status)
+    assert stack.conditions(chat, "chat")["SignalsFresh"]["status"] == "True"
+    kv_tokens = int(value(pod_ip(stack, chat, "chat"), "kvplane_kv_cache_capacity_tokens"))
+    capacity, pool = status()["capacity"], status()["pools"][0]
+    assert capacity["kvTokens"] == pool["kvTokensPerReplica"] == kv_tokens
+    assert capacity["kvUsedPercent"] == 0
+    assert 0 < capacity["headroomTokens"] <= 0.95 * kv_tokens
+    assert capacity["startupSecondsP90"] > 0
+    assert pool["maxContextTokens"] == 2048
 
 
 def test_vllms_own_parser_takes_every_flag(stack: Stack, chat: str) -> None:
     """What the operator renders from each sample, and from a spec with every engine field, in the engine's own image."""
     script = (REPOSITORY / "e2e" / "check_engine_args.py").read_text()
     lists = [engine_args(LLMServiceSpec.parse(spec), served_name="any") for spec in _specs()]
-    pod = _pods(stack, chat, "chat")[0]["metadata"]
-    assert isinstance(pod, dict)
+    pod = pods(stack, chat, "chat")[0]["metadata"]
     where = ("-n", chat, "-i", pod["name"], "-c", names.CONTAINER_ENGINE)
     answer = stack.kubectl("exec", *where, "--", "python3", "-c", script, stdin=json.dumps(lists))
     assert len(answer.splitlines()) == len(lists)
@@ -116,8 +116,7 @@ def _specs() -> list[dict[str, Any]]:
 
 def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) -> None:
     """kill -9 of the engine: the pod stays, the container restarts, the status tells."""
-    pod = _pods(stack, chat, "chat")[0]["metadata"]
-    assert isinstance(pod, dict)
+    pod = pods(stack, chat, "chat")[0]["metadata"]
     cluster.kill_pod_process(chat, pod["name"], container=names.CONTAINER_ENGINE)
     seen = set()
     end = time.monotonic() + 60
@@ -126,23 +125,6 @@ def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) 
         time.sleep(0.2)
     assert "EngineCrashed" in seen
     stack.wait_ready(chat, "chat")
-    after = _pods(stack, chat, "chat")[0]["metadata"]
-    assert isinstance(after, dict)
+    after = pods(stack, chat, "chat")[0]["metadata"]
     assert after["uid"] == pod["uid"]
     complete(address(stack, chat, "chat"), "chat")
-
-
-def test_rollout_loses_nothing(stack: Stack, images: Images, chat: str) -> None:
-    """A change of the spec under load: the new pod first, then the old one drains; not one request fails."""
-    before = _pods(stack, chat, "chat")[0]["metadata"]
-    changed = cpu_service("chat", chat, f"oci://{images.model}", engine={"maxSequences": 12})
-    with Load(address(stack, chat, "chat"), "chat") as load:
-        stack.apply(changed)
-        end = time.monotonic() + 300
-        while [p["metadata"] for p in _pods(stack, chat, "chat")] == [before] or len(_pods(stack, chat, "chat")) > 1:
-            assert time.monotonic() < end, stack.kubectl("get", "pods", "-n", chat)
-            time.sleep(1)
-        stack.wait_ready(chat, "chat")
-        time.sleep(2)
-    assert load.done > 10
-    assert load.lost == []

@@ -84,6 +84,6 @@ ENV_SERVICE: Final = "KVPLANE_SERVICE"
 
 # Timing that both sides must agree on (seconds).
 DRAIN_GRACE_SECONDS: Final = 5
-"""After ``/drain`` new requests are still served this long, until the endpoint is seen gone everywhere."""
+"""After ``/drain`` new requests are still served until none has come for this long: endpoints and clients learn late."""
 TERMINATION_MARGIN_SECONDS: Final = 15
 """Between the end of a drain and the kill: terminationGracePeriodSeconds = 5 + drainSeconds + 15."""

@@ -687,10 +687,10 @@ class PodTemplate(_Model):
                     **_rules(
                         _cel(
                             "!has(self.restartPolicy) && !has(self.terminationGracePeriodSeconds) && !has(self.hostNetwork) "
-                            "&& !has(self.shareProcessNamespace)",
-                            "podTemplate.spec must not set restartPolicy, terminationGracePeriodSeconds, hostNetwork or "
-                            "shareProcessNamespace: the drain and the sidecar depend on them (disruption.drainSeconds sets "
-                            "the grace period).",
+                            "&& !has(self.hostPID) && !has(self.shareProcessNamespace)",
+                            "podTemplate.spec must not set restartPolicy, terminationGracePeriodSeconds, hostNetwork, hostPID "
+                            "or shareProcessNamespace: the drain and the sidecar depend on them (disruption.drainSeconds "
+                            "sets the grace period).",
                         ),
                         *(
                             _cel(
@@ -710,6 +710,7 @@ class PodTemplate(_Model):
                         "restartPolicy": {"type": "string", "maxLength": 32},
                         "terminationGracePeriodSeconds": {"type": "integer"},
                         "hostNetwork": {"type": "boolean"},
+                        "hostPID": {"type": "boolean"},
                         "shareProcessNamespace": {"type": "boolean"},
                         "containers": _CONTAINERS,
                         "initContainers": _CONTAINERS,

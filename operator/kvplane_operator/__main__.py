@@ -13,7 +13,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import kopf
-import uvloop
 
 from kvplane_operator import health, metrics
 from kvplane_operator.audit import audit
@@ -151,8 +150,8 @@ def main() -> None:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
     )
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        sys.exit(runner.run(run(settings)))
+    # Not on uvloop: a connection that fails in aiohttp's client can abort the process there (0001).
+    sys.exit(asyncio.run(run(settings)))
 
 
 if __name__ == "__main__":

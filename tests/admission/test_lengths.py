@@ -36,10 +36,10 @@ def test_what_always_runs_into_its_limit_is_expected_to() -> None:
 
 
 def test_few_samples_give_an_exponential_curve() -> None:
-    assert Curve().expected(None) == pytest.approx(256)
+    assert Curve().expected(None) == pytest.approx(512)
     curve = draw([(100, False)] * 9)
-    assert curve.expected(None) == pytest.approx((900 + 256) / 10)
-    assert curve.exceeds(115.6) == pytest.approx(math.exp(-1))
+    assert curve.expected(None) == pytest.approx((900 + 512) / 10)
+    assert curve.exceeds(141.2) == pytest.approx(math.exp(-1))
 
 
 def test_an_output_that_has_outlived_every_sample_goes_on_for_a_while() -> None:

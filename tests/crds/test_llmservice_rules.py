@@ -421,6 +421,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 5,
             "hostNetwork": True,
+            "hostPID": True,
             "shareProcessNamespace": True,
         }.items()
     ),

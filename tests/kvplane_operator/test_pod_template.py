@@ -90,6 +90,11 @@ def test_grace_covers_the_drain() -> None:
     assert world.template()["spec"]["terminationGracePeriodSeconds"] == 5 + 90 + 15
 
 
+def test_an_engine_that_starts_can_be_told_to_stop(world: World) -> None:
+    """By its sidecar, which sees it then; e2e/tests/test_drain.py shows that it goes."""
+    assert world.template()["spec"]["shareProcessNamespace"] is True
+
+
 def test_engine_probes_go_through_the_sidecar_with_a_grace_of_their_own(world: World) -> None:
     for probe, path in (("startupProbe", "/engine/startup"), ("livenessProbe", "/engine/live")):
         found = engine(world)[probe]

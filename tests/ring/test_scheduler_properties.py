@@ -67,6 +67,17 @@ class Traffic(RuleBasedStateMachine):
         self.number += 1
         self.ask(prompt(max(1, int(share * self.ring.scheduler.room.tokens) - 10), family), 5, 1)
 
+    @precondition(lambda self: hasattr(self, "ring") and self.ring.ranks.ranks == self.whole > 1)
+    @rule(count=st.integers(2, 4), max_tokens=st.integers(1, 30), steps=st.integers(0, 6))
+    def fill_and_lose(self, count: int, max_tokens: int, steps: int) -> None:
+        """All at once, so that nobody ends before a rank is lost: several have to wait for room then."""
+        each = int(0.95 / count * self.ring.scheduler.room.tokens) - max_tokens
+        for _ in range(count):
+            self.number += 1
+            self.ask(prompt(max(1, each), 100 + self.number), max_tokens, 1)
+        self.run(steps)
+        self.ring.reform({rank: rank for rank in range(self.whole - 1)}, self.whole - 1)
+
     def ask(self, tokens: list[int], max_tokens: int, outputs: int) -> None:
         name = f"r{self.number}"
         answer = self.ring.submit(name, tokens, max_tokens=max_tokens, outputs=outputs, stop_ids=STOP)

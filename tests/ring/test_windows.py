@@ -58,6 +58,15 @@ def test_a_span_holds_the_first_missing_positions_and_ends_with_one(positions: s
     assert sum(begin <= at < end for at in positions) == min(most, len(positions))
 
 
+def test_what_takes_several_windows_is_judged_by_time_once_it_is_known() -> None:
+    windows = Windows(slice_seconds=1.0, tokens=100)
+    assert not windows.several(Work(100, 5_000.0))
+    assert windows.several(Work(101, 5_100.0))
+    windows.learn(Work(100, 5_000.0), missing=100, seconds=0.4)
+    assert not windows.several(Work(200, 20_000.0))
+    assert windows.several(Work(1_000, 500_000.0))
+
+
 def test_the_work_of_all_that_is_missing() -> None:
     assert whole((), ranks=4, placement="zigzag") == NOTHING
     assert whole((Run(0, 100), Run(300, 100)), ranks=4, placement="zigzag") == Work(50.0, 10_000.0)

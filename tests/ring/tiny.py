@@ -82,7 +82,6 @@ SERVED = (
     Tiny("hunyuan_v1_dense", "hunyuan_v1_dense"),
     Tiny("arcee", "arcee"),
     Tiny("apertus", "apertus"),
-    Tiny("nemotron", "nemotron"),
     Tiny("granitemoe", "granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     Tiny("gpt_neox", "gpt_neox"),
     Tiny("gpt2, learned positions", "gpt2", {"n_positions": 4096}),
@@ -120,7 +119,7 @@ REFUSED = (
     (Tiny("qwen3_next", "qwen3_next"), "layers of type linear_attention"),
     (Tiny("bloom", "bloom"), "its attention cannot be replaced"),
     (Tiny("t5", "t5"), "it is no causal language model"),
-    (Tiny("mamba", "mamba"), "its attention cannot be replaced"),
+    (Tiny("mamba", "mamba"), "layers of type linear_attention"),
 )
 
 

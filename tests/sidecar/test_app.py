@@ -28,7 +28,8 @@ REPOSITORY = Path(__file__).parents[2]
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product's periods are seconds; what is tested is their order."""
     monkeypatch.setattr(engine, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(engine, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "METRICS_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(engine, "HEALTH_TIMEOUT_SECONDS", 0.5)
     monkeypatch.setattr(engine, "SILENCE_TOLERANCE_SECONDS", 60)
     monkeypatch.setattr(config, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(app, "CHECK_SECONDS", 0.02)
@@ -254,12 +255,47 @@ async def test_a_drain_loses_no_request(tmp_path: Path, method: str, monkeypatch
             assert await over.json() == {"inFlight": 0}
 
 
+async def test_a_drain_ends_the_connections_that_clients_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a client goes on using one long after the Service has stopped to send others here."""
+    monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 3600)
+    body = b'{"prompt": "x"}'
+    request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with running(tmp_path) as sidecar:
+        idle, silent = await asyncio.open_connection("127.0.0.1", sidecar.settings.port)
+        busy, writer = await asyncio.open_connection("127.0.0.1", sidecar.settings.port)
+        writer.write(request)
+        head = await busy.readuntil(b"\r\n\r\n")
+        assert b"connection: close" not in head.lower()
+        drained = asyncio.ensure_future(sidecar.admin("/drain"))
+        await sidecar.becomes("/ready", 503)
+        assert await idle.read() == b""
+        sidecar.engine.finish.set()
+        assert (await busy.read()).endswith(b"0\r\n\r\n")
+        monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 0)
+        await drained
+        writer.close()
+        silent.close()
+
+
 async def test_a_drain_gives_up_after_drain_seconds(tmp_path: Path) -> None:
     async with running(tmp_path, drainSeconds=0) as sidecar:
         stuck = await sidecar.complete()
         status, text = await sidecar.admin("/drain")
         assert (status, json.loads(text)) == (200, {"inFlight": 1})
         stuck.close()
+
+
+async def test_a_drain_ends_an_engine_that_loads_and_none_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(app, "end_engine", lambda *, port: ended.append(port))
+    async with running(tmp_path) as sidecar:
+        assert (await sidecar.admin("/drain"))[0] == 200
+        assert ended == []
+    async with running(tmp_path, engine_up=False) as sidecar:
+        assert (await sidecar.admin("/drain"))[0] == 200
+        assert ended == [sidecar.engine.port]
 
 
 async def test_a_drain_of_a_dead_engine_is_over_at_once_and_its_restart_ends_it(tmp_path: Path) -> None:
@@ -339,16 +375,21 @@ async def test_the_process_finishes_what_is_in_flight_when_it_is_told_to_stop(tm
         },
         stderr=asyncio.subprocess.PIPE,
     )
-    async with aiohttp.ClientSession() as session:
-        sidecar = Running(Settings(Path(), "", port=port, admin_port=admin_port), fake, session)
-        await until(lambda: answers(sidecar, "/ready", 200))
-        stream = await sidecar.complete()
-        process.send_signal(signal.SIGTERM)
-        await until(lambda: refuses(port))
-        fake.finish.set()
-        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
-    _, log = await process.communicate()
-    await fake.stop()
+    try:
+        async with aiohttp.ClientSession() as session:
+            sidecar = Running(Settings(Path(), "", port=port, admin_port=admin_port), fake, session)
+            await until(lambda: answers(sidecar, "/ready", 200))
+            stream = await sidecar.complete()
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: refuses(port))
+            fake.finish.set()
+            assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        _, log = await process.communicate()
+    finally:  # uvloop's loop waits for what is left open, for ever
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await fake.stop()
     assert process.returncode == 0, log
     assert b"Stopping, with 1 requests in flight." in log
     assert b"Traceback" not in log

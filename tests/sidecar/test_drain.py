@@ -7,7 +7,7 @@ import pytest
 from kvplane_api.names import DRAIN_GRACE_SECONDS
 from kvplane_runtime.proxy.gate import Refusal
 from kvplane_runtime.proxy.http1 import Request, RequestHead
-from kvplane_runtime.sidecar.drain import DrainGate, Visit
+from kvplane_runtime.sidecar.drain import LONGEST_GRACE_SECONDS, DrainGate, Visit
 from tests.sidecar.clock import Clock
 
 HEAD = RequestHead(b"GET", b"/", "1.1", (), 0, chunked=False, keep_alive=True, expects_continue=False)
@@ -81,9 +81,23 @@ def test_a_drain_serves_for_a_while_then_refuses(gate: DrainGate, clock: Clock) 
     during = entered(gate)
     assert before.last_on_connection
     assert during.last_on_connection
-    clock.pass_seconds(0.1)
+    clock.pass_seconds(DRAIN_GRACE_SECONDS)
     refusal = refused(gate)
     assert (refusal.status, refusal.code, refusal.retry_after_seconds) == (503, "draining", 1)
+
+
+def test_a_drain_serves_on_while_requests_still_come_but_not_for_ever(gate: DrainGate, clock: Clock) -> None:
+    """Where endpoints are slow to change, a refusal would go to somebody who has no other replica yet."""
+    gate.begin()
+    served = 0.0
+    while served + DRAIN_GRACE_SECONDS - 1 < LONGEST_GRACE_SECONDS:
+        clock.pass_seconds(DRAIN_GRACE_SECONDS - 1)
+        served += DRAIN_GRACE_SECONDS - 1
+        entered(gate).leave(completed=True)
+        assert not gate.drained(drain_seconds=600)
+    clock.pass_seconds(LONGEST_GRACE_SECONDS - served)
+    assert refused(gate).code == "draining"
+    assert gate.drained(drain_seconds=600)
 
 
 def test_a_drain_is_over_when_the_last_request_left_but_not_before_the_grace(gate: DrainGate, clock: Clock) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kvplane_api.wire import ThrashState
 from kvplane_runtime.signals.thrash import (
     CLEARING_WINDOWS,
+    KIND_VOTES,
     KINDS,
     VOTES,
     VOTING_WINDOWS,
@@ -28,6 +29,7 @@ START = Sample(
     restored_tokens_total=0,
     reloaded_tokens_total=0,
     wasted_tokens_total=0,
+    preempted_tokens_total=0,
     prompt_tokens_total=0,
     generation_tokens_total=0,
     prefix_queries_tokens_total=0,
@@ -55,10 +57,11 @@ class Engine:
         evicted: int = 0,
         hits: int = 0,
         preempted: int = 0,
+        lost: int = 0,
         reloaded: int = 0,
         usage: float | None = 0.5,
     ) -> ThrashState:
-        """Ten seconds of it; ``computed`` and ``wasted`` are tokens, ``restored`` blocks of 16."""
+        """Ten seconds of it; ``computed``, ``wasted`` and ``lost`` (by preemptions) are tokens, ``restored`` blocks of 16."""
         before = self.sample
         for tenth in range(1, 11):
             self.now += WINDOW_SECONDS / 10
@@ -70,6 +73,7 @@ class Engine:
                 before,
                 usage=usage,
                 preemptions_total=grown("preemptions_total", preempted),
+                preempted_tokens_total=grown("preempted_tokens_total", lost),
                 evictions_total=grown("evictions_total", evicted),
                 stored_blocks_total=grown("stored_blocks_total", computed / 16),
                 restored_blocks_total=grown("restored_blocks_total", restored),
@@ -128,6 +132,8 @@ def test_an_engine_that_falls_silent_clears_too(engine: Engine) -> None:
         ({"usage": 0.92, "preempted": 5}, "preemption"),
         ({"usage": 0.92}, "prefix"),
         ({"usage": 0.5, "preempted": 5}, "prefix"),
+        ({"usage": 0.5, "preempted": 5, "lost": 400}, "prefix"),
+        ({"usage": 0.5, "preempted": 5, "lost": 600}, "preemption"),
         ({"usage": None, "preempted": 5}, "preemption"),
         ({"usage": 0.5, "restored": 100, "reloaded": 900}, "offload"),
         ({"usage": 0.5, "restored": 100, "reloaded": 700}, "prefix"),
@@ -137,6 +143,22 @@ def test_the_kind_says_what_is_thrown_away(engine: Engine, window: dict[str, flo
     for _ in range(VOTES):
         engine.window(wasted=1000, **window)  # type: ignore[arg-type]
     assert engine.detector.state.kind == kind
+
+
+PREEMPTING, RESTORING = {"usage": 0.97, "preempted": 5}, {"usage": 0.8}
+
+
+def test_one_episode_has_one_kind(engine: Engine) -> None:
+    """The memory is full in most windows, and in some there is only what its preemptions left behind."""
+    kinds = [engine.window(wasted=1000, **window).kind for window in 6 * [PREEMPTING, RESTORING, PREEMPTING]]  # type: ignore[arg-type]
+    assert set(kinds[VOTES - 1 :]) == {"preemption"}
+
+
+def test_the_kind_follows_a_cause_that_stays(engine: Engine) -> None:
+    for _ in range(KIND_VOTES):
+        engine.window(wasted=1000, **PREEMPTING)  # type: ignore[arg-type]
+    kinds = [engine.window(wasted=1000, **RESTORING).kind for _ in range(KIND_VOTES)]  # type: ignore[arg-type]
+    assert kinds == ["preemption"] * 6 + ["prefix"] * 6
 
 
 def test_a_moderate_waste_counts_when_the_cache_shows_it_too(engine: Engine) -> None:
@@ -224,7 +246,7 @@ def test_the_kinds_are_those_of_the_wire() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.1, 100), st.lists(st.none() | st.floats(0, 1e9), min_size=11, max_size=11)), max_size=60
+        st.tuples(st.floats(0.1, 100), st.lists(st.none() | st.floats(0, 1e9), min_size=12, max_size=12)), max_size=60
     )
 )
 def test_any_samples_are_taken(samples: list[tuple[float, list[float | None]]]) -> None:

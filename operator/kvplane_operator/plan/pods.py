@@ -142,6 +142,8 @@ def _pod_spec(spec: LLMServiceSpec, variant: Variant, *, service: str, settings:
     kv_events = variant.kv_events
     return {
         "terminationGracePeriodSeconds": names.DRAIN_GRACE_SECONDS + drain + names.TERMINATION_MARGIN_SECONDS,
+        # For the sidecar to end an engine that loads, and for an engine to hear signals that it has no handler for (0010).
+        "shareProcessNamespace": True,
         # Neither container talks to the Kubernetes API.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -196,7 +198,8 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1536Mi"}},
         # Never waits for the engine: the engine starts only after it.
         "startupProbe": _probe("/healthz", period=1, timeout=2, failures=60),
-        "readinessProbe": _probe("/ready", period=2, timeout=2, failures=2),
+        # Patient with a busy node: a lone replica that loses its endpoint for a slow answer loses all its requests.
+        "readinessProbe": _probe("/ready", period=2, timeout=5, failures=2),
         "livenessProbe": _probe("/healthz", period=10, timeout=5, failures=3),
         "securityContext": _RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",

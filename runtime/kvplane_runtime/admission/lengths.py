@@ -14,8 +14,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Final
 
-_PRIOR_TOKENS: Final = 256.0
-"""Expected output before anything is known; it weighs as much as one sample."""
+_PRIOR_TOKENS: Final = 512.0
+"""Expected output before anything is known; it weighs as much as one sample. Longer than most: a new pod that waits a
+moment for its first outputs to end costs less than one that begins by preempting."""
 _BUCKET_SAMPLES: Final = 600
 _ALL_SAMPLES: Final = 1500
 _ENOUGH: Final = 30
@@ -114,7 +115,7 @@ def draw(samples: "deque[tuple[int, bool]] | list[tuple[int, bool]]") -> Curve:
     """The curve of (length, censored) samples: exponential under 30 of them, else Kaplan-Meier with that tail.
 
     The exponential's rate is ends / tokens lived through, its maximum-likelihood estimate under censoring, with one end
-    after 256 tokens added. One sample longer than all is added to the product limit, so that it never reaches 0.
+    after 512 tokens added. One sample longer than all is added to the product limit, so that it never reaches 0.
     """
     ended = sum(not capped for _, capped in samples)
     rate = (ended + 1) / (sum(length for length, _ in samples) + _PRIOR_TOKENS)

@@ -33,8 +33,9 @@ class Limits:
     """After the last response a closing connection is read and discarded this long, so that a client still sending
     gets to read the answer instead of a reset."""
 
-    connect_seconds: float = 2
-    """Longest time to connect to the upstream; then 503."""
+    connect_seconds: float = 10
+    """Longest time to connect to the upstream; then 503. On one machine a connection needs no such time, but a busy one
+    may take that long to run this process again; an upstream that is gone refuses at once."""
     silence_seconds: float = 600
     """Longest time the upstream may send nothing (a long completion that is not streamed sends nothing until its end);
     then 504, or a cut stream."""

@@ -76,7 +76,7 @@ class Shard:
         return other
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[misc]  # transformers is untyped
     """Stands for a layer where a model asks about its cache; there is nothing to ask for, since positions are given."""
 
     is_sliding = False
@@ -97,7 +97,7 @@ class _Layer(CacheLayerMixin):
         return -1
 
 
-class RingCache(Cache):
+class RingCache(Cache):  # type: ignore[misc]  # transformers is untyped
     """What a model is given as its cache for one pass: hands new keys and values to ``store`` and gives them back as they are.
 
     The attention function gets the new ones only, and reads all others from the shards.

@@ -192,8 +192,8 @@ class Ring:
         """
 
         def start(group: "dist.ProcessGroupGloo") -> list[dist.Work]:
-            works = [group.send([tensor], peer, tag) for tensor, peer in sends]
-            return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]
+            works = [group.send([tensor], peer, tag) for tensor, peer in sends]  # type: ignore[attr-defined]
+            return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]  # type: ignore[attr-defined]
 
         return self._start(
             start,
@@ -209,7 +209,7 @@ class Ring:
             everyone.copy_(mine.unsqueeze(0))
             return
         self._start(
-            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],
+            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],  # type: ignore[attr-defined]
             buffers=[mine, everyone],
             peers=tuple(rank for rank in range(self.size) if rank != self.rank),
             sent=mine.numel() * mine.element_size() * (self.size - 1),

@@ -8,7 +8,6 @@ never negative.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Final
 
 from kvplane_runtime.ring.layout import Placement
@@ -19,9 +18,12 @@ _TOKENS: Final = 1024.0
 _PAIRS: Final = 1024.0**2
 """Units in which the three prices are of one order."""
 _BETTER: Final = 0.9
-"""A fit with more prices is taken only if it leaves less than this share of the error."""
-_SUBSETS: Final = ((1,), (2,), (0,), *combinations(range(3), 2), (0, 1, 2))
-"""Prices that may be other than zero, the likeliest to matter first."""
+"""A fit that comes later among ``_SUBSETS`` is taken only if it leaves less than this share of the error."""
+_ROUNDING: Final = 1e-9
+"""Of the sum of squares: an error below it is none."""
+_SUBSETS: Final = ((1,), (2,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
+"""Prices that may be other than zero, the likeliest to matter first: of two fits that are as good, as there are while few
+windows were seen, the one with a price for tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Cost:
             if prices is None:
                 continue
             error = max(0.0, self._error(prices))
-            if error < _BETTER * least:
+            if error + _ROUNDING * self._total < _BETTER * least:
                 best, least = prices, error
         return best
 

@@ -245,8 +245,9 @@ def encode_forms(forms: Mapping[int, Form]) -> dict[int, bytes]:
 def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
     """The message in ``data``; raises MalformedMessageError."""
     try:
-        return _DECODER.decode(data)
+        message: AnyMessage = _DECODER.decode(data)
     except msgspec.MsgspecError as error:
         raise MalformedMessageError(
             f"The bytes are no message of this version ({error}); run one version on all ranks."
         ) from error
+    return message

@@ -244,7 +244,8 @@ class RingModel:
             logits_to_keep=keep,
             ring=run,
         ).logits
-        return out[:, -1].float() if logits else out
+        last: Tensor = out[:, -1].float() if logits else out
+        return last
 
 
 def _locate(held: Sequence[Run], wanted: Sequence[Run], sequence: int) -> tuple[Range, ...]:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.sampling import MAX_LOGPROBS, Sampling
@@ -54,6 +54,8 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "use_beam_search": (None, False),
 }
 """Members that would change the answer in OpenAI's API or in vLLM's, with the values that ask for nothing."""
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +384,7 @@ def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float)
     return float(_bounded(name, value, lowest, highest, bounds=bounds, kind="decimal"))
 
 
-def _bounded(name: str, value: Any, lowest: float, highest: float, *, bounds: str, kind: str) -> Any:
+def _bounded(name: str, value: N, lowest: float, highest: float, *, bounds: str, kind: str) -> N:
     if not lowest <= value <= highest:
         code = f"{kind}_below_min_value" if value < lowest else f"{kind}_above_max_value"
         raise BadRequestError(code, f"{name} must be {bounds}, got {_shown(value)}; correct it.", name)

@@ -3,11 +3,12 @@
 Rank 0 alone decides. A step is planned, run by all ranks, and only then applied here (:meth:`Scheduler.complete`): a step
 that breaks leaves no trace, and the next epoch goes on from what the ranks still hold (:meth:`Scheduler.reform`).
 
-*Order.* The prefill with the least slack goes first: its promised time to first token, less what its prefill is expected
-to take. A prompt longer than a window is *long*, and is promised twice its own time. A long prefill may hold up a short one
-for the window under way and no longer: while a short one waits that has waited for such a window, no long one gets a turn.
-Short ones that came later have not waited for one, so the long ones go on too. Slack is taken as it was when a prefill
-began to wait: with the work that remains, two equal long prompts would take turns and both end last.
+*Order.* The prefill with the least slack goes first: its promised time to first token, less what its prefill is
+expected to take. A prompt that takes several windows is *long*, and is promised twice its own time. A long prefill may
+hold up a short one for the window under way and no longer: while a short one waits that has waited for such a window,
+no long one gets a turn. Short ones that came later have not waited for one, so the long ones go on too. Slack is taken
+as it was when a prefill began to wait: with the work that remains, two equal long prompts would take turns and both
+end last.
 
 *Windows* take at most a slice of time, by the learned cost, and at least what hides communication. All but a prompt's last
 are multiples of 2N, so the zigzag gives every rank the same. Prompts that are too short to be worth cutting lie whole on
@@ -499,10 +500,12 @@ class Scheduler:
 
     def _await_prefill(self, sequence: TokenSequence, now: float) -> None:
         """From now on the sequence waits for its prefill, or for what is missing of it."""
-        missing = sum(run.count for run in sequence.missing())
         sequence.since, sequence.held_up = now, False
         sequence.work = self._work(sequence)
-        sequence.long = missing > self._window_size(sequence)
+
+    def _is_long(self, sequence: TokenSequence) -> bool:
+        """Of one that waits for its prefill; judged by what is known now, which is little when the first prompts come."""
+        return self._windows.several(sequence.work)
 
     def _computed(self, window: Window) -> list[Event]:
         sequence = self._sequences[window.sequence]
@@ -521,9 +524,9 @@ class Scheduler:
         self._counts["windows"] += 1
         self._counts["computed_tokens"] += count
         self._counts["refilled_tokens"] += again
-        if sequence.long:
+        if self._is_long(sequence):
             for other in self._sequences.values():
-                if other.prefills and not other.long:
+                if other.prefills and not self._is_long(other):
                     other.held_up = True
         if window.logits:
             self._fork_outputs(sequence)
@@ -603,8 +606,8 @@ class Scheduler:
         if not waiting:
             return None
         first = min(waiting, key=lambda sequence: (self._slack(sequence, now), sequence.id))
-        held_up = [sequence for sequence in waiting if sequence.held_up and not sequence.long]
-        if first.long and held_up:
+        held_up = [sequence for sequence in waiting if sequence.held_up and not self._is_long(sequence)]
+        if held_up and self._is_long(first):
             return min(held_up, key=lambda sequence: (self._slack(sequence, now), sequence.id))
         return first
 

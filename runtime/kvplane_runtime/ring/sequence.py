@@ -38,7 +38,6 @@ class TokenSequence:
     """When it began to wait for its prefill."""
     work: Work = NOTHING
     """Of its prefill, when it began to wait."""
-    long: bool = False
     held_up: bool = False
     """It has waited for a window of a long prefill."""
     begun: bool = False

@@ -24,6 +24,13 @@ PORT_STORE: Final = 29500
 PORT_CONTROL: Final = 29501
 """Control connections of the workers to rank 0."""
 STRATEGY: Final = "RING"
+LIMITS: Final = {
+    "heartbeat": ("KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS", 0.4),
+    "stop": ("KVPLANE_RING_STOP_SECONDS", 1.0),
+    "form": ("KVPLANE_RING_FORM_SECONDS", 1.0),
+    "gather": ("KVPLANE_RING_GATHER_SECONDS", 0.0),
+}
+"""The environment variable and the least value of each limit that can be set."""
 _ORDINAL: Final = re.compile(r"^(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})$")
 _MAX_WORLD: Final = 1024
 _MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
@@ -92,8 +99,7 @@ class Settings:
     parent: int | None = None
     """``KVPLANE_RING_PARENT``: end with this process. Set by ``kvplane-ring local`` for its ranks."""
     limits: Limits = field(default_factory=Limits)
-    """``KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS``, ``_STOP_SECONDS``, ``_FORM_SECONDS``, ``_GATHER_SECONDS``: see
-    :class:`kvplane_runtime.ring.membership.Limits`."""
+    """How long to wait for what; the variables are in ``LIMITS``."""
 
     def deciding(self) -> tuple[str, ...]:
         """The values that must be equal on all ranks beside the model itself, as words."""
@@ -126,10 +132,10 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
     model = reader.required("KVPLANE_RING_MODEL", "the folder of the model")
     defaults = Limits()
     limits = Limits(
-        heartbeat=reader.seconds("KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS", defaults.heartbeat, least=0.4),
-        stop=reader.seconds("KVPLANE_RING_STOP_SECONDS", defaults.stop, least=1.0),
-        form=reader.seconds("KVPLANE_RING_FORM_SECONDS", defaults.form, least=1.0),
-        gather=reader.seconds("KVPLANE_RING_GATHER_SECONDS", defaults.gather, least=0.0),
+        **{
+            name: reader.seconds(variable, getattr(defaults, name), least=least)
+            for name, (variable, least) in LIMITS.items()
+        }
     )
     chosen = {
         "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),

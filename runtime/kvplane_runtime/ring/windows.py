@@ -30,6 +30,13 @@ class Windows:
         """What so much work is expected to take; 0 while nothing is known."""
         return self._cost.seconds(of)
 
+    def several(self, of: Work) -> bool:
+        """Whether so much work takes more than one window, once windows have grown.
+
+        As far as is known now: while nothing is, all that is more than the least.
+        """
+        return of.tokens > self._tokens and (not self._cost.known or self.seconds(of) > self._slice_seconds)
+
     def learn(self, done: Work, *, missing: int, seconds: float) -> None:
         """Takes in a window that has computed ``missing`` positions."""
         self._cost.learn(done, seconds)

@@ -43,6 +43,10 @@ class Admin:
     drain_gate: DrainGate
     gate: AdmissionGate
     registry: CollectorRegistry
+    close_idle: Callable[[], None]
+    """Closes the client connections on which no request is served."""
+    end_engine: Callable[[], None]
+    """Ends an engine that does not serve yet."""
     clock: Callable[[], float]
 
     def application(self) -> web.Application:
@@ -81,10 +85,13 @@ class Admin:
         if not self.drain_gate.draining:
             log.info("Draining, with %d requests in flight.", self.drain_gate.in_flight)
         self.drain_gate.begin()
+        self.close_idle()
         # Polled, since the end depends on the clock, the configuration and the engine's health, not on one event.
         while not self.drain_gate.drained(drain_seconds=self.config.current.drain_seconds):  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
         log.info("Drain over, with %d requests in flight.", self.drain_gate.in_flight)
+        if self.engine.health.loading:
+            self.end_engine()
         return web.json_response({"inFlight": self.drain_gate.in_flight})
 
     async def state(self, _: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import CHECK_SECONDS, WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.engine_process import end_engine
 from kvplane_runtime.sidecar.kv_events import KvEventReader
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
@@ -69,7 +71,15 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
     admin = Admin(
-        pod=settings.pod, config=config, engine=engine, drain_gate=drain, gate=gate, registry=registry, clock=clock
+        pod=settings.pod,
+        config=config,
+        engine=engine,
+        drain_gate=drain,
+        gate=gate,
+        registry=registry,
+        close_idle=proxy.close_idle,
+        end_engine=partial(end_engine, port=settings.engine_port),
+        clock=clock,
     )
 
     runner = web.AppRunner(

@@ -1,13 +1,15 @@
 """The sidecar's gate: readiness and drain.
 
 A drain exists so that a pod can go without losing a request. The order (kubelet calls ``/drain`` from the engine's
-preStop, before the engine gets SIGTERM): unready at once; for DRAIN_GRACE_SECONDS new requests are still served, since
-clients and Services learn of it late, but each answer says ``Connection: close``; then 503 with Retry-After; over when
-nothing is in flight, or drainSeconds are over, or the engine is dead. An engine that is started again ends the drain: the
-probe that killed the old one runs preStop too, and the pod goes on living.
+preStop, before the engine gets SIGTERM): unready at once; new requests are still served, since clients and Services learn
+of it late, but their connections end: the idle ones at once, the others with their answer; when no request has come for
+DRAIN_GRACE_SECONDS, or after LONGEST_GRACE_SECONDS, 503 with Retry-After; over when nothing is in flight, or drainSeconds
+are over, or the engine is dead. An engine that is started again ends the drain: the probe that killed the old one runs
+preStop too, and the pod goes on living.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +17,9 @@ from typing import Protocol
 from kvplane_api.names import DRAIN_GRACE_SECONDS
 from kvplane_runtime.proxy.gate import Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
+
+LONGEST_GRACE_SECONDS = 30.0
+"""A request that comes shows that somebody still takes this pod for a replica; who does so for longer than this is told."""
 
 _DRAINING = Refusal(503, "draining", "This replica is shutting down; retry, and another one will answer.", 1)
 _NOT_READY = Refusal(503, "engine_not_ready", "The engine is loading its model or restarting; retry soon.", 5)
@@ -42,6 +47,8 @@ class DrainGate:
         self._clock = clock
         self._drain: tuple[int, float] | None = None
         """The engine's life (``starts``) that is drained, and since when on the clock."""
+        self._entered = -math.inf
+        """When the last request came in."""
         self.in_flight = 0
         self.empty = asyncio.Event()
         """Set while nothing is in flight."""
@@ -63,16 +70,17 @@ class DrainGate:
         if since is None or self._engine.dead():
             return True
         waited = self._clock() - since
-        return (waited >= DRAIN_GRACE_SECONDS and not self.in_flight) or waited >= DRAIN_GRACE_SECONDS + drain_seconds
+        return (self._closed(since) and not self.in_flight) or waited >= DRAIN_GRACE_SECONDS + drain_seconds
 
     def enter(self, head: RequestHead) -> "Visit | Refusal":
         """Refuses while the gate is closed, whatever the request is."""
         del head
         since = self._draining_since()
-        if since is not None and self._clock() - since >= DRAIN_GRACE_SECONDS:
+        if since is not None and self._closed(since):
             return _DRAINING
         if not self._engine.ready():
             return _NOT_READY
+        self._entered = self._clock()
         self.in_flight += 1
         self.empty.clear()
         return Visit(self)
@@ -86,6 +94,11 @@ class DrainGate:
         self.in_flight -= 1
         if not self.in_flight:
             self.empty.set()
+
+    def _closed(self, since: float) -> bool:
+        """Whether a drain that began then lets nothing more in."""
+        now = self._clock()
+        return now - max(since, self._entered) >= DRAIN_GRACE_SECONDS or now - since >= LONGEST_GRACE_SECONDS
 
     def _draining_since(self) -> float | None:
         if self._drain is None:

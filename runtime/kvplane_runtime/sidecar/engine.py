@@ -20,10 +20,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_SECONDS: Final = 1.0
-TIMEOUT_SECONDS: Final = 2.0
+METRICS_TIMEOUT_SECONDS: Final = 5.0
 SILENCE_TOLERANCE_SECONDS: Final = 10.0
 """An engine whose ``/health`` hangs is still ready and alive this long: a long tokenization blocks its server briefly.
 The kubelet's periods and thresholds come on top."""
+HEALTH_TIMEOUT_SECONDS: Final = SILENCE_TOLERANCE_SECONDS
+"""One question waits as long: on a starved node each answer may take seconds, and all of them would be missed."""
 _MAX_EXPOSITION_BYTES: Final = 8 * 1024 * 1024
 
 
@@ -43,7 +45,7 @@ class EngineHealth:
 
     def answered(self, now: float) -> None:
         """``/health`` said 200."""
-        if self._refused or self._last_ok is None:
+        if self.loading:
             self.starts += 1
         if self._refused and self._last_ok is None:
             self.startup_seconds = now - self._since
@@ -66,6 +68,11 @@ class EngineHealth:
         """Whether the engine need not be killed. A sidecar that has just started gives it the benefit of the doubt."""
         heard = self._since if self._last_ok is None else self._last_ok
         return now - heard <= SILENCE_TOLERANCE_SECONDS
+
+    @property
+    def loading(self) -> bool:
+        """Whether the engine's present life has not served yet."""
+        return self._refused or self._last_ok is None
 
     def dead(self, now: float) -> bool:
         """Whether waiting for the engine is pointless: it says so, nothing listens, or it is silent for too long."""
@@ -117,7 +124,7 @@ class EngineMonitor:
 
     async def run(self) -> None:
         """Polls until cancelled."""
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=HEALTH_TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(self._base_url, timeout=timeout) as session, asyncio.TaskGroup() as polls:
             polls.create_task(_every(POLL_SECONDS, lambda: self._poll_health(session)))
             polls.create_task(_every(POLL_SECONDS, lambda: self._poll_metrics(session)))
@@ -149,7 +156,8 @@ class EngineMonitor:
 
     async def _poll_metrics(self, session: aiohttp.ClientSession) -> None:
         try:
-            async with session.get("/metrics") as response:
+            timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_SECONDS)
+            async with session.get("/metrics", timeout=timeout) as response:
                 if response.status != 200:
                     return
                 scrape = normalise((await _bounded(response)).decode("utf-8", errors="replace"))

@@ -174,6 +174,7 @@ class KvAccount:
             reloaded_tokens_total=counters.reloaded_tokens,
             evictions_total=math.fsum(self.evictions.values()) if self.evictions else None,
             wasted_tokens_total=math.fsum(self.wasted_tokens.values()) if self.wasted_tokens else None,
+            preempted_tokens_total=self.preempted_tokens,
             stored_blocks_total=ledger.stored_blocks_total if ledger else None,
             restored_blocks_total=ledger.restored_blocks_total if ledger else None,
             restored_tokens_total=ledger.recomputed_tokens_total if ledger else None,

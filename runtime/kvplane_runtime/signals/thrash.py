@@ -13,7 +13,8 @@ Throughput looks fine then, and usage is high under every good load, so neither 
 A window votes for thrash if there is waste (R > 0.10 or P > 0.02) and it is either plain (P > 0.05) or shows in the
 cache too (E and h both off their best). Plain waste needs no rise of E: an engine whose cache churns already, at the
 rate it can compute, evicts no more when it starts to thrash (bench/thrash, "longer answers"). Three votes of five raise
-the alarm; sixty seconds in which not even half of each threshold is passed end it.
+the alarm; sixty seconds in which not even half of each threshold is passed end it. Its kind is that of most votes of the
+last minutes: one episode has preemptions in one window and what they left behind in the next.
 
 A cold start evicts nothing, traffic without repeats evicts without restoring, and a restarted or cleared engine starts
 from nothing: none of them has waste, so none can vote.
@@ -23,7 +24,7 @@ cannot be told; bench/thrash measures what that costs.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final, Literal, get_args
@@ -34,6 +35,8 @@ WINDOW_SECONDS: Final = 10.0
 VOTING_WINDOWS: Final = 5
 VOTES: Final = 3
 CLEARING_WINDOWS: Final = 6
+KIND_VOTES: Final = 12
+"""That the kind is taken from: two minutes of an episode without a break."""
 HIT_RATE_WINDOWS: Final = 6
 BEST_WINDOWS: Final = 60
 
@@ -44,6 +47,7 @@ HIT_RATE_DROP: Final = 0.15
 EVICTION_Z: Final = 2.0
 FULL_USAGE: Final = 0.95
 PRESSED_USAGE: Final = 0.90
+PREEMPTED_SHARE: Final = 0.5
 _BASELINE_WEIGHT: Final = 1 / 12
 """Of a window in the mean and variance of evictions: a memory of about two minutes."""
 _BASELINE_SPREAD: Final = 0.1
@@ -73,6 +77,8 @@ class Sample:
     """Tokens whose KV came from another tier instead of being computed."""
     wasted_tokens_total: float | None = None
     """Tokens computed again."""
+    preempted_tokens_total: float | None = None
+    """Context that preempted requests lost."""
     prompt_tokens_total: float | None = None
     """Once per prompt, whether they were computed or found in the cache."""
     generation_tokens_total: float | None = None
@@ -118,7 +124,8 @@ class _Window:
         """What is thrown away, and so what helps: fewer requests at once, fewer sessions, less offloading."""
         full = self.usage is not None and self.usage > FULL_USAGE
         pressed = self.usage is None or self.usage > PRESSED_USAGE
-        if full or (pressed and self.of("preemptions_total") > 0):
+        lost = _share(self.of("preempted_tokens_total"), self.of("wasted_tokens_total"))
+        if full or (self.of("preemptions_total") > 0 and (pressed or lost > PREEMPTED_SHARE)):
             return "preemption"
         return (
             "offload" if _share(self.of("reloaded_tokens_total"), self.of("restored_tokens_total")) > 0.5 else "prefix"
@@ -186,6 +193,8 @@ class _Judge:
         self._windows: deque[_Window] = deque(maxlen=HIT_RATE_WINDOWS)
         self._hit_rates: deque[float] = deque(maxlen=BEST_WINDOWS)
         self._votes: deque[bool] = deque(maxlen=VOTING_WINDOWS)
+        self._kinds: deque[Kind] = deque(maxlen=KIND_VOTES)
+        """Of the last votes."""
         self._calm = 0
         """Windows in a row that were not even half of thrashing."""
         self._evictions = _Evictions()
@@ -199,11 +208,20 @@ class _Judge:
         if not _wastes(window, scale=0.5):
             self._evictions.learn(window)
         self._votes.append(vote)
+        if vote:
+            self._kinds.append(window.kind())
         if vote and sum(self._votes) >= VOTES:
-            self._kind = window.kind()
+            self._kind = self._prevailing()
         elif self._calm >= CLEARING_WINDOWS:
             self._kind = None
+            self._kinds.clear()
         return ThrashState(kind=self._kind, wasted_tokens_per_second=_wasted_per_second(self._windows))
+
+    def _prevailing(self) -> Kind:
+        """The kind of most of the last votes; it changes only for one with two votes more."""
+        votes = Counter(self._kinds)
+        first, most = votes.most_common(1)[0]
+        return self._kind if self._kind is not None and most < votes[self._kind] + 2 else first
 
     def _thrashes(self, window: _Window, hit_rate_drop: float, *, scale: float) -> bool:
         plain = window.wasted_share > scale * PLAIN_WASTED_SHARE

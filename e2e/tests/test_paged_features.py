@@ -1,0 +1,122 @@
+"""What a paged engine can do beyond plain decoding, on the real vLLM with the arguments that the operator renders.
+
+Nothing else asks the service meanwhile, so its counters say exactly what one request did. The engine refreshes them with
+each step and the sidecar reads them once a second.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from e2e.stack import Stack
+from e2e.tests import sidecar
+from e2e.tests.client import address, complete, tokens
+from e2e.tests.conftest import CHAT_BLOCKS
+
+BLOCK_TOKENS = 32
+STATES = ("used", "cached", "free")
+
+
+@pytest.fixture
+def where(stack: Stack, chat: str) -> str:
+    return address(stack, chat, "chat")
+
+
+@pytest.fixture
+def ip(stack: Stack, chat: str) -> str:
+    return sidecar.pod_ip(stack, chat, "chat")
+
+
+@contextmanager
+def _growing(ip: str, metric: str, by: Callable[[float], bool], **labels: str) -> Iterator[None]:
+    """A counter, unknown and so absent before as it may be, grows as it should by what is done in the context."""
+
+    def now() -> float:
+        try:
+            return sidecar.value(ip, metric, **labels)
+        except KeyError:
+            return 0.0
+
+    before = now()
+    yield
+    sidecar.eventually(lambda: by(now() - before), seconds=10, otherwise=lambda: f"{metric} grew by {now() - before}")
+
+
+def test_a_shared_prompt_is_found_in_the_cache(where: str, ip: str) -> None:
+    prompt = tokens(320)
+    complete(where, "chat", prompt, max_tokens=1)
+    with _growing(ip, "kvplane_prefix_cache_hits_tokens_total", lambda hits: hits == 320 - BLOCK_TOKENS):
+        complete(where, "chat", prompt, max_tokens=1)  # the last block is computed for its first token
+
+
+def test_n_outputs_share_one_prompt(where: str, ip: str) -> None:
+    """Four times the prompt would be more than the cache holds: counted so, it would be refused as one that never fits."""
+    prompt = tokens(CHAT_BLOCKS * BLOCK_TOKENS // 3)
+    answer = {}
+
+    def ask() -> None:
+        answer.update(complete(where, "chat", prompt, n=4, temperature=0.8, max_tokens=200, ignore_eos=True))
+
+    with _growing(ip, "kvplane_generation_tokens_total", lambda output: output == 4 * 200):
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            sidecar.eventually(
+                lambda: sidecar.state(ip)["engine"]["requestsRunning"] == 4,
+                seconds=20,
+                otherwise=lambda: sidecar.state(ip),
+            )
+            admission = sidecar.state(ip)["admission"]
+        finally:
+            asking.join()
+    assert admission["running"] == 1
+    assert len(prompt) + 4 * 16 < admission["reservedTokens"] < len(prompt) + 4 * (200 + 2 * BLOCK_TOKENS)
+    assert answer["usage"]["prompt_tokens"] == len(prompt)
+    assert answer["usage"]["completion_tokens"] == 4 * 200
+
+
+def test_ngram_speculation_accepts_tokens(where: str, ip: str) -> None:
+    with (
+        _growing(ip, "kvplane_spec_decode_draft_tokens_total", lambda proposed: proposed > 0),
+        _growing(ip, "kvplane_spec_decode_accepted_tokens_total", lambda accepted: accepted > 0),
+    ):
+        complete(where, "chat", "again and " * 40, max_tokens=100, ignore_eos=True)
+
+
+def test_block_size_is_known_and_what_it_wastes(where: str, ip: str) -> None:
+    assert sidecar.value(ip, "kvplane_kv_cache_block_size_tokens") == BLOCK_TOKENS
+    wasted = partial(sidecar.value, ip, "kvplane_kv_cache_tail_waste_tokens")
+    sidecar.eventually(lambda: wasted() == 0, seconds=10, otherwise=lambda: f"nothing runs, and {wasted()} are wasted")
+    seen: set[float] = set()
+    asking = threading.Thread(target=complete, args=(where, "chat"), kwargs={"max_tokens": 600, "ignore_eos": True})
+    asking.start()
+    while asking.is_alive():
+        seen.add(wasted())
+    assert max(seen) > 0
+    assert max(seen) < BLOCK_TOKENS, "one sequence leaves less than one block unused"
+
+
+def test_evictions_are_counted_one_by_one(where: str, ip: str) -> None:
+    """More prompts than the cache holds, each once: their blocks are stored, and the oldest go."""
+    prompts, each = 6, CHAT_BLOCKS * BLOCK_TOKENS // 3
+    surplus = prompts * (each // BLOCK_TOKENS) - CHAT_BLOCKS
+    with _growing(ip, "kvplane_kv_block_evictions_total", lambda blocks: blocks >= surplus, source="exact"):
+        for _ in range(prompts):
+            complete(where, "chat", tokens(each), max_tokens=1)
+    blocks = {state: partial(sidecar.value, ip, "kvplane_kv_cache_blocks", state=state) for state in STATES}
+    sidecar.eventually(lambda: blocks["used"]() == 0, seconds=10, otherwise=lambda: f"still used: {blocks['used']()}")
+    assert blocks["cached"]() > 0.9 * CHAT_BLOCKS
+    assert sum(value() for value in blocks.values()) == CHAT_BLOCKS
+
+
+def test_evicted_kv_comes_back_through_the_connector(where: str, ip: str) -> None:
+    """kvTransfer: the prompt's KV is gone from the cache, and is loaded instead of computed."""
+    prompt = tokens(320)
+    complete(where, "chat", prompt, max_tokens=1)
+    for _ in range(6):
+        complete(where, "chat", tokens(CHAT_BLOCKS * BLOCK_TOKENS // 3), max_tokens=1)
+    with _growing(ip, "kvplane_external_prefix_cache_hits_tokens_total", lambda hits: hits > 0):
+        complete(where, "chat", prompt, max_tokens=1)
