@@ -52,5 +52,8 @@ fi
 say "installing the development packages into .venv"
 "$uv" venv --quiet --clear --python "$python" .venv
 "$uv" pip sync --quiet --require-hashes --python .venv/bin/python requirements/dev.lock
+if [[ $(uname -sm) == "Linux x86_64" ]]; then # what torch's files insist on, see the decision on the CPU engine
+    .venv/bin/python images/engine-cpu/cuda_stubs.py .venv/lib/python3.*/site-packages/torch/lib
+fi
 "$uv" pip install --quiet --no-deps --python .venv/bin/python --editable .
 echo "$wanted" >"$stamp"

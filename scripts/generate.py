@@ -6,6 +6,7 @@ from pathlib import Path
 from charts.generate import outputs as chart_outputs
 from kvplane_api import crd, reference
 from kvplane_operator import metrics as operator_metrics
+from kvplane_runtime.ring import reference as ring_reference
 from kvplane_runtime.sidecar.reference import reference as sidecar_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -41,6 +42,8 @@ def outputs() -> dict[Path, str]:
         REPOSITORY / "crds" / "llmservices.yaml": crd.HEADER + crd.to_yaml(crd.custom_resource_definition()),
         docs / "metrics.md": sidecar_metrics(),
         docs / "reference" / "operator-metrics.md": operator_metrics_page(),
+        docs / "reference" / "ring-metrics.md": ring_reference.metrics_page(),
+        docs / "reference" / "ring-settings.md": ring_reference.settings_page(),
         **{docs / "reference" / name: text for name, text in reference.pages().items()},
         **chart_outputs(),
     }

@@ -16,23 +16,21 @@ import aiohttp
 
 from bench import report
 from bench.admission import figures, goals, plan, search, workload
-from bench.admission.arena import FACTS, LAYERS, Arena
+from bench.admission.arena import FACTS, LAYERS, PACE, Arena
 from bench.admission.figures import Results
 from bench.admission.goals import Goals
 from bench.admission.plan import Size
-from bench.admission.records import Records, RunRecord
+from bench.admission.records import Records
 from bench.admission.replay import study
-from bench.speed import SpeedWatch, steadiest, steady
 from e2e.cluster.progress import Progress
 
 PASSING = 0.99
 """Goodput that capacity means."""
 FAILURES = 2
 """Of a probe, until its rate is too high."""
-TRIES = 4
-"""Of a probe or a run while the machine is slower or faster than it was for the goals, whatever came of it."""
-LONGEST_LATE_SECONDS = 0.1
-FIRST_RATES = {"chat": 9.0, "mixed": 4.0, "long": 2.5, workload.SHIFT: 1.0}
+TRIES = 3
+"""Of a probe or a run with which the machine does not keep up, whatever came of it."""
+FIRST_RATES = {"chat": 20.0, "mixed": 8.0, "long": 6.0, workload.SHIFT: 1.0}
 """Where the bisection begins; of the shift: the factor on the capacities of its mixes."""
 REPLAY_ENGINE = study.Size().pairs[0][0]
 """Whose figures the last line has; the table has all."""
@@ -64,15 +62,13 @@ class Bench:
         if known is not None:
             return known
         found = {}
-        with SpeedWatch() as watch:
-            for mix in plan.needed_for_capacity(self._size):
-                with self._progress.step(f"{mix}: goals") as step:
-                    arrivals = workload.one_by_one(mix, count=self._size.unloaded, seed=plan.UNLOADED_SEED)
-                    run = await self._arena.unloaded(arrivals, salt=f"unloaded {mix}")
-                    found[mix] = goals.goals(run.outcomes)
-                    met = goals.summary(run.outcomes, found[mix]).goodput
-                    step.detail = f"{_said(found[mix])}; of the idle engine's requests {100 * met:.0f} % meet them"
-        self._records.write_reference(watch.seconds)
+        for mix in plan.needed_for_capacity(self._size):
+            with self._progress.step(f"{mix}: goals") as step:
+                arrivals = workload.one_by_one(mix, count=self._size.unloaded, seed=plan.UNLOADED_SEED)
+                run = await self._arena.unloaded(arrivals, salt=f"unloaded {mix}")
+                found[mix] = goals.goals(run.outcomes)
+                met = goals.summary(run.outcomes, found[mix]).goodput
+                step.detail = f"{_said(found[mix])}; of the idle engine's requests {100 * met:.0f} % meet them"
         self._records.write_goals(found)
         return found
 
@@ -91,11 +87,12 @@ class Bench:
             passed, failures, tries = False, 0, 0
             while not passed and failures < FAILURES and tries < TRIES:
                 tries += 1
-                with self._progress.step(f"{mix}: capacity") as step, SpeedWatch() as watch:
-                    run = await self._arena.probe(arrivals, targets, salt=f"capacity {mix} {len(probes)} {tries}")
-                    goodput, speed = goals.summary(run.outcomes, targets).goodput, self._reference / watch.seconds
-                    step.detail = f"{rate:.2f}/s, goodput {100 * goodput:.1f} %, {_speed(speed)}"
-                if steady(speed) or tries == TRIES:
+                with self._progress.step(f"{mix}: capacity") as step:
+                    salt = f"capacity {mix} {len(probes)} {tries}"
+                    run, machine = await self._arena.probe(arrivals, targets, salt=salt)
+                    goodput = goals.summary(run.outcomes, targets).goodput
+                    step.detail = f"{rate:.2f}/s, goodput {100 * goodput:.1f} %, {machine}"
+                if machine.kept_up or tries == TRIES:
                     passed, failures = goodput >= PASSING, failures + 1
             self._records.add_probe(mix, search.Probe(rate=rate, passed=passed))
         found = search.best(probes)
@@ -114,37 +111,18 @@ class Bench:
             phases = workload.phases(key.mix, load=key.load, seconds=seconds, capacity=capacity, seed=key.seed)
             arrivals = workload.arrivals(phases, seed=key.seed)
             label = f"{key.stage} {number}/{len(to_do)}: {key.mix} {key.load:g}x seed {key.seed}, {key.contestant}"
-            tried: list[RunRecord] = []
-            while not tried or (not steady(tried[-1].speed) and len(tried) < TRIES):
+            for _ in range(TRIES):
                 with self._progress.step(label) as step:
                     record = await self._arena.run(
-                        key,
-                        each.contestant,
-                        arrivals,
-                        targets[key.mix],
-                        rate=len(arrivals) / seconds,
-                        reference_seconds=self._reference,
+                        key, each.contestant, arrivals, targets[key.mix], rate=len(arrivals) / seconds
                     )
                     step.detail = (
                         f"goodput {100 * record.summary.goodput:.1f} %, {record.preemptions} preemptions, "
-                        f"{record.recomputed_tokens} tokens again, {_speed(record.speed)}"
+                        f"{record.recomputed_tokens} tokens again, {record.machine}"
                     )
-                tried.append(record)
-            record = tried[steadiest([run.speed for run in tried])]
-            if record.late_seconds > LONGEST_LATE_SECONDS:
-                self._progress.say(f"The generator was {record.late_seconds:.2f} s late: the machine is busy.")
+                if record.machine.kept_up:
+                    break
             self._records.add_run(record)
-
-    @property
-    def _reference(self) -> float:
-        """Seconds of the speed watch beside the goals, which come first."""
-        found = self._records.reference_seconds
-        assert found is not None, "the goals are known, and their speed with them"
-        return found
-
-
-def _speed(share: float) -> str:
-    return f"the machine at {100 * share:.0f} % of its speed"
 
 
 def _said(targets: Goals) -> str:
@@ -163,7 +141,7 @@ def settings(size: Size) -> dict[str, object]:
     """What decides on the figures besides the code: results under other settings must not be mixed with these."""
     given = {
         "size": asdict(size),
-        "engine": asdict(FACTS) | {"layers": LAYERS},
+        "engine": asdict(FACTS) | {"layers": LAYERS, "pace": asdict(PACE)},
         "mixes": [asdict(mix) for mix in workload.PLAIN],
     }
     written = json.loads(json.dumps(given))

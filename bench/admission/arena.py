@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import statistics
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,20 @@ from bench.admission.load import LoadGenerator, Run
 from bench.admission.plan import WARM_UP_SEED, RunKey
 from bench.admission.policies.unlimited import Unlimited
 from bench.admission.policy import Engine, Policy, Scrape
-from bench.admission.records import RunRecord
+from bench.admission.records import Machine, RunRecord
 from bench.admission.sidecar import SidecarProcess, config
 from bench.admission.workload import Arrival
+from bench.engine.model import StepTime
 from bench.engine.real import RealEngine
-from bench.speed import SpeedWatch
 from e2e.cluster.progress import Progress
 
 FACTS: Final = Engine(blocks=97, block_size=32, max_num_seqs=64, max_num_batched_tokens=2048, max_model_len=2048)
 """Of every engine here; 96 blocks hold KV."""
-LAYERS: Final = 32
-"""Of its model: a step then takes some 11 ms and thousands of its tokens a second cost the frontend a third of a processor."""
+LAYERS: Final = 2
+"""Of its model, which is computed well within the pace."""
+PACE: Final = StepTime(base=0.010, per_prefill_token=0.00012, per_decode=0.0001, per_context_token=0.0)
+"""About that of a model of 30 B parameters on one large accelerator: 100 tokens a second alone, 8,300 of a prompt. The frontend
+has then a thousand tokens a second to send, for a third of a processor."""
 IDLE_SECONDS: Final = 30.0
 """Longest wait for an engine to end what was aborted."""
 WARM_UP_CONCURRENCY: Final = 4
@@ -65,29 +69,28 @@ class Arena:
             yield self
 
     async def unloaded(self, arrivals: Sequence[Arrival], *, salt: str) -> Run:
-        """One request at a time on an idle engine."""
+        """One request at a time on an idle engine. Raises ValueError too where the engine does not keep its pace."""
         running = await self._engine(Engines.PLAIN)
         load = LoadGenerator(self._session, running.engine.url, model=running.engine.model)
-        return _sound(await load.closed_loop(arrivals, concurrency=1, salt=salt))
+        run = _sound(await load.closed_loop(arrivals, concurrency=1, salt=salt))
+        usual = statistics.median(outcome.tpot for outcome in run.outcomes if outcome.tpot is not None)
+        if usual < PACE.base:
+            raise ValueError(
+                f"The engine gave a token each {1000 * usual:.1f} ms and its pace is {1000 * PACE.base:.0f} ms: vLLM has not "
+                f"loaded the plugin kvplane_pace; {running.log} says why."
+            )
+        return run
 
-    async def probe(self, arrivals: Sequence[Arrival], goals: Goals, *, salt: str) -> Run:
+    async def probe(self, arrivals: Sequence[Arrival], goals: Goals, *, salt: str) -> tuple[Run, Machine]:
         """Without admission."""
         running = await self._engine(Engines.PLAIN)
-        run = await self._load(running, Unlimited()).open_loop(arrivals, goals, salt=salt)
-        await self._idle(running)
-        return _sound(run)
+        run, _, machine = await self._measured(running, Unlimited(), arrivals, goals, salt=salt)
+        return run, machine
 
     async def run(
-        self,
-        key: RunKey,
-        contestant: Contestant,
-        arrivals: Sequence[Arrival],
-        goals: Goals,
-        *,
-        rate: float,
-        reference_seconds: float,
+        self, key: RunKey, contestant: Contestant, arrivals: Sequence[Arrival], goals: Goals, *, rate: float
     ) -> RunRecord:
-        """One run, measured, also against the machine's reference speed.
+        """One run, measured.
 
         Raises:
             ValueError: a request failed for no reason that a policy has.
@@ -95,26 +98,31 @@ class Arena:
         running = await self._engine(contestant.engine)
         if contestant.engine is Engines.SIDECAR:
             await self._with_sidecar(running, key.mix, goals)
-        load = self._load(running, contestant.policy(goals) if contestant.policy else None)
-        before, position = await self._idle(running), running.log.stat().st_size
-        with SpeedWatch() as watch:
-            run = await load.open_loop(arrivals, goals, salt=str(key))
-        after = await self._idle(running)
-        with running.log.open("rb") as log:
-            log.seek(position)
-            work = counters.work(before, after, log.read())
-        figures = summary(_sound(run).outcomes, goals)
+        policy = contestant.policy(goals) if contestant.policy else None
+        run, work, machine = await self._measured(running, policy, arrivals, goals, salt=str(key))
         return RunRecord(
             key=key,
             rate=rate,
-            summary=figures,
+            summary=summary(run.outcomes, goals),
             preemptions=work.preemptions,
             computed_tokens=work.computed_tokens,
             recomputed_tokens=work.recomputed_tokens,
-            late_seconds=run.late_seconds,
-            speed=reference_seconds / watch.seconds,
+            machine=machine,
             met="".join("01"[goals.met(outcome)] for outcome in run.outcomes),
         )
+
+    async def _measured(
+        self, running: _Running, policy: Policy | None, arrivals: Sequence[Arrival], goals: Goals, *, salt: str
+    ) -> tuple[Run, counters.Work, Machine]:
+        """Traffic on an idle engine, until that is idle again."""
+        load, loop = self._load(running, policy), asyncio.get_running_loop()
+        before, position, began = await self._idle(running), running.log.stat().st_size, loop.time()
+        run = _sound(await load.open_loop(arrivals, goals, salt=salt))
+        seconds, after = loop.time() - began, await self._idle(running)
+        with running.log.open("rb") as log:
+            log.seek(position)
+            work = counters.work(before, after, log.read())
+        return run, work, Machine(run.late_seconds, work.overrun_seconds / seconds)
 
     def _load(self, running: _Running, policy: Policy | None) -> LoadGenerator:
         url = running.sidecar.url if running.sidecar else running.engine.url
@@ -138,6 +146,7 @@ class Arena:
                 max_num_seqs=FACTS.max_num_seqs,
                 max_model_len=FACTS.max_model_len,
                 layers=LAYERS,
+                pace=PACE,
                 extra_args=(
                     *("--max-num-batched-tokens", str(FACTS.max_num_batched_tokens)),
                     *counters.ENGINE_ARGS,

@@ -35,6 +35,7 @@ _ITERATION = re.compile(
     rb"Iteration\(\d+\): (\d+) context requests, (\d+) context tokens, "
     rb"(\d+) generation requests, (\d+) generation tokens"
 )
+_OVERRUN = re.compile(rb"kvplane_pace: a step of ([\d.]+) ms took ([\d.]+) ms")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Work:
     preemptions: int
     computed_tokens: int
     recomputed_tokens: int
+    overrun_seconds: float
+    """By how much steps lasted longer than their pace, in all: this machine was too slow for it."""
 
     @property
     def recomputed_percent(self) -> float:
@@ -90,6 +93,7 @@ def work(before: Counters, after: Counters, log: bytes) -> Work:
         preemptions=after.scrape.preemptions - before.scrape.preemptions,
         computed_tokens=sum(context + generated for _, context, _, generated in iterations),
         recomputed_tokens=_recomputed(iterations, after.computed_prompt_tokens - before.computed_prompt_tokens),
+        overrun_seconds=sum(float(taken) - float(given) for given, taken in _OVERRUN.findall(log)) / 1000,
     )
 
 

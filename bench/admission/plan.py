@@ -33,7 +33,9 @@ class Size:
     mixes: tuple[str, ...] = workload.MIXES
     loads: tuple[float, ...] = (0.8, 1.2, 1.6, 2.4)
     seeds: tuple[int, ...] = (1, 2, 3)
-    window_seconds: float = 12.0
+    window_seconds: float = 20.0
+    """Of a plain mix; it begins with an idle engine, and overload has to last for a queue to grow and the cache to fill. Two
+    bursts."""
     shift_window_seconds: float = 24.0
     """The shift comes after ten of them."""
     probe_seconds: float = 20.0

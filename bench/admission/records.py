@@ -15,6 +15,27 @@ from bench.admission.goals import Goals, Summary
 from bench.admission.plan import RunKey, Stage
 from bench.admission.search import Probe
 
+LONGEST_LATE_SECONDS = 0.1
+"""Of the generator's own timers: a machine that lets it wait longer let the others wait too."""
+MOST_OVERRUN_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Whether this machine kept up with a run."""
+
+    late_seconds: float
+    """How late the load generator was at worst."""
+    overrun_share: float
+    """Of the run, by which the engine's steps lasted longer than their pace."""
+
+    @property
+    def kept_up(self) -> bool:
+        return self.late_seconds <= LONGEST_LATE_SECONDS and self.overrun_share <= MOST_OVERRUN_SHARE
+
+    def __str__(self) -> str:
+        return f"generator {1000 * self.late_seconds:.0f} ms late at worst, steps {100 * self.overrun_share:.1f} % over"
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -27,9 +48,7 @@ class RunRecord:
     preemptions: int
     computed_tokens: int
     recomputed_tokens: int
-    late_seconds: float
-    speed: float
-    """Of the machine during the run, as a share of its speed when the goals were measured."""
+    machine: Machine
     met: str
     """``1`` for each request that met its goals, in order of arrival: what pairing by request would need."""
 
@@ -55,15 +74,6 @@ class Records:
         """None before they are known."""
         path = self._folder / "goals.json"
         return goals.read(path) if path.exists() else None
-
-    @property
-    def reference_seconds(self) -> float | None:
-        """What `SpeedWatch` measured beside the goals; None before."""
-        path = self._folder / "speed.json"
-        return float(json.loads(path.read_text())["block_seconds"]) if path.exists() else None
-
-    def write_reference(self, seconds: float) -> None:
-        (self._folder / "speed.json").write_text(json.dumps({"block_seconds": seconds}) + "\n")
 
     def write_goals(self, goals_: Mapping[str, Goals]) -> None:
         goals.write(goals_, self._folder / "goals.json")
@@ -114,5 +124,10 @@ class Records:
 def _run(document: dict[str, Any]) -> RunRecord:
     key = document["key"]
     return RunRecord(
-        **document | {"key": RunKey(**key | {"stage": Stage(key["stage"])}), "summary": Summary(**document["summary"])},
+        **document
+        | {
+            "key": RunKey(**key | {"stage": Stage(key["stage"])}),
+            "summary": Summary(**document["summary"]),
+            "machine": Machine(**document["machine"]),
+        },
     )

@@ -55,8 +55,10 @@ def variables(python: Path) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         # The engine core has one processor for itself; the API server and who asks it share the other. With two threads
-        # each step waits for whichever of them the scheduler let wait.
+        # each step waits for whichever of them the scheduler let wait. With a worker process of its own, the core spins
+        # on the second processor while the worker computes, and everything else takes turns with the two.
         "OMP_NUM_THREADS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -11,11 +11,13 @@ run out of with a handful of requests, which is what makes a real engine thrash 
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +26,15 @@ from typing import IO, Final, Self
 import aiohttp
 
 from bench.engine import environment
+from bench.engine.model import StepTime
+from bench.engine.plugin import kvplane_pace
 from e2e.cluster.progress import Progress
 
 START_SECONDS: Final = 300.0
 """Longest wait for ``/health``; a start takes 15-60 s, and several times that on a busy machine."""
 STOP_SECONDS: Final = 15.0
+PLUGIN: Final = Path(kvplane_pace.__file__).resolve().parent
+"""On vLLM's path where it is paced; it is a folder of its own, since vLLM would find the modules of this one too."""
 
 
 class EngineStartError(Exception):
@@ -48,15 +54,19 @@ class RealEngine:
         layers: int = 4,
         extra_args: Sequence[str] = (),
         extra_environment: Mapping[str, str] | None = None,
+        pace: StepTime | None = None,
         log: Path | None = None,
         progress: Progress | None = None,
     ) -> None:
-        """``blocks`` is vLLM's num_gpu_blocks: one of them is the null block, 96 of 97 hold KV. ``log``: a file to keep."""
+        """``blocks`` is vLLM's num_gpu_blocks: one of them is the null block, 96 of 97 hold KV. ``log``: a file to keep.
+
+        ``pace``: how long each step is to last (``plugin/kvplane_pace.py``); None: as long as it takes.
+        """
         self.blocks, self.block_size = blocks, block_size
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.model: Final = "demo"
         self._layers = layers
-        self._extra_environment = dict(extra_environment or {})
+        self._extra_environment = {**(extra_environment or {}), **(_paced(pace) if pace else {})}
         self._extra_args, self._log, self._progress = tuple(extra_args), log, progress or Progress(quiet=True)
         self._process: asyncio.subprocess.Process | None = None
         self._output: IO[bytes] | None = None
@@ -145,6 +155,13 @@ class RealEngine:
         else:
             text = os.pread(self._output.fileno(), 1 << 20, max(0, os.fstat(self._output.fileno()).st_size - 4000))
         return text[-4000:].decode(errors="replace")
+
+
+def _paced(pace: StepTime) -> dict[str, str]:
+    given = asdict(pace)
+    if given.pop("per_context_token"):
+        raise ValueError("A pace by context is not told to the plugin; give a StepTime without it.")
+    return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": str(PLUGIN)}
 
 
 def _free_port() -> int:

@@ -4,7 +4,6 @@ Requests are read and answers are metered as admission does it; only the decisio
 """
 
 import asyncio
-import resource
 import sys
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from kvplane_runtime.proxy.gate import Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.reader import BodyReader
-from kvplane_runtime.proxy.server import Proxy
+from kvplane_runtime.proxy.server import Proxy, prepare_process
 from kvplane_runtime.proxy.upstream import UpstreamPool
 
 
@@ -70,6 +69,5 @@ async def serve(port: int, engine_port: int) -> None:
 
 
 if __name__ == "__main__":
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    prepare_process()
     uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -26,6 +26,8 @@ _BLOCKS: Final = 3_750
 _RELOADED_AT: Final = 1200
 _HEALED_AT: Final = 2700
 _CRASHED_AT: Final = 600
+_RANK_LOST_AT: Final = 900
+_RANK_BACK_AT: Final = 960
 
 
 def openmetrics(end: int) -> str:
@@ -56,6 +58,7 @@ def _series() -> Iterator[Series]:
     yield from _operator()
     for service, reason, replicas in (("chat", "Serving", 2), ("code", "Serving", 1), ("big", "Unschedulable", 0)):
         yield from _service(service, reason, replicas)
+    yield from _rings()
 
 
 def _peak(second: float) -> float:
@@ -200,6 +203,16 @@ def _service(service: str, reason: str, replicas: int) -> Iterator[Series]:
         restarts = "kvplane_service_container_restarts"
         yield "counter", restarts, about | {"container": "engine"}, _once(_CRASHED_AT if service == "chat" else -1)
         yield "counter", restarts, about | {"container": "kvplane-sidecar"}, _always(0)
+
+
+def _rings() -> Iterator[Series]:
+    """What is exported of a ring that lost a rank and got it back."""
+    where = {"namespace": "team", "service": "long"}
+    for state, count in (("formed", 1), ("degraded", 0), ("failed", 0)):
+        yield "gauge", "kvplane_service_ring_groups", where | {"state": state}, _always(count)
+    about = where | {"pod": "long-ring-0-0", "model_name": "long"}
+    for cause, at in (("lost", _RANK_LOST_AT), ("joined", _RANK_BACK_AT)):
+        yield "counter", "kvplane_ring_reforms", about | {"cause": cause}, _once(at)
 
 
 def _always(value: float) -> Course:

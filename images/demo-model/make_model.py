@@ -88,9 +88,9 @@ def training_text() -> Iterator[str]:
 def make_model(folder: Path, *, shape: Shape | None = None, seed: int = 0) -> None:
     """Write config, weights (float32 safetensors), tokenizer and chat template into `folder`; about 5 s."""
     # Here and not above: the module's arithmetic is tested where these large packages are absent.
-    import torch  # type: ignore[import-not-found]  # noqa: PLC0415
-    import transformers  # type: ignore[import-not-found]  # noqa: PLC0415
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # type: ignore[import-not-found]  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
 
     shape = shape or Shape()
     folder.mkdir(parents=True, exist_ok=True)

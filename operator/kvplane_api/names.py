@@ -24,6 +24,11 @@ LABEL_SERVICE: Final = f"{GROUP}/service"
 LABEL_POOL: Final = f"{GROUP}/pool"
 """Which pool of the service the pod belongs to."""
 POOL_PAGED: Final = "paged"
+POOL_RING: Final = "ring"
+LABEL_GROUP: Final = f"{GROUP}/group"
+"""Number of the ring group that the object belongs to: an identity, so that groups may have holes between them."""
+LABEL_POD_INDEX: Final = "apps.kubernetes.io/pod-index"
+"""Ordinal of a StatefulSet's pod, written by its controller (Kubernetes 1.28 or later): the rank of a ring."""
 LABEL_APP_NAME: Final = "app.kubernetes.io/name"
 LABEL_APP_INSTANCE: Final = "app.kubernetes.io/instance"
 LABEL_APP_COMPONENT: Final = "app.kubernetes.io/component"
@@ -35,6 +40,14 @@ ANNOTATION_PLAN_HASH: Final = f"{GROUP}/plan-hash"
 """Hash of the child as the operator last wanted it; a different wanted hash means the plan changed."""
 ANNOTATION_CONFIG_HASH: Final = f"{GROUP}/config-hash"
 """On a pod: hash of the sidecar configuration; changed so that the kubelet syncs the ConfigMap volume at once."""
+ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
+"""On the pods of a ring: hash of the template that they were made from; one that is not its set's is to be renewed."""
+ANNOTATION_DRAIN_SINCE: Final = f"{GROUP}/drain-since"
+"""On rank 0 of a ring: since when the operator drains the group. It stays until the pod goes, whoever leads."""
+
+# Annotations on an LLMService, written by users.
+ANNOTATION_RETRY: Final = f"{GROUP}/retry"
+"""A new value gives ring groups that used up their restart budget another one."""
 
 # Ports (TCP).
 PORT_SERVING: Final = 8000
@@ -43,6 +56,8 @@ PORT_ADMIN: Final = 8001
 """Sidecar admin: ``/healthz /ready /engine/startup /engine/live /drain /state /metrics``. Never on the client port."""
 PORT_ENGINE: Final = 8100
 """The engine, on 127.0.0.1 only: nothing goes round the sidecar."""
+PORT_RING_STORE: Final = 29500
+"""Rendezvous of a ring, on rank 0."""
 PORT_OPERATOR_HEALTH: Final = 8080
 PORT_OPERATOR_METRICS: Final = 9090
 

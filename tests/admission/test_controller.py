@@ -162,6 +162,24 @@ def test_no_more_sequences_run_than_keep_the_promised_pace() -> None:
     assert waits(entry)
 
 
+def test_counts_that_come_late_do_not_make_the_engine_look_slow() -> None:
+    """A step takes 12.5 ms, and tokens are counted four times a second; 19 ms are promised."""
+    world = World(configuration(slo={"tpotMilliseconds": 19}))
+    world.scrape(kv_blocks=10_000)
+    for _ in range(12):
+        entries = [world.offer(10) for _ in range(4)]
+        for entry in entries:
+            world.admission.first_token(entry, now=world.now)
+        for _ in range(4):
+            world.now += 0.25
+            for entry in entries:
+                world.admission.progress(entry, entry.generated + 20, now=world.now)
+        for entry in entries:
+            world.finish(entry)
+    for _ in range(5):
+        assert world.offer(10).admitted_at is not None
+
+
 def test_a_long_prompt_waits_for_short_outputs_beside_it() -> None:
     world = World(configuration(slo={"tpotMilliseconds": 50, "ttftMilliseconds": 4000}))
     world.scrape(kv_blocks=10_000)
@@ -261,6 +279,18 @@ def test_a_crowd_gives_way_in_a_full_queue() -> None:
     assert world.admission.next_decision_at() == world.now
     assert world.decide() == [crowd[-1]]
     refusal(crowd[-1], Reason.QUEUE_FULL)
+
+
+def test_a_policy_that_only_observes_takes_nobody_out_of_the_queue() -> None:
+    admission = {"queue": {"maxRequests": 3}, "fairness": {"header": "x"}}
+    world = with_(admission=admission, engine={"maxSequences": 1})
+    world.offer(tenant="crowd")
+    crowd = [world.offer(tenant="crowd") for _ in range(3)]
+    observing = configuration(admission=admission | {"policy": "Observe"}, engine={"maxSequences": 1})
+    world.admission.configure(observing)
+    assert world.offer(tenant="other").would_refuse is None
+    assert world.decide() == crowd
+    assert all(entry.admitted_at is not None for entry in crowd)
 
 
 def test_bytes_that_wait_are_bounded() -> None:

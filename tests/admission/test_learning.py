@@ -101,14 +101,14 @@ def test_before_a_prefill_was_seen_a_step_of_the_engine_is_sent() -> None:
     assert allows(prefill, 1700, batched_tokens=None)
 
 
-def test_then_what_is_computed_in_the_promised_time_per_token() -> None:
+def test_then_what_is_computed_in_two_promised_times_per_token() -> None:
     prefill = Prefill()
     for tokens in (100, 400, 200, 900, 300, 600, 150, 800, 500):
         prefill.learn(outstanding=tokens, seconds=0.02 + 0.0005 * tokens)
     assert prefill.seconds(1000) == pytest.approx(0.52, rel=0.02)
     prefill.outstanding = 50
-    assert allows(prefill, 49)  # 0.05 s is 100 tokens
-    assert not allows(prefill, 60)
+    assert allows(prefill, 149)  # 0.1 s is 200 tokens
+    assert not allows(prefill, 160)
 
 
 CAPACITY = 1000.0

@@ -14,6 +14,7 @@ from bench.admission.goals import End, Goals, Outcome
 from bench.admission.intervals import stratified, t_975
 from bench.admission.policy import Scrape
 from bench.admission.search import STEP, Probe, best, next_rate
+from bench.engine.plugin import kvplane_pace
 
 GOALS = Goals(ttft_seconds=0.2, tpot_seconds=0.03)
 
@@ -187,6 +188,10 @@ class TestCounters:
     def test_an_engine_that_shows_it_as_a_context_request(self) -> None:
         work = self._work(_log((2, 200, 0, 0), (0, 0, 2, 2), (1, 150, 1, 1)), prompts=200)
         assert work.recomputed_tokens == 150
+
+    def test_steps_that_were_not_done_in_their_time(self) -> None:
+        log = b"kvplane_pace: a step of 10.4 ms took 14.4 ms\nother\n" + kvplane_pace.overrun(0.010, 0.012).encode()
+        assert self._work(log, prompts=0).overrun_seconds == pytest.approx(0.006)
 
     def test_nothing_done_is_nothing_done_again(self) -> None:
         work = self._work(b"", prompts=0)

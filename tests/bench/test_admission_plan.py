@@ -13,7 +13,7 @@ from bench.admission.contestants import CAPS, CONTESTANTS, NONE, OURS, VLLM_CAPS
 from bench.admission.figures import Cell, Replay, Results
 from bench.admission.goals import Goals, Summary
 from bench.admission.plan import RunKey, Size, Stage
-from bench.admission.records import Records, RunRecord
+from bench.admission.records import Machine, Records, RunRecord
 from bench.admission.search import Probe
 
 SIZE = Size(mixes=("chat", "long"), loads=(0.8, 1.6, 2.4), seeds=(1, 2))
@@ -37,8 +37,7 @@ def _record(key: RunKey, goodput: float, *, recomputed: int = 0, preemptions: in
         preemptions=preemptions,
         computed_tokens=10_000,
         recomputed_tokens=recomputed,
-        late_seconds=0.001,
-        speed=1.0,
+        machine=Machine(late_seconds=0.001, overrun_share=0.0),
         met="1",
     )
 

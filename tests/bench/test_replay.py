@@ -11,7 +11,8 @@ from bench.admission.policies.unlimited import Unlimited
 from bench.admission.policy import Engine, Request, Ruling, Verdict, View
 from bench.admission.replay.driver import Outcome, replay
 from bench.admission.replay.ours import Kvplane
-from bench.admission.replay.traces import CEILINGS, NAMES, Arrival, Line, arrivals, load
+from bench.admission.replay.traces import CEILINGS, NAMES, Line, arrivals, load
+from bench.admission.workload import Arrival
 from bench.engine.model import EngineConfig, StepTime
 
 CONFIG = EngineConfig(num_gpu_blocks=9, block_size=4, max_num_seqs=8, max_num_batched_tokens=64, max_model_len=32)

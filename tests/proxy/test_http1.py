@@ -1,6 +1,8 @@
 """Heads and chunked framing, without I/O."""
 
+import gc
 import itertools
+import weakref
 
 import httptools
 import pytest
@@ -46,6 +48,19 @@ def test_a_request_head_is_read() -> None:
         keep_alive=True,
         expects_continue=False,
     )
+
+
+def test_a_head_that_was_read_leaves_nothing_for_the_collector() -> None:
+    reader = HeadReader(response=False, max_bytes=1024, max_fields=16)
+    reader.feed(GET + b"\r\n")
+    reader.request()
+    gone = weakref.ref(reader)
+    gc.disable()
+    try:
+        del reader
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_head_ends_where_the_body_begins() -> None:

@@ -375,16 +375,21 @@ async def test_the_process_finishes_what_is_in_flight_when_it_is_told_to_stop(tm
         },
         stderr=asyncio.subprocess.PIPE,
     )
-    async with aiohttp.ClientSession() as session:
-        sidecar = Running(Settings(Path(), "", port=port, admin_port=admin_port), fake, session)
-        await until(lambda: answers(sidecar, "/ready", 200))
-        stream = await sidecar.complete()
-        process.send_signal(signal.SIGTERM)
-        await until(lambda: refuses(port))
-        fake.finish.set()
-        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
-    _, log = await process.communicate()
-    await fake.stop()
+    try:
+        async with aiohttp.ClientSession() as session:
+            sidecar = Running(Settings(Path(), "", port=port, admin_port=admin_port), fake, session)
+            await until(lambda: answers(sidecar, "/ready", 200))
+            stream = await sidecar.complete()
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: refuses(port))
+            fake.finish.set()
+            assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        _, log = await process.communicate()
+    finally:  # uvloop's loop waits for what is left open, for ever
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await fake.stop()
     assert process.returncode == 0, log
     assert b"Stopping, with 1 requests in flight." in log
     assert b"Traceback" not in log

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bench.admission import policy as protocol
 from bench.admission.policy import Policy, Verdict, View
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.engine import model
 
 _IMPATIENCE_SECONDS = 600.0

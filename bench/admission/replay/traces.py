@@ -16,6 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+from bench.admission.workload import Arrival
+
 FOLDER: Final = Path(__file__).resolve().parents[2] / "traces"
 NAMES: Final = ("conv", "code")
 KEPT: Final = 0.9
@@ -32,17 +34,6 @@ class Line:
     """Seconds from the first line."""
     prompt_tokens: int
     output_tokens: int
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One request of a run."""
-
-    at: float
-    prompt_tokens: int
-    output_tokens: int
-    """How long the answer will be; no policy sees it."""
-    max_tokens: int
 
 
 def load(name: str, folder: Path = FOLDER) -> list[Line]:

@@ -19,6 +19,9 @@ _NOT_IN_TEMPLATE = ("replicas", "rollout", "slo", "admission", "mode")
 """Parts of the spec that reach the pods by another way, or not at all."""
 
 
+_RECOVERY_IN_TEMPLATE = ("reform_grace_seconds", "reserve")
+
+
 @dataclass(frozen=True)
 class Record:
     """A rendered pod template and the hash of what it was rendered from."""
@@ -35,16 +38,27 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def template_key(spec: LLMServiceSpec, *, service: str, extra: Mapping[str, object] | None = None) -> str:
-    """Hash of what the template of ``service`` depends on; ``extra`` adds the operator's own part, where it counts."""
+def template_key(
+    spec: LLMServiceSpec, *, service: str, ring: int | None = None, extra: Mapping[str, object] | None = None
+) -> str:
+    """Hash of what the template of ``service`` depends on; ``extra`` adds the operator's own part, where it counts.
+
+    ``ring`` is the size of its rings, asked for or planned; None where it has none, and then ``spec.ring`` counts for
+    nothing.
+    """
     parts = spec.model_dump(mode="json", exclude=set(_NOT_IN_TEMPLATE), exclude_unset=True)
     parts.get("model", {}).pop("facts", None)
     if "disruption" in parts:
         parts["disruption"].pop("pdb", None)
     if "context" in parts:
         parts["context"].pop("ring_threshold_tokens", None)
+    rings = parts.pop("ring", None) or {}
     parts = {name: part for name, part in parts.items() if part != {}}
-    return digest({"service": service, "spec": parts, "extra": extra or {}})
+    if ring is None:
+        return digest({"service": service, "spec": parts, "extra": extra or {}})
+    recovery = rings.pop("recovery", {})
+    shown = {name: recovery[name] for name in _RECOVERY_IN_TEMPLATE if name in recovery}
+    return digest({"service": service, "spec": parts, "ring": {**rings, **shown, "size": ring}, "extra": extra or {}})
 
 
 def make(key: str, template: dict[str, Any]) -> Record:

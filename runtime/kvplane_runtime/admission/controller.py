@@ -29,7 +29,7 @@ from kvplane_runtime.admission import retry
 from kvplane_runtime.admission.buckets import TokenBuckets
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
 from kvplane_runtime.admission.engine import EngineView
-from kvplane_runtime.admission.goals import RELAXED, URGENT, Cost, newly_missed
+from kvplane_runtime.admission.goals import MOST_MISSES, Cost, newly_missed
 from kvplane_runtime.admission.inflight import InFlight, Running, Shape, held, profile
 from kvplane_runtime.admission.lengths import Curve, OutputLengths
 from kvplane_runtime.admission.pace import Pace
@@ -190,7 +190,7 @@ class Admission:
         if entry.first_token_at is None:
             self._prefilled(running, now=now)
         if not running.window_generated:
-            running.window_generated = generated_tokens
+            running.window_at, running.window_generated = now, generated_tokens
         self._close_window(now)
         self._processed += generated_tokens - entry.generated
         running.last_at = now
@@ -390,7 +390,7 @@ class Admission:
         share = 1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority)
         if not self._holds(demand, own=own, kappa=share * self._kappa(now=now)):
             return Reason.KV
-        return self._unkept(demand, enough=URGENT if forced else RELAXED) if len(flight) else None
+        return self._unkept(demand) if len(flight) else None
 
     def _holds(self, demand: Demand, *, own: Profile, kappa: float) -> bool:
         """Whether the engine's KV cache has room for a request: gates C and A."""
@@ -407,7 +407,7 @@ class Admission:
             return True
         return flight.peak.blocks(own, z=Z) + external <= kappa * view.blocks
 
-    def _unkept(self, demand: Demand, *, enough: float) -> Reason | None:
+    def _unkept(self, demand: Demand) -> Reason | None:
         """The gate that a request would break its own or others' promised time per token by, if it went now."""
         flight, prefill = self._flight, self._prefill
         promised = _MARGIN * self._planned
@@ -427,7 +427,7 @@ class Admission:
             under_way=seconds * prefill.outstanding,
             stall=seconds * demand.prompt_tokens,
         )
-        return Reason.PREFILL if newly_missed(flight, cost, enough=enough) > enough else None
+        return Reason.PREFILL if newly_missed(flight, cost, enough=MOST_MISSES) > MOST_MISSES else None
 
     # Queue.
 
@@ -473,10 +473,12 @@ class Admission:
             crowding = queue.crowding(demand.tenant)
             if crowding is None:
                 return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
-            queue.take(crowding.entry)
-            self._refuse(crowding.entry, self._refusal(Reason.QUEUE_FULL, why, crowding.entry.demand, now=now), now=now)
-            self._ruled.append(crowding.entry)
-            self._changed(now)
+            if self._config.admission.policy == "Enforce":  # those that wait may be from before it changed
+                queue.take(crowding.entry)
+                refusal = self._refusal(Reason.QUEUE_FULL, why, crowding.entry.demand, now=now)
+                self._refuse(crowding.entry, refusal, now=now)
+                self._ruled.append(crowding.entry)
+                self._changed(now)
         return None
 
     def _next(self, *, now: float) -> Waiting | None:

@@ -18,10 +18,8 @@ from typing import Final
 
 from kvplane_runtime.admission.inflight import Running
 
-RELAXED: Final = 0.05
-"""Misses that a request may cause while it can wait."""
-URGENT: Final = 0.2
-"""Misses that it may cause when its time runs out."""
+MOST_MISSES: Final = 0.2
+"""That a request may cause."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 What is sent stands in the engine's own queue, in the engine's order, and can no longer be refused in time. So the prompt
 tokens sent and without a first token stay within W, and *our* order decides. W starts at what the engine computes in one
-step, and is then what it computes in one promised time per token, by measurement: enough that it never runs dry, and a
-prefix cache that makes prompts cheap makes W wide. A prompt longer than W goes when no other is under way.
+step, and is then what it computes in two promised times per token, by measurement: what it computes now, and what it goes
+on with, so that it never runs dry and a burst of short prompts shares its steps. A prefix cache that makes prompts cheap
+makes W wide. A prompt longer than W goes when no other is under way.
 
 What prefills do to the tokens of those that run is weighed by :mod:`goals`.
 """
@@ -15,6 +16,8 @@ from kvplane_runtime.admission.line import Line
 _KEEP: Final = 0.98
 _FIRST: Final = 2048
 """W where the engine's tokens per step are not known."""
+_STEPS: Final = 2
+"""Of a promised time per token, within W."""
 
 
 class Prefill:
@@ -27,7 +30,7 @@ class Prefill:
     def allows(self, prompt_tokens: int, *, promised: float, batched_tokens: int | None) -> bool:
         """Whether a prompt may be sent now; ``promised`` seconds per token, ``batched_tokens`` of one engine step."""
         cost = self.seconds_per_token
-        window = promised / cost if cost > 0 else batched_tokens or _FIRST
+        window = _STEPS * promised / cost if cost > 0 else batched_tokens or _FIRST
         return self.outstanding == 0 or self.outstanding + prompt_tokens <= window
 
     def learn(self, *, outstanding: int, seconds: float) -> None:

@@ -132,7 +132,9 @@ class HeadReader:
     """
 
     def __init__(self, *, response: bool, max_bytes: int, max_fields: int) -> None:
-        self._parser = httptools.HttpResponseParser(self) if response else httptools.HttpRequestParser(self)
+        self._kind = httptools.HttpResponseParser if response else httptools.HttpRequestParser
+        self._parser: httptools.HttpResponseParser | httptools.HttpRequestParser | None = None
+        """Only while the head is read: it refers back, and nothing of a request is to wait for a collection of cycles."""
         self._max_bytes = max_bytes
         self._max_fields = max_fields
         self._tail = b""
@@ -151,6 +153,9 @@ class HeadReader:
         if not self._size:
             # Empty lines before a start line are skipped (RFC 9112, 2.2), else they would look like the end of a head.
             start = len(data) - len(data.lstrip(b"\r\n"))
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = self._kind(self)
         joined = self._tail + data[start:]
         found = joined.find(b"\r\n\r\n")
         end = len(data) if found < 0 else found + 4 - len(self._tail) + start
@@ -164,7 +169,7 @@ class HeadReader:
         # The upgrade signal only says that the head is complete: its fields decide between refusing and ignoring it.
         try:
             with contextlib.suppress(httptools.HttpParserUpgrade):
-                self._parser.feed_data(data[start:end])
+                parser.feed_data(data[start:end])
         except httptools.HttpParserError as error:
             raise ProtocolError(400, "malformed_http", f"The message is not valid HTTP/1.1: {error}.") from error
         if len(self._fields) > self._max_fields:
@@ -193,7 +198,7 @@ class HeadReader:
 
     def request(self) -> RequestHead:
         """The complete head of a request; raises ProtocolError for what this proxy does not serve."""
-        parser = self._parser
+        parser, self._parser = self._parser, None
         assert isinstance(parser, httptools.HttpRequestParser)  # noqa: S101  (the constructor chose it)
         version = parser.get_http_version()
         if version not in ("1.0", "1.1"):
@@ -237,7 +242,7 @@ class HeadReader:
 
     def response(self, *, method: bytes) -> ResponseHead:
         """The complete head of a response to ``method``; raises ProtocolError for what must not be passed on."""
-        parser = self._parser
+        parser, self._parser = self._parser, None
         assert isinstance(parser, httptools.HttpResponseParser)  # noqa: S101  (the constructor chose it)
         version = parser.get_http_version()
         status = parser.get_status_code()

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import uvloop
 
 from kvplane_api.names import ENV_CONFIG_FILE, ENV_POD_NAME, PORT_ADMIN, PORT_ENGINE, PORT_SERVING
+from kvplane_runtime.proxy.server import prepare_process
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
 
@@ -51,9 +51,7 @@ def main() -> int:
     """Runs the sidecar; 0 after a stop by signal, 1 if it could not start."""
     settings = parse(sys.argv[1:], os.environ)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # Two descriptors per streamed request: the common soft limit of 1,024 would be reached at 500 streams.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    prepare_process()
     try:
         uvloop.run(run(settings))
     except (ConfigError, OSError) as error:

@@ -1,0 +1,218 @@
+"""The plan of a ring service: what to write, whom to drain, which pods to delete, and what status says of it all.
+
+A verdict is told before it is acted upon: a group is scaled to 0 only once status says that it failed, since its pods, the
+evidence, go with it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from kvplane_api import names
+from kvplane_api.service import LLMServiceSpec, Ring
+from kvplane_operator.plan import children as shared
+from kvplane_operator.plan import record as records
+from kvplane_operator.plan.actions import Drain, PodDeletion
+from kvplane_operator.plan.findings import findings
+from kvplane_operator.plan.ring import pods, restarts, size
+from kvplane_operator.plan.ring.children import Wanted, wanted_children
+from kvplane_operator.plan.ring.drain import drained, remaining_seconds
+from kvplane_operator.plan.ring.groups import Group, groups, number_of, numbers_taken
+from kvplane_operator.plan.ring.restarts import Ledger
+from kvplane_operator.plan.ring.rollout import renewal
+from kvplane_operator.plan.ring.scale import Scale, scale
+from kvplane_operator.plan.ring.status import Rings
+from kvplane_operator.plan.ring.stuck import stuck, writes_to_claim
+from kvplane_operator.plan.snapshot import Snapshot
+from kvplane_operator.plan.status import DEFAULT_STARTUP_SECONDS
+from kvplane_operator.settings import OperatorSettings
+
+ASK_AGAIN_SECONDS = 5.0
+"""A sidecar that was asked to drain, and does not say yet that it does, is asked again."""
+
+
+@dataclass(frozen=True)
+class RingPlan:
+    """What to do about the groups."""
+
+    rings: Rings
+    record: records.Record
+    config: str
+    wanted: Wanted
+    drains: tuple[Drain, ...] = ()
+    pod_deletions: tuple[PodDeletion, ...] = ()
+    waits: tuple[float, ...] = field(default=())
+    """Seconds after which the plan may differ without an event."""
+
+
+def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime) -> tuple[Rings, bool]:
+    """The groups as they are, exits counted and verdicts given; and whether a verdict is new.
+
+    ``spec`` is None where it cannot be read: then nothing is counted and nobody judged.
+    """
+    found = groups(snapshot)
+    mine = tuple(pod for pod in snapshot.pods if number_of(pod) is not None)
+    timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
+    telling = tuple(findings(mine, startup_timeout_seconds=timeout))
+    held = _ledger(snapshot)
+    recovery = (size.asked(spec) if spec else Ring()).recovery
+    judged = held
+    if spec is not None:
+        window = timedelta(seconds=recovery.budget_window_seconds)
+        counted = {}
+        for group in found:
+            if group.number in held.failed:
+                entry = held.restarts.get(group.number)  # what led to the verdict stands as long as it
+            else:
+                ranks = [pod for pod in mine if number_of(pod) == group.number]
+                names_of = {rank.pod for rank in group.ranks}
+                entry = restarts.counted(
+                    held.restarts.get(group.number),
+                    group.number,
+                    ranks,
+                    findings=[finding for finding in telling if finding.pod in names_of],
+                    now=now,
+                    window=window,
+                )
+            if entry is not None:
+                counted[group.number] = entry
+        lost = {
+            group.number
+            for group in found
+            if restarts.given_up(
+                group,
+                counted.get(group.number),
+                budget=recovery.restart_budget,
+                now=now,
+                grace_seconds=recovery.reform_grace_seconds,
+            )
+        }
+        judged = replace(held, restarts=counted, failed=held.failed | lost)
+    desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
+    numbers = tuple(group.number for group in found)
+    rings = Rings(
+        groups=found,
+        ledger=judged,
+        findings=telling,
+        size=size.size(spec) if spec else None,
+        desired=desired,
+        budget=recovery.restart_budget,
+        scale=Scale(staying=numbers, made=(), leaving=()),
+    )
+    return rings, judged.failed != held.failed
+
+
+def ring_plan(
+    snapshot: Snapshot, spec: LLMServiceSpec, *, settings: OperatorSettings, clients: Mapping[str, str], now: datetime
+) -> RingPlan:
+    """The plan for a spec that was accepted. ``clients``: labels of the pods that clients are led to."""
+    ranks = size.size(spec)
+    if ranks is None:
+        raise ValueError("ring.size must be given or planned before rings are; the check ring_size_known sees to it.")
+    recovery, drain_seconds = size.asked(spec).recovery, spec.disruption.drain_seconds
+    rings, new_verdict = look(snapshot, spec, now=now)
+    failed = _ledger(snapshot).failed  # those that status tells of
+    planned = scale(rings.groups, replicas=spec.replicas, failed=failed, taken=numbers_taken(snapshot))
+
+    variant = pods.variant(spec, service=snapshot.name, size=ranks, settings=settings)
+    record = shared.current_record(snapshot, spec, settings, variant, ring=ranks)
+    config = shared.current_config(snapshot, spec, record=record)
+    staying = [g for g in rings.groups if g.number in planned.staying and g.number not in failed]
+    renewed = renewal(
+        staying,
+        template=pods.template_hash(record.template),
+        now=now,
+        grace_seconds=recovery.reform_grace_seconds,
+        drain_seconds=drain_seconds,
+    )
+    leaving = [group for group in rings.groups if group.number in planned.leaving]
+    gone = {
+        group.number
+        for group in leaving
+        if (
+            drained(group, now=now, drain_seconds=drain_seconds)
+            if group.draining
+            else group.idle(now, recovery.reform_grace_seconds)
+        )
+    }
+    draining = [group for group in leaving if group.number not in gone and (group.formed or group.draining)]
+    wanted = wanted_children(
+        snapshot,
+        spec,
+        record=record,
+        config=config,
+        size=ranks,
+        groups=rings.groups,
+        scale=planned,
+        failed=failed,
+        take=renewed.take,
+        gone=gone,
+        clients=clients,
+    )
+    ended = stuck(
+        [pod for pod in snapshot.pods if number_of(pod) is not None],
+        snapshot.nodes,
+        grace_seconds=recovery.reform_grace_seconds,
+        writes_to_claim=writes_to_claim(record.template),
+        now=now,
+    )
+    drains = tuple(_drains([*renewed.drain, *draining]))
+    waits = [
+        renewed.wake_after_seconds,
+        ended.wake_after_seconds,
+        0.0 if new_verdict else None,
+        ASK_AGAIN_SECONDS if drains else None,
+        *(remaining_seconds(group, now=now, drain_seconds=drain_seconds) for group in draining if group.draining),
+        *(_until_idle(group, now, recovery.reform_grace_seconds) for group in leaving),
+        *(_until_judged(rings, group, now, recovery.reform_grace_seconds) for group in staying),
+    ]
+    return RingPlan(
+        rings=replace(rings, scale=planned, renewal=renewed),
+        record=record,
+        config=config,
+        wanted=wanted,
+        drains=drains,
+        pod_deletions=(
+            *(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
+            *(
+                PodDeletion(pod["metadata"]["name"], pod["metadata"]["uid"], "its node does not answer", force=True)
+                for pod in ended.pods
+            ),
+        ),
+        waits=tuple(wait for wait in waits if wait is not None),
+    )
+
+
+def _ledger(snapshot: Snapshot) -> Ledger:
+    """What status says, with the whole budget again where the spec changed, or a user asks for it.
+
+    How many groups there are is no change of what they run: an autoscaler must not start a crash loop anew.
+    """
+    pools: tuple[Mapping[str, Any], ...] = tuple(snapshot.status.get("pools") or ())
+    held = restarts.ledger(next((pool for pool in pools if pool.get("kind") == "Ring"), {}))
+    retry = snapshot.annotations.get(names.ANNOTATION_RETRY, "")[:63]
+    spec = records.digest({field: value for field, value in snapshot.spec.items() if field != "replicas"})
+    if held.spec != spec or (retry and retry != held.retry):
+        return restarts.reset(held, retry=retry, spec=spec)
+    return held
+
+
+def _drains(found: list[Group]) -> list[Drain]:
+    """Whom to mark or to ask again: who says already that it drains is left in peace."""
+    leaders = [group.leader for group in found]
+    return [
+        Drain(leader.pod, leader.uid, leader.ip, marked=leader.drain_since is not None)
+        for leader in leaders
+        if leader is not None and not (leader.drain_since is not None and leader.draining)
+    ]
+
+
+def _until_idle(group: Group, now: datetime, grace_seconds: float) -> float | None:
+    return group.seconds_to_idle(now, grace_seconds) or None
+
+
+def _until_judged(rings: Rings, group: Group, now: datetime, grace_seconds: float) -> float | None:
+    """A group over its budget that serves nobody is looked at again when its grace is over."""
+    over = any(entry.group == group.number for entry in rings.exhausted)
+    return _until_idle(group, now, grace_seconds) if over else None

@@ -1,0 +1,306 @@
+"""The ring of one epoch: who talks to whom, and how nobody waits for the dead. The only module on torch.distributed.
+
+Each epoch has a process group of its own, under its own prefix of the rendezvous store, and never the default group: a
+ring that broke is left behind as it is, and the next one is made by the same processes with their memory untouched.
+
+A wait in gloo cannot be woken: not by ``abort`` of the group, and a peer that was stopped is noticed only by the timeout.
+So nobody but a thread of this ring's own ever waits for the network. The model's thread waits for that thread, and
+:meth:`Ring.abort`, from any thread, wakes it with RingBrokenError; the waiting thread is left to its timeout.
+
+Nothing is reduced by the network: results are gathered and merged by rank, so that all ranks compute the same bits.
+"""
+
+import datetime
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Final
+
+import torch.distributed as dist
+from torch import Tensor
+
+Store = dist.Store
+
+FORM_SECONDS: Final = 30.0
+"""Longest time for all members to come to a new ring."""
+QUIET_SECONDS: Final = 60.0
+"""Longest silence of a peer in the midst of a step. Whether a rank lives is for heartbeats to say, which are much faster;
+this bounds how long what was left behind keeps its buffers."""
+
+
+class RingBrokenError(Exception):
+    """The ring of this epoch works no more: a peer is gone or silent, or the ring was aborted. The KV held is untouched."""
+
+    def __init__(self, message: str, *, peers: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.peers = tuple(peers)
+        """The ranks that were waited for; empty where that is not known."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went over the ring since it was made."""
+
+    operations: int = 0
+    sent_bytes: int = 0
+    seconds: float = 0.0
+    """From posting to completion, summed; operations overlap."""
+    waited_seconds: float = 0.0
+    """Time that the model stood still for communication."""
+
+
+def serve(*, host: str, port: int = 0) -> tuple[Store, int]:
+    """A rendezvous store in this process, and its port (a free one for 0)."""
+    store = dist.TCPStore(host, port, None, is_master=True, wait_for_workers=False)
+    return store, store.port
+
+
+def connect(*, host: str, port: int, seconds: float = FORM_SECONDS) -> Store:
+    """The store that another process serves; raises RingBrokenError if it does not answer in time.
+
+    Where its process stands still after the kernel has taken the connection, this waits until it goes on or ends.
+    """
+    try:
+        return dist.TCPStore(
+            host, port, None, is_master=False, timeout=datetime.timedelta(seconds=seconds), wait_for_workers=False
+        )
+    except RuntimeError as error:
+        raise RingBrokenError(
+            f"The rendezvous store at {host}:{port} did not answer in {seconds:g} s ({error})."
+        ) from error
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """Communication under way."""
+
+    ring: "Ring"
+    works: list[dist.Work]
+    buffers: list[Tensor]
+    """Kept from being freed or reused until all is done."""
+    peers: tuple[int, ...]
+    posted_at: float
+    queued: bool = False
+    broken: bool = False
+    done: threading.Lock = field(default_factory=threading.Lock)
+    """Held until it is over."""
+
+    def wait(self) -> None:
+        """Returns when all of it is done; raises RingBrokenError."""
+        begin = time.perf_counter()
+        self.ring._queue_up(self)
+        self.done.acquire()
+        self.done.release()
+        self.ring.traffic.waited_seconds += time.perf_counter() - begin
+        if self.broken:
+            raise self.ring._reason()
+
+
+class Ring:
+    """One epoch's ring, seen from one of its ranks. All ranks must call the same operations in the same order."""
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        rank: int,
+        size: int,
+        group: "dist.ProcessGroupGloo | None",
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> None:
+        """Use :meth:`form`, or :meth:`alone`."""
+        self.epoch = epoch
+        self.rank = rank
+        self.size = size
+        self.traffic = Traffic()
+        self._group = group
+        self._quiet = datetime.timedelta(seconds=quiet_seconds)
+        self._guard = threading.Lock()
+        """Of what is under way and of the end: what was posted before the end is waited for, and after it nothing is."""
+        self._under_way: set[Pending] = set()
+        self._broken: RingBrokenError | None = None
+        self._queue: SimpleQueue[Pending | None] = SimpleQueue()
+        if group is not None:
+            threading.Thread(target=self._finish_all, name=f"ring-epoch-{epoch}", daemon=True).start()
+
+    @classmethod
+    def alone(cls, *, epoch: int = 0) -> "Ring":
+        """A ring of one, which needs no network."""
+        return cls(epoch=epoch, rank=0, size=1, group=None)
+
+    @classmethod
+    def form(
+        cls,
+        *,
+        store: Store,
+        epoch: int,
+        rank: int,
+        size: int,
+        address: str,
+        form_seconds: float = FORM_SECONDS,
+        quiet_seconds: float = QUIET_SECONDS,
+    ) -> "Ring":
+        """Makes the ring with all members of ``epoch``, each calling this; ``address`` is this rank's own host or IP.
+
+        ``store`` is for this call alone: while one thread waits in a connection to it, no other gets through.
+        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``.
+        """
+        if size == 1:
+            return cls.alone(epoch=epoch)
+        own = dist.PrefixStore(f"epoch-{epoch}", store)
+        try:
+            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+            # Resolved here: gloo would do it with the interpreter's lock held, and no thread could send a heartbeat meanwhile.
+            number = str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=number)]
+            options._timeout = datetime.timedelta(seconds=form_seconds)
+            own.set_timeout(options._timeout)
+            group = dist.ProcessGroupGloo(own, rank, size, options)
+        except (RuntimeError, OSError) as error:
+            raise RingBrokenError(
+                f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
+            ) from error
+        # Gathers have the group's limit, sends and receives that of their waits; until here it was that of forming.
+        group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
+        return cls(epoch=epoch, rank=rank, size=size, group=group, quiet_seconds=quiet_seconds)
+
+    # What the model does.
+
+    @property
+    def next(self) -> int:
+        return (self.rank + 1) % self.size
+
+    @property
+    def previous(self) -> int:
+        return (self.rank - 1) % self.size
+
+    def post(
+        self,
+        *,
+        sends: Sequence[tuple[Tensor, int]] = (),
+        receives: Sequence[tuple[Tensor, int]] = (),
+        tag: int = 0,
+        later: bool = False,
+    ) -> Pending:
+        """Starts sending contiguous tensors to ranks and receiving into contiguous tensors from ranks.
+
+        Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted is watched in
+        that order too, and may not depend on what is posted after it: unless ``later``, then it is watched from ``wait`` on.
+        """
+
+        def start(group: "dist.ProcessGroupGloo") -> list[dist.Work]:
+            works = [group.send([tensor], peer, tag) for tensor, peer in sends]  # type: ignore[attr-defined]
+            return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]  # type: ignore[attr-defined]
+
+        return self._start(
+            start,
+            buffers=[tensor for tensor, _ in (*sends, *receives)],
+            peers=tuple(peer for _, peer in (*receives, *sends)),
+            sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
+            later=later,
+        )
+
+    def all_gather(self, mine: Tensor, everyone: Tensor) -> None:
+        """Fills ``everyone`` [N, ...] with what each rank gave as ``mine`` [...], by rank; all contiguous, of equal size."""
+        if self.size == 1:
+            everyone.copy_(mine.unsqueeze(0))
+            return
+        self._start(
+            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],  # type: ignore[attr-defined]
+            buffers=[mine, everyone],
+            peers=tuple(rank for rank in range(self.size) if rank != self.rank),
+            sent=mine.numel() * mine.element_size() * (self.size - 1),
+        ).wait()
+
+    def abort(self, reason: str = "it was aborted") -> None:
+        """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
+        self._end(RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}."))
+
+    @property
+    def broken(self) -> RingBrokenError | None:
+        """Why it works no more; None while it does."""
+        return self._broken
+
+    def _start(
+        self,
+        start: Callable[["dist.ProcessGroupGloo"], list[dist.Work]],
+        *,
+        buffers: list[Tensor],
+        peers: tuple[int, ...],
+        sent: int,
+        later: bool = False,
+    ) -> Pending:
+        pending = Pending(self, [], buffers, peers, posted_at=time.perf_counter())
+        pending.done.acquire()
+        try:
+            with self._guard:
+                pending.works = start(self._alive())
+                self._under_way.add(pending)
+                if not later:
+                    self._queue_up(pending)
+        except RuntimeError as error:
+            self._lose(error, peers)
+            raise self._reason() from error
+        self.traffic.operations += 1
+        self.traffic.sent_bytes += sent
+        return pending
+
+    def _alive(self) -> "dist.ProcessGroupGloo":
+        if self._broken is not None:
+            raise self._reason()
+        if self._group is None:
+            raise ValueError("A ring of one has nobody to talk to.")
+        return self._group
+
+    # The thread that waits.
+
+    def _queue_up(self, pending: Pending) -> None:
+        if not pending.queued:
+            pending.queued = True
+            self._queue.put(pending)
+
+    def _finish_all(self) -> None:
+        while (pending := self._queue.get()) is not None:
+            try:
+                for work in pending.works:
+                    work.wait(self._quiet)
+            except Exception as error:  # noqa: BLE001  (whoever waits for this thread has to hear of it)
+                self._lose(error, pending.peers)
+            with self._guard:
+                finished = pending in self._under_way
+                self._under_way.discard(pending)
+                self.traffic.seconds += time.perf_counter() - pending.posted_at
+            pending.works, pending.buffers = [], []
+            if finished:
+                pending.done.release()
+        # Only now, when nothing is under way any more: a group that is freed earlier joins its threads, and they wait.
+        self._group = None
+
+    def _lose(self, error: Exception, peers: Sequence[int]) -> None:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        ranks = ", ".join(str(peer) for peer in sorted(set(peers)))
+        self._end(
+            RingBrokenError(
+                f"The ring of epoch {self.epoch} is broken: rank {self.rank} lost rank {ranks} ({what}).", peers=peers
+            )
+        )
+
+    def _end(self, why: RingBrokenError) -> None:
+        """The first reason stays."""
+        with self._guard:
+            self._broken = self._broken or why
+            under_way, self._under_way = self._under_way, set()
+            for pending in under_way:
+                pending.broken = True
+                self._queue_up(pending)  # what nobody waits for yet ends before the group does, too
+            self._queue.put(None)
+        for pending in under_way:
+            pending.done.release()
+
+    def _reason(self) -> RingBrokenError:
+        """Why it works no more. A new one each time: an error that was raised keeps frames, and with them their tensors."""
+        why = self._broken
+        return RingBrokenError(str(why), peers=() if why is None else why.peers)

@@ -1,0 +1,259 @@
+"""One rank's process, from start to end: check, load, find the others, serve, stop.
+
+Rank 0: the API on the main thread, the model on a second, the control connections on a third. Workers: the model on the
+main thread, the control connection on a second. What ends a process by its own fault ends all of it, with status 1 and the
+reason in its log; what it was told wrongly (settings, a model that the ring does not serve, a refusal by rank 0) with
+status 2, since another start would end the same way.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final
+
+import torch
+
+from kvplane_runtime.ring import api, communicator, messages, tokens
+from kvplane_runtime.ring import settings as ring_settings
+from kvplane_runtime.ring.accounting import Reserve
+from kvplane_runtime.ring.admission import Refusal
+from kvplane_runtime.ring.architectures import UnsupportedArchitectureError
+from kvplane_runtime.ring.communicator import Ring
+from kvplane_runtime.ring.control import Hub, Severed, Tether
+from kvplane_runtime.ring.engine import About, Leader, RingEngine, Shutdown
+from kvplane_runtime.ring.model import RingModel
+from kvplane_runtime.ring.openai import ServedModel
+from kvplane_runtime.ring.requests import Policy
+from kvplane_runtime.ring.settings import Settings, SettingsError
+from kvplane_runtime.ring.worker import Place, Worker
+
+log = logging.getLogger(__name__)
+
+WRONG: Final = 2
+"""Exit status of a process that would end the same way again."""
+_REPORT_SECONDS: Final = 0.5
+"""Time between two reports of progress while weights are loaded."""
+
+
+def run(settings: Settings) -> int:
+    """Runs this rank until it is told to stop; the exit status."""
+    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    try:
+        if settings.ordinal == 0:
+            return _lead(settings)
+        return _follow(settings)
+    except (SettingsError, UnsupportedArchitectureError) as error:
+        log.error("%s", error)  # noqa: TRY400  (the sentence says all)
+        return WRONG
+
+
+def _load(settings: Settings, report: Callable[[int, int], None]) -> tuple[RingModel, messages.Join]:
+    """The model, and what this process says of itself to join."""
+    config_hash = ring_settings.config_hash(settings)
+    began = time.monotonic()
+    model = RingModel.load(settings.model, dtype=_dtype(settings), progress=_sparsely(report))
+    capacity = ring_settings.capacity_tokens(
+        settings, kv_bytes_per_token=model.kv_bytes_per_token, free_bytes=ring_settings.free_bytes()
+    )
+    log.info(
+        "Rank %d of %d: %s loaded in %.1f s; room for %d KV tokens of %d bytes.",
+        settings.ordinal,
+        settings.world_size,
+        settings.served_name,
+        time.monotonic() - began,
+        capacity,
+        model.kv_bytes_per_token,
+    )
+    member = messages.Member(settings.ordinal, settings.pod, secrets.token_hex(8), settings.address)
+    return model, messages.Join(member, settings.world_size, config_hash, capacity)
+
+
+def _dtype(settings: Settings) -> torch.dtype:
+    config = json.loads((settings.model / "config.json").read_text())
+    name = settings.dtype
+    if name == "auto":
+        name = (
+            config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
+        )
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise SettingsError(f"KVPLANE_RING_DTYPE is auto and the model's dtype is {name!r}; set float32 or bfloat16.")
+    return dtype
+
+
+def _sparsely(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    last = 0.0
+
+    def progress(loaded: int, total: int) -> None:
+        nonlocal last
+        if loaded >= total or time.monotonic() - last >= _REPORT_SECONDS:
+            last = time.monotonic()
+            report(loaded, total)
+
+    return progress
+
+
+def _build(form: messages.Form, *, settings: Settings) -> Ring:
+    """This rank's side of the ring of ``form``; raises RingBrokenError."""
+    size = len(form.members)
+    if size == 1:
+        return Ring.alone(epoch=form.epoch)
+    host, _, port = form.store.rpartition(":")
+    return Ring.form(
+        store=communicator.connect(host=host, port=int(port), seconds=settings.limits.form),
+        epoch=form.epoch,
+        rank=form.rank,
+        size=size,
+        address=settings.address,
+        form_seconds=settings.limits.form,
+    )
+
+
+def _follow(settings: Settings) -> int:
+    """A worker: the status."""
+    inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
+    fences: list[Callable[[int, str], None]] = []
+
+    def fence(epoch: int, reason: str) -> None:
+        for each in fences:  # none while the model is being loaded
+            each(epoch, reason)
+
+    tether = Tether(
+        host=settings.leader, port=settings.control_port, limits=settings.limits, deliver=inbox.put, fence=fence
+    )
+    tether.start()
+    model, join = _load(settings, lambda loaded, total: tether.send(messages.Loading(settings.ordinal, loaded, total)))
+    place = Place(model=model, build=partial(_build, settings=settings))
+    fences.append(place.fence)
+    try:
+        refusal = Worker(place=place, tether=tether, inbox=inbox, join=join).run()
+    finally:
+        tether.stop()
+    if refusal is None:
+        return 0
+    log.error("%s", refusal)
+    return WRONG
+
+
+def _lead(settings: Settings) -> int:
+    """Rank 0: the status."""
+    store, port = communicator.serve(host=settings.address, port=settings.store_port)
+    model, join = _load(settings, lambda loaded, total: log.info("Loaded %d of %d MiB.", loaded >> 20, total >> 20))
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    place = Place(model=model, build=partial(_build, settings=settings))
+    hub = Hub(
+        join=join,
+        host=settings.address,
+        port=settings.control_port,
+        limits=settings.limits,
+        tell=inbox.put,
+        fence=place.fence,
+    )
+    hub.start()
+    leader = Leader(
+        about=About(
+            pod=settings.pod,
+            served_name=settings.served_name,
+            world_size=settings.world_size,
+            capacity_tokens=join.capacity_tokens,
+            store=f"{settings.address}:{port}",
+        ),
+        place=place,
+        hub=hub,
+        inbox=inbox,
+        policy=Policy(
+            slice_seconds=settings.slice_seconds,
+            window_tokens=settings.window_tokens,
+            short_tokens=settings.short_tokens,
+            ttft_seconds=settings.ttft_seconds,
+            max_sequences=settings.max_sequences,
+            park_seconds=settings.park_seconds,
+            reserve=Reserve[settings.reserve.upper()],
+            model_tokens=model.architecture.context_tokens,
+        ),
+        uniform=random.random,
+    )
+    engine = RingEngine(leader=leader, inbox=inbox)
+    served = ServedModel(
+        name=settings.served_name,
+        tokenizer=tokens.load(settings.model),
+        vocabulary=model.config.get_text_config().vocab_size,
+        stop_ids=tokens.stop_ids(settings.model),
+    )
+    try:
+        return asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
+    finally:
+        hub.stop("rank 0 was told to stop.")
+        del store
+
+
+async def _serve(
+    settings: Settings, *, engine: RingEngine, leader: Leader, served: ServedModel, inbox: "SimpleQueue[Any]"
+) -> int:
+    """The API, until SIGTERM or SIGINT, or until the model's thread has failed."""
+    loop = asyncio.get_running_loop()
+    stop, failed = asyncio.Event(), asyncio.Event()
+
+    def work() -> None:
+        try:
+            leader.run()
+        except BaseException:  # a rank 0 whose model is gone serves nobody, whatever its port says
+            log.critical("The model's thread failed; this process ends.", exc_info=True)
+            loop.call_soon_threadsafe(failed.set)
+            loop.call_soon_threadsafe(stop.set)
+
+    def first() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, first)
+    thread = threading.Thread(target=work, name="ring-model", daemon=True)
+    thread.start()
+    door = api.Api(engine=engine, model=served)
+    runner = await api.serve(door, host=settings.host, port=settings.port)
+    log.info("Serving %s on http://%s:%d/v1.", settings.served_name, settings.host, settings.port)
+    try:
+        await stop.wait()
+        if failed.is_set():
+            return 1
+        log.info("Stopping, with %d requests in flight.", door.in_flight)
+        await door.drain(seconds=settings.drain_seconds)
+        inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
+        await asyncio.to_thread(thread.join)
+        return 0
+    finally:
+        await runner.cleanup()
+
+
+def end_with(parent: int) -> None:
+    """Has the kernel kill this process when ``parent`` ends, however that ends (Linux: prctl(2), PR_SET_PDEATHSIG)."""
+    import ctypes  # noqa: PLC0415  (only ranks of kvplane-ring local need it)
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the kernel knew
+        sys.exit(1)
+
+
+def main(settings: Settings) -> int:
+    """:func:`run` with logging and the parent's end taken care of."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s rank-{settings.ordinal} %(message)s"
+    )
+    if settings.parent is not None:
+        end_with(settings.parent)
+    with contextlib.suppress(KeyboardInterrupt):
+        return run(settings)
+    return 0

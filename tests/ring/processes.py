@@ -1,0 +1,186 @@
+"""A ring of real processes on loopback, with a small model on disk, as a test sees it: start, ask, kill, wait."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HOST = "127.0.0.1"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    try:
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@dataclass
+class Stream:
+    """A streamed completion, read by a thread of its own."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: str | None = None
+    error: dict[str, Any] | None = None
+    broken: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
+    leave: int | None = None
+    """The client goes away when it has so many tokens."""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def read(self, request: urllib.request.Request) -> None:
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310  (of loopback)
+                for line in answer:
+                    if line.startswith(b"data: {"):
+                        self._take(json.loads(line[6:]))
+                    if self.leave is not None and len(self.tokens) >= self.leave:
+                        break
+        except urllib.error.HTTPError as error:
+            self.error = json.loads(error.read())["error"]
+        except OSError as error:
+            self.broken = str(error)
+        except Exception as error:  # noqa: BLE001  (http.client has errors of its own for a connection that ends)
+            self.broken = repr(error)
+        finally:
+            self.over.set()
+
+    def _take(self, body: dict[str, Any]) -> None:
+        if "error" in body:
+            self.error = body["error"]
+        for choice in body.get("choices", ()):
+            self.tokens += choice.get("token_ids") or ()
+            self.finish = choice["finish_reason"] or self.finish
+        self.usage = body.get("usage") or self.usage
+
+
+class Processes:
+    """The ranks of one ring."""
+
+    def __init__(self, size: int, model: Path, logs: Path, **settings: str) -> None:
+        self.size = size
+        self.model = model
+        self._logs = logs
+        self._settings = settings
+        self.port, self._control, self._store = free_ports(3)
+        self.ranks: dict[int, subprocess.Popen[bytes]] = {}
+        self.starts = 0
+
+    def start(self, *ranks: int, **changed: str) -> None:
+        for rank in ranks or range(self.size):
+            self.ranks[rank] = self.launch(rank, **changed)
+
+    def launch(self, rank: int, **changed: str) -> "subprocess.Popen[bytes]":
+        told = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime")),
+            "OMP_NUM_THREADS": "1",
+            "WORLD_SIZE": str(self.size),
+            "PROMPT_SPLIT_STRATEGY": "RING",
+            "POD_IP": HOST,
+            "KVPLANE_RING_ORDINAL": str(rank),
+            "KVPLANE_RING_LEADER": HOST,
+            "KVPLANE_RING_MODEL": str(self.model),
+            "KVPLANE_RING_SERVED_NAME": "tiny",
+            "KVPLANE_RING_PORT": str(self.port),
+            "KVPLANE_RING_CONTROL_PORT": str(self._control),
+            "KVPLANE_RING_STORE_PORT": str(self._store),
+            "KVPLANE_RING_THREADS": "1",
+            "KVPLANE_RING_KV_TOKENS": "4096",
+            "KVPLANE_RING_WINDOW_TOKENS": "32",
+            "KVPLANE_RING_SHORT_TOKENS": "8",
+            "KVPLANE_RING_PARENT": str(os.getpid()),
+            "KVPLANE_RING_DRAIN_SECONDS": "5",
+            **self._settings,
+            **changed,
+        }
+        self.starts += 1
+        with (self._logs / f"rank-{rank}.log").open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "kvplane_runtime.ring", "serve"], env=told, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    def log(self, rank: int) -> str:
+        return (self._logs / f"rank-{rank}.log").read_text()
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        self.ranks[rank].send_signal(number)
+        if number == signal.SIGKILL:
+            self.ranks[rank].wait()
+
+    def state(self) -> dict[str, Any] | None:
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/state", timeout=5) as answer:
+                return dict(json.load(answer))
+        except (OSError, http.client.HTTPException):
+            return None
+
+    def ring(self) -> dict[str, Any]:
+        return (self.state() or {}).get("ring") or {}
+
+    def until(self, what: Callable[[], bool], *, seconds: float = 90.0) -> None:
+        end = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > end:
+                logs = "\n".join(f"--- rank {rank}\n{self.log(rank)[-3000:]}" for rank in self.ranks)
+                raise AssertionError(f"It does not come true; the state is {self.state()}.\n{logs}")
+            time.sleep(0.05)
+
+    def formed(self, *members: int) -> None:
+        wanted = list(members) or list(range(self.size))
+        self.until(lambda: self.ring().get("formed") is True and self.ring()["members"] == wanted)
+
+    def ask(self, prompt: Sequence[int], count: int, *, leave: int | None = None) -> Stream:
+        """Greedy; the answer is read in the background."""
+        body = {
+            "model": "tiny",
+            "prompt": list(prompt),
+            "max_tokens": count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+        request = urllib.request.Request(
+            f"http://{HOST}:{self.port}/v1/completions",
+            data=json.dumps(body).encode(),
+            headers={"content-type": "application/json"},
+        )
+        stream = Stream(leave=leave)
+        threading.Thread(target=stream.read, args=(request,), daemon=True).start()
+        return stream
+
+    def close(self) -> None:
+        for process in self.ranks.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+        for process in self.ranks.values():
+            process.wait()
+
+
+@contextlib.contextmanager
+def processes(size: int, model: Path, logs: Path, **settings: str) -> Iterator[Processes]:
+    """A ring, started; its processes end with the block."""
+    ring = Processes(size, model, logs, **settings)
+    try:
+        ring.start()
+        yield ring
+    finally:
+        ring.close()

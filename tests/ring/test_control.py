@@ -1,0 +1,214 @@
+"""Control connections: what is said arrives, who is silent is found out, and what is no rank does no harm."""
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+
+from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.control import FormOrder, Hub, Severed, Tether
+from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Limits, Lost
+
+HOST = "127.0.0.1"
+LIMITS = Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=0.2)
+
+
+def joins(ordinal: int, size: int) -> messages.Join:
+    return messages.Join(messages.Member(ordinal, f"pod-{ordinal}", f"p{ordinal}", HOST), size, "1/c", 100)
+
+
+class Side:
+    """One end, and what it was told."""
+
+    def __init__(self) -> None:
+        self.told: SimpleQueue[Any] = SimpleQueue()
+        self.fences: SimpleQueue[tuple[int, str]] = SimpleQueue()
+
+    def fence(self, epoch: int, reason: str) -> None:
+        self.fences.put((epoch, reason))
+
+    def next(self, kind: type) -> Any:
+        """The next thing of a kind that it was told."""
+        while True:
+            found = self.told.get(timeout=10)
+            if isinstance(found, kind):
+                return found
+
+
+class Leader(Side):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.hub = Hub(join=joins(0, size), host=HOST, port=0, limits=LIMITS, tell=self.told.put, fence=self.fence)
+        self.hub.start()
+
+    def form(self, order: FormOrder) -> bool:
+        members = [seat.member for seat in order.seats]
+        return self.hub.form(
+            order.epoch,
+            {seat.link: messages.Form(order.epoch, rank, members, "s:1") for rank, seat in enumerate(order.seats)},
+        )
+
+
+class Worker(Side):
+    def __init__(self, leader: Leader, ordinal: int, size: int) -> None:
+        super().__init__()
+        self.tether = Tether(host=HOST, port=leader.hub.port, limits=LIMITS, deliver=self.told.put, fence=self.fence)
+        self.tether.start()
+        self.tether.join(joins(ordinal, size))
+
+    def build(self) -> messages.Form:
+        form = self.next(messages.Form)
+        assert isinstance(form, messages.Form)
+        self.tether.send(messages.Formed(form.epoch, form.rank))
+        return form
+
+
+@pytest.fixture
+def sides() -> Iterator[tuple[Leader, Worker, Worker]]:
+    """A ring of three, formed."""
+    leader = Leader(3)
+    workers = Worker(leader, 1, 3), Worker(leader, 2, 3)
+    order = leader.next(FormOrder)
+    assert leader.form(order)
+    for worker in workers:
+        worker.build()
+    leader.hub.answer(messages.Formed(order.epoch, 0))
+    leader.next(Formed)
+    yield leader, *workers
+    for worker in workers:
+        worker.tether.stop()
+    leader.hub.stop("the test is over.")
+
+
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_steps_go_down_and_answers_up(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *workers = sides
+    step = messages.Step(0, 0, decode=[messages.Decode(1, 2, 3)])
+    leader.hub.step(step)
+    for rank, worker in enumerate(workers, 1):
+        assert worker.next(messages.Step) == step
+        worker.tether.send(messages.Done(0, rank, 0, messages.Traffic(1.0, 0.5, 0.5, 9)))
+    assert {leader.next(messages.Done).rank for _ in workers} == {1, 2}
+
+
+def test_a_busy_model_misses_no_heartbeat(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *_ = sides
+    end = time.monotonic() + 3 * LIMITS.heartbeat
+    while time.monotonic() < end:  # as a model's thread between its kernels
+        sum(range(10_000))
+    assert leader.told.empty()
+
+
+def test_a_silent_worker_is_fenced_out_and_its_work_is_void(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, silent, other = sides
+    leader.hub.step(messages.Step(0, 0))
+    other.next(messages.Step)
+    silent.tether._loop.post(time.sleep, 1.5)
+    assert leader.next(Lost).ordinal == 1
+    assert leader.next(Fence) == Fence(1, leader.fences.get(timeout=5)[1], abort=True)
+    assert other.fences.get(timeout=5) == (1, "rank 0 fenced it")
+    leader.hub.stopped(1)
+    other.tether.send(messages.Fault(0, 2, 0, "fenced"))
+    order = leader.next(FormOrder)
+    assert [(seat.member.ordinal, seat.rank_before, seat.finished) for seat in order.seats] == [
+        (0, 0, BUILT),
+        (2, 2, BUILT),
+    ]
+    assert leader.form(order)
+    assert other.build().epoch == order.epoch
+    leader.hub.answer(messages.Formed(order.epoch, 0))
+    leader.next(Formed)
+    # It comes back: its own ring is void, it asks again, and says what it holds.
+    assert silent.next(Severed)
+    silent.tether.join(joins(1, 3))
+    leader.hub.stopped(leader.next(Fence).epoch)
+    order = leader.next(FormOrder)
+    assert [(seat.member.ordinal, seat.rank_before) for seat in order.seats] == [(0, 0), (1, None), (2, 1)]
+
+
+def test_a_silent_rank_0_is_left_and_looked_for_again(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *workers = sides
+    leader.hub._loop.post(time.sleep, 1.5)
+    for worker in workers:
+        assert "rank 0 was silent" in worker.next(Severed).reason
+        assert worker.fences.get(timeout=5)[0] > 1_000_000
+    for ordinal, worker in enumerate(workers, 1):
+        worker.tether.join(joins(ordinal, 3))
+    leader.hub.stopped(leader.next(Fence).epoch)
+    while not isinstance(order := leader.told.get(timeout=10), FormOrder) or order.seats[-1].member.ordinal != 2:
+        if isinstance(order, Fence):  # another one, where one of them came a little later
+            leader.hub.stopped(order.epoch)
+
+
+def test_forms_of_an_order_that_is_out_of_date_are_not_sent(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, first, second = sides
+    first.tether.stop()
+    leader.hub.stopped(leader.next(Fence).epoch)
+    stale = leader.next(FormOrder)
+    second.tether.stop()
+    until(lambda: not leader.told.empty())
+    assert not leader.form(stale)
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", struct.pack(">I", 3) + b"abc", b"\0"])
+def test_what_is_no_rank_is_sent_away(sides: tuple[Leader, Worker, Worker], said: bytes) -> None:
+    leader, *workers = sides
+    with socket.create_connection((HOST, leader.hub.port)) as stranger:
+        stranger.sendall(said)
+        stranger.shutdown(socket.SHUT_WR)
+        stranger.settimeout(10)
+        while stranger.recv(4096):
+            pass
+    leader.hub.step(messages.Step(0, 0))
+    for worker in workers:
+        worker.next(messages.Step)
+
+
+def test_a_stop_reaches_the_workers(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *workers = sides
+    leader.hub.stop("the pod ends.")
+    for worker in workers:
+        assert worker.next(messages.Stop).reason == "the pod ends."
+
+
+def test_a_port_that_is_taken_is_said_to_be() -> None:
+    with socket.create_server((HOST, 0)) as taken, pytest.raises(OSError, match="in use"):
+        Hub(
+            join=joins(0, 1),
+            host=HOST,
+            port=taken.getsockname()[1],
+            limits=LIMITS,
+            tell=print,
+            fence=lambda epoch, reason: None,
+        ).start()
+
+
+def test_rank_0_alone_forms_at_once() -> None:
+    leader = Leader(1)
+    try:
+        order = leader.next(FormOrder)
+        assert [seat.link for seat in order.seats] == [SELF]
+        assert leader.form(order)
+        leader.hub.answer(messages.Formed(order.epoch, 0))
+        assert leader.next(Formed).ordinals == (0,)
+    finally:
+        leader.hub.stop("the test is over.")
+
+
+def test_threads_end(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *workers = sides
+    for worker in workers:
+        worker.tether.stop()
+    leader.hub.stop("the test is over.")
+    assert not [thread for thread in threading.enumerate() if thread.name in {"ring-hub", "ring-tether"}]

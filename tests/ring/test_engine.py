@@ -1,0 +1,196 @@
+"""The engine with a model that is none, over real control connections: whatever fails, the tokens are the right ones."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.requests import Policy
+from tests.ring.crew import Crew, Process, WorkerProcess, answer
+
+
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    made = Crew(4)
+    yield made
+    made.close()
+    assert [each.ended for each in (made.leader, *made.workers.values()) if each.ended] == []
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return [(seed * 7919 + at * at) % 900 for at in range(length)]
+
+
+def test_a_ring_serves(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    long, short = crew.ask(prompt(300), 12), crew.ask(prompt(20, 1), 30)
+    assert long.over.wait(20)
+    assert short.over.wait(20)
+    assert long.tokens == answer(prompt(300), 12)
+    assert short.tokens == answer(prompt(20, 1), 30)
+
+
+def in_step(crew: Crew, ordinal: int, when: str, *, batch: int = 1) -> threading.Event:
+    """Set when the rank begins its next step of a kind (``window`` or ``decode``), in which it then hangs until killed."""
+    reached = threading.Event()
+
+    def hook(process: Process, step: messages.Step) -> None:
+        if process.ordinal == ordinal and (step.window if when == "window" else len(step.decode) >= batch):
+            crew.hooks.remove(hook)
+            reached.set()
+            process.killed.wait(20)
+
+    crew.hooks.append(hook)
+    return reached
+
+
+@pytest.mark.parametrize("ordinal", [1, 3])
+@pytest.mark.parametrize("when", ["window", "decode"])
+def test_a_rank_killed_in_the_midst_of_a_step_changes_no_token(crew: Crew, ordinal: int, when: str) -> None:
+    crew.formed(0, 1, 2, 3)
+    victim = crew.workers[ordinal]
+    reached = in_step(crew, ordinal, when)
+    got = [crew.ask(prompt(200, seed), 40) for seed in range(3)]
+    assert reached.wait(20)
+    victim.kill()
+    for seed, each in enumerate(got):
+        assert each.over.wait(20)
+        assert each.tokens == answer(prompt(200, seed), 40)
+    state = crew.leader.leader.state
+    assert state.members == tuple(rank for rank in range(4) if rank != ordinal)
+    assert state.reforms["lost"] == 1
+    if when == "decode":
+        placed = 2 * 200  # the first to decode, and the window beside it
+        assert 0 < state.scheduler.counts["refilled_tokens"] <= placed // 4
+
+
+def test_a_ring_that_breaks_after_a_long_time_fails_no_request(crew: Crew) -> None:
+    """How long there was no ring is counted from the break."""
+    crew.formed(0, 1, 2, 3)
+    reached = in_step(crew, 1, "decode")
+    got = crew.ask(prompt(200), 20)
+    assert reached.wait(20)
+    crew.later = 1000.0
+    crew.workers[1].kill()
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(200), 20)
+
+
+def test_a_rank_that_stood_still_keeps_what_nobody_computed_anew(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    first = crew.ask(prompt(400), 3)
+    assert first.over.wait(20)
+    crew.workers[2].stop(1.5)
+    crew.formed(0, 1, 3)
+    crew.formed(0, 1, 2, 3)
+    again = crew.ask([*prompt(400), *first.tokens, 5], 10)
+    assert again.over.wait(20)
+    assert again.tokens == answer([*prompt(400), *first.tokens, 5], 10)
+    assert crew.leader.leader.state.scheduler.counts["refilled_tokens"] == 0
+
+
+def test_two_losses_wait_for_one_to_come_back_and_the_stream_goes_on(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    got = crew.ask(prompt(200), 60)
+    assert got.first.wait(20)
+    crew.workers[2].kill()
+    crew.workers[3].kill()
+    crew.until(lambda: not crew.leader.leader.state.formed)
+    crew.workers[2] = WorkerProcess(crew, 2)
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(200), 60)
+    crew.formed(0, 1, 2)
+    crew.workers[3] = WorkerProcess(crew, 3)
+    crew.formed(0, 1, 2, 3)
+
+
+def test_a_loss_while_the_ring_heals(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    got = crew.ask(prompt(300), 60)
+    assert got.first.wait(20)
+    crew.workers[1].kill()
+    crew.formed(0, 2, 3)
+    crew.workers[1] = WorkerProcess(crew, 1)
+    crew.formed(0, 1, 2, 3)
+    crew.workers[3].kill()
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(300), 60)
+
+
+def test_a_new_rank_0_finds_what_the_workers_hold(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    asked = crew.ask(prompt(320), 4)
+    assert asked.over.wait(20)
+    crew.leader.kill()
+    from tests.ring.crew import LeaderProcess
+
+    crew.leader = LeaderProcess(crew)
+    crew.formed(0, 1, 2, 3)
+    again = crew.ask(prompt(320), 8)
+    assert again.over.wait(20)
+    assert again.tokens == answer(prompt(320), 8)
+    counts = crew.leader.leader.state.scheduler.counts
+    assert counts["computed_tokens"] <= 320 // 4 + 16, "only the share of the rank 0 that is gone"
+    assert counts["cached_tokens"] >= 220
+
+
+def test_what_does_not_fit_three_ranks_waits_for_the_fourth() -> None:
+    crew = Crew(
+        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=30.0)
+    )
+    try:
+        crew.formed(0, 1, 2, 3)
+        reached = in_step(crew, 1, "decode", batch=2)
+        got = [crew.ask(prompt(150, seed), 40) for seed in range(2)]
+        assert reached.wait(20)
+        crew.workers[1].kill()
+        crew.until(lambda: crew.leader.leader.state.scheduler.parked == 1)
+        crew.workers[1] = WorkerProcess(crew, 1)
+        for seed, each in enumerate(got):
+            assert each.over.wait(20)
+            assert each.tokens == answer(prompt(150, seed), 40)
+    finally:
+        crew.close()
+
+
+def test_a_parked_request_that_waited_too_long_fails_with_a_sentence() -> None:
+    crew = Crew(
+        4, capacity=120, policy=Policy(window_tokens=16, short_tokens=0, prefix_block_tokens=16, park_seconds=1.0)
+    )
+    try:
+        crew.formed(0, 1, 2, 3)
+        reached = in_step(crew, 1, "decode")
+        got = crew.ask(prompt(380), 40)
+        assert reached.wait(20)
+        crew.workers[1].kill()
+        assert got.over.wait(20)
+        assert got.refusal is not None
+        assert got.refusal.code == "ring_too_small"
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"world_size": 3}, "has WORLD_SIZE=3, rank 0 has 4; start all with the same WORLD_SIZE."),
+        ({"config_hash": "1.1/abc"}, "runs version 1.1, rank 0 runs 1.0; give all ranks the same image."),
+        ({"config_hash": "1.0/abd"}, "has the configuration abd, rank 0 has abc"),
+    ],
+)
+def test_a_rank_of_another_ring_is_told_why_it_is_none(crew: Crew, other: dict[str, object], sentence: str) -> None:
+    crew.formed(0, 1, 2, 3)
+    stranger = WorkerProcess(crew, 2, **other)
+    crew.until(lambda: stranger.refused is not None)
+    assert sentence in (stranger.refused or "")
+    stranger.kill()
+    crew.formed(0, 1, 2, 3)
+
+
+def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    got = crew.ask(prompt(300), 4000)
+    assert got.first.wait(20)
+    crew.cancel(1)
+    crew.until(lambda: sum(crew.leader.leader.state.scheduler.active) == 0)

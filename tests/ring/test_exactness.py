@@ -1,0 +1,100 @@
+"""The ring's logits beside those of the unsharded model, for every architecture: fp32, N = 2, 3 and 4."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine
+from tests.ring.tiny import REFUSED, SERVED, VOCABULARY, Tiny, build, configure
+from tests.ring.world import Rings, World
+
+BOUND = 5e-5
+"""Of the largest logit, or of 1."""
+
+
+@pytest.fixture(scope="module")
+def rings() -> Rings:
+    return Rings()
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[str, dict[int, float]]]:
+    """The largest error by architecture and ring size; printed at the end."""
+    rows: dict[str, dict[int, float]] = {}
+    yield rows
+    width = max(map(len, rows), default=0)
+    print(f"\n{'architecture':{width}}  N=2      N=3      N=4")
+    for name, errors in rows.items():
+        print(f"{name:{width}}  " + "  ".join(f"{errors[size]:.1e}" for size in sorted(errors)))
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Two sequences: a long one in two turns, and a short one beside it."""
+
+    long: list[int]
+    short: list[int]
+    expected_long: Tensor
+    expected_short: Tensor
+
+
+PROMPT, ANSWER, SECOND, AFTER, SHORT = 251, 9, 19, 4, 13
+
+
+def converse(tiny: Tiny, model: torch.nn.Module) -> Conversation:
+    draw = random.Random(tiny.name)  # noqa: S311  (tokens, no secrets)
+    long = [draw.randrange(3, VOCABULARY) for _ in range(PROMPT + ANSWER + SECOND + AFTER)]
+    short = [draw.randrange(3, VOCABULARY) for _ in range(SHORT + ANSWER)]
+    with torch.inference_mode():
+        return Conversation(long, short, *(model(torch.tensor([tokens])).logits[0].float() for tokens in (long, short)))
+
+
+class Errors:
+    def __init__(self, scale: float) -> None:
+        self.worst = 0.0
+        self._scale = max(1.0, scale)
+
+    def __call__(self, found: Tensor, expected: Tensor) -> None:
+        self.worst = max(self.worst, float((found - expected).abs().max()) / self._scale)
+        assert int(found.argmax()) == int(expected.argmax())
+
+
+@pytest.mark.parametrize("tiny", SERVED, ids=lambda tiny: tiny.name)
+def test_logits_are_those_of_the_unsharded_model(tiny: Tiny, rings: Rings, table: dict[str, dict[int, float]]) -> None:
+    model = build(tiny)
+    talk = converse(tiny, model)
+    for size in (2, 3, 4):
+        world = World(rings, model, size)
+        errors = Errors(float(talk.expected_long.abs().max()))
+        # The first turn in three windows of uneven length, and a short prompt whole on one rank.
+        errors(world.prompt(1, talk.long[:PROMPT], 0, (101, 2, 148)), talk.expected_long[PROMPT - 1])
+        errors(world.prompt(2, talk.short[:SHORT], 0, (SHORT,), size - 1), talk.expected_short[SHORT - 1])
+        for at in range(ANSWER):
+            there, beside = PROMPT + at, SHORT + at
+            rows = world.decode((1, there, talk.long[there]), (2, beside, talk.short[beside]))
+            errors(rows[0], talk.expected_long[there])
+            errors(rows[1], talk.expected_short[beside])
+        # The second turn, few tokens on a long past; then a rank is lost, and its part is computed again.
+        second = PROMPT + ANSWER
+        errors(world.prompt(1, talk.long[second:-AFTER], second, (SECOND,)), talk.expected_long[-AFTER - 1])
+        gone = size // 2
+        lost = world.layout(1).tokens(gone)
+        world.reform([rank for rank in range(size) if rank != gone])
+        assert world.refill(1, talk.long, most=90) == lost
+        for at in range(len(talk.long) - AFTER, len(talk.long)):
+            errors(world.decode((1, at, talk.long[at]))[0], talk.expected_long[at])
+        world.close()
+        table.setdefault(tiny.name, {})[size] = errors.worst
+        assert errors.worst <= BOUND
+
+
+@pytest.mark.parametrize(("tiny", "reason"), REFUSED, ids=lambda value: value.name if isinstance(value, Tiny) else "")
+def test_what_would_be_wrong_is_refused(tiny: Tiny, reason: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError) as refused:
+        examine(configure(tiny))
+    assert reason in str(refused.value)
+    assert f"models of type {tiny.model_type}" in str(refused.value)

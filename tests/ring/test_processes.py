@@ -1,0 +1,152 @@
+"""Drills on real processes: whatever is killed or stands still, the answer has the tokens of the unsharded model."""
+
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ring.processes import Processes, Stream, processes
+from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(SERVED[0])
+
+
+@pytest.fixture(scope="module")
+def ring(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    with processes(3, folder, tmp_path_factory.mktemp("logs")) as started:
+        started.formed()
+        yield started
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def under_way(ring: Processes, stream: Stream, tokens: int) -> None:
+    """Waits until so many tokens have come, and makes sure that there are more to come."""
+    ring.until(lambda: len(stream.tokens) >= tokens or stream.over.is_set(), seconds=60)
+    assert not stream.over.is_set(), (stream.error, stream.broken)
+
+
+def whole(stream: Stream, model: Any, tokens: list[int], count: int) -> None:
+    """The answer to a prompt came to its end, and is what the unsharded model says."""
+    assert stream.over.wait(120)
+    assert (stream.error, stream.broken) == (None, None)
+    assert len(stream.tokens) == count
+    assert wrong(model, tokens, stream.tokens) == []
+
+
+def test_a_rank_killed_in_generation(ring: Processes, model: Any) -> None:
+    tokens = prompt(500, 1)
+    refilled = ring.ring()["refilledTokensTotal"]
+    stream = ring.ask(tokens, 150)
+    under_way(ring, stream, 10)
+    ring.signal(2, signal.SIGKILL)
+    whole(stream, model, tokens, 150)
+    assert ring.ring()["members"] == [0, 1]
+    share = (ring.ring()["refilledTokensTotal"] - refilled) / (500 + 150)
+    assert share <= 1.3 / 3
+    ring.start(2)
+    ring.formed()
+
+
+def test_a_rank_that_stands_still_comes_back_with_its_kv(ring: Processes, model: Any) -> None:
+    tokens = prompt(500, 2)
+    done = ring.ask(tokens, 20)
+    whole(done, model, tokens, 20)
+    refilled, before = ring.ring()["refilledTokensTotal"], ring.ring()["epoch"]
+    ring.signal(1, signal.SIGSTOP)
+    ring.until(lambda: ring.ring().get("members") == [0, 2] and ring.ring()["formed"], seconds=20)
+    ring.signal(1, signal.SIGCONT)
+    ring.formed()
+    assert ring.ring()["epoch"] > before
+    stream = ring.ask(tokens, 150)
+    whole(stream, model, tokens, 150)
+    assert ring.ring()["refilledTokensTotal"] == refilled
+    assert stream.usage["prompt_tokens_details"]["cached_tokens"] >= 400
+
+
+def test_a_rank_that_stands_still_in_generation(ring: Processes, model: Any) -> None:
+    tokens = prompt(400, 3)
+    stream = ring.ask(tokens, 200)
+    under_way(ring, stream, 10)
+    ring.signal(2, signal.SIGSTOP)
+    whole(stream, model, tokens, 200)
+    ring.signal(2, signal.SIGCONT)
+    ring.formed()
+
+
+def test_rank_0_stands_still_in_generation(ring: Processes, model: Any) -> None:
+    tokens = prompt(400, 4)
+    stream = ring.ask(tokens, 200)
+    under_way(ring, stream, 10)
+    ring.signal(0, signal.SIGSTOP)
+    time.sleep(2.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
+    ring.signal(0, signal.SIGCONT)
+    whole(stream, model, tokens, 200)
+    ring.formed()
+
+
+def test_two_losses_in_a_row(ring: Processes, model: Any) -> None:
+    tokens = prompt(500, 5)
+    stream = ring.ask(tokens, 200)
+    under_way(ring, stream, 10)
+    ring.signal(1, signal.SIGKILL)
+    ring.signal(2, signal.SIGKILL)
+    ring.start(1, 2)
+    whole(stream, model, tokens, 200)
+    ring.formed()
+
+
+def test_a_kill_in_prefill(ring: Processes, model: Any) -> None:
+    tokens = prompt(3000, 6)
+    computed = (ring.state() or {})["engine"]["promptTokensTotal"]
+    stream = ring.ask(tokens, 20)
+    ring.until(lambda: (ring.state() or {})["engine"]["promptTokensTotal"] > computed)
+    ring.signal(1, signal.SIGKILL)
+    whole(stream, model, tokens, 20)
+    ring.start(1)
+    ring.formed()
+
+
+def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processes, model: Any) -> None:
+    tokens = prompt(600, 7)
+    stream = ring.ask(tokens, 120)
+    under_way(ring, stream, 10)
+    ring.signal(0, signal.SIGKILL)
+    assert stream.over.wait(30)
+    assert wrong(model, tokens, stream.tokens) == []
+    assert stream.finish is None
+    ring.start(0)
+    ring.formed()
+    again = ring.ask(tokens, 120)
+    whole(again, model, tokens, 120)
+    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"WORLD_SIZE": "2"}, "has WORLD_SIZE=2, rank 0 has 3; start all with the same WORLD_SIZE."),
+        ({"KVPLANE_RING_DTYPE": "bfloat16"}, "give all ranks the same model, dtype and KVPLANE_RING_* settings."),
+    ],
+)
+def test_a_rank_that_does_not_belong_ends_with_a_sentence(
+    ring: Processes, changed: dict[str, str], sentence: str
+) -> None:
+    stranger = ring.launch(1, **changed)
+    assert stranger.wait(timeout=90) == 2
+    assert sentence in ring.log(1)
+    ring.formed()
+
+
+def test_nothing_is_held_for_nobody(ring: Processes) -> None:
+    ring.until(lambda: (ring.state() or {})["admission"]["reservedTokens"] == 0)

@@ -1,0 +1,80 @@
+"""What a scrape shows: vLLM's words for what every engine has, as the sidecar reads them, and the ring's own."""
+
+from dataclasses import replace
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kvplane_runtime.ring.metrics import METRICS, RingCollector, Tally
+from kvplane_runtime.ring.state import State
+from kvplane_runtime.sidecar.signals import normalise
+from tests.ring.fake_engine import STATE
+
+
+def exposition(state: State = STATE, tally: Tally | None = None) -> str:
+    registry = CollectorRegistry()
+    registry.register(RingCollector(state=lambda: state, tally=tally or Tally(), in_flight=lambda: 2))
+    return generate_latest(registry).decode()
+
+
+def samples(text: str) -> dict[tuple[str, tuple[str, ...]], float]:
+    return {
+        (
+            sample.name,
+            tuple(value for name, value in sorted(sample.labels.items()) if name != "model_name"),
+        ): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_sidecar_reads_it_as_a_paged_engine() -> None:
+    tally = Tally()
+    tally.token(since_arrival=0.3, since_last=None)
+    tally.token(since_arrival=0.4, since_last=0.1)
+    tally.completed(seconds=0.4, prompt_tokens=10, generated_tokens=2)
+    scrape = normalise(exposition(tally=tally))
+    assert scrape.values["kv_cache_usage_ratio"] == 0.5
+    assert scrape.values["requests_running"] == 3
+    assert scrape.values["requests_waiting"] == 2
+    assert scrape.values["preemptions"] == 0
+    assert scrape.kv_cache is not None
+    assert scrape.kv_cache.capacity_tokens == 400
+    assert scrape.histograms["time_to_first_token_seconds"].sum == 0.3
+    assert scrape.histograms["inter_token_latency_seconds"].count == 1
+    assert scrape.histograms["e2e_request_latency_seconds"].count == 1
+
+
+def test_the_rings_own() -> None:
+    known = samples(exposition())
+    assert known["kvplane_ring_epoch", ()] == 3
+    assert known["kvplane_ring_members", ()] == 4
+    assert known["kvplane_ring_kv_tokens", ("2", "held")] == 30
+    assert known["kvplane_ring_kv_tokens", ("3", "reserved")] == 50
+    assert known["kvplane_ring_reforms_total", ("lost",)] == 1
+    assert known["kvplane_ring_recovery_seconds_sum", ()] == 1.2
+    assert known["kvplane_ring_step_seconds_total", ("waited", "0")] == 0.25
+    assert known["kvplane_ring_sent_bytes_total", ("1",)] == 1000
+    assert known["kvplane_ring_exposed_wait_ratio", ()] == 0.125
+    assert known["kvplane_ring_imbalance_ratio", ()] == pytest.approx(1 / 3)
+    assert known["kvplane_ring_api_requests_in_flight", ()] == 2
+
+
+def test_what_is_not_known_is_absent() -> None:
+    young = replace(STATE, epoch=-1, traffic=(), startup_seconds=None, formed=False, members=(), loading={1: 0.5})
+    known = samples(exposition(young))
+    names = {name for name, _ in known}
+    assert not names & {"kvplane_ring_epoch", "kvplane_ring_exposed_wait_ratio", "kvplane_ring_startup_seconds"}
+    assert known["kvplane_ring_loaded_ratio", ("1",)] == 0.5
+    assert known["kvplane_ring_formed", ()] == 0
+
+
+def test_every_metric_of_the_table_is_exported_and_no_other() -> None:
+    tally = Tally()
+    tally.responses[200] = 1
+    text = exposition(replace(STATE, loading={1: 0.5}), tally)
+    exported = {family.name for family in text_string_to_metric_families(text)}
+    assert exported == {metric.name for metric in METRICS}
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    assert all(metric.description.endswith(".") for metric in METRICS)

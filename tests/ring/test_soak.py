@@ -1,0 +1,181 @@
+"""A soak on real processes: short and long requests, while ranks are killed and stand still, in an order drawn from a seed.
+
+No token is wrong, no request is stuck, no rank ends by itself, and in the end all the room of the ring is free.
+"""
+
+import itertools
+import random
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.ring.processes import Processes, Stream, processes
+from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
+
+SEED = 20
+CLIENTS = 3
+FAULT_SECONDS = 45.0
+STUCK_SECONDS = 120.0
+"""Longer than two ranks take to come back one after another, on a busy machine."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    prompt: list[int]
+    count: int
+    stream: Stream
+
+    def ended_well(self) -> bool:
+        """As it was asked: all tokens, or as many as its client stayed for."""
+        stream = self.stream
+        if (stream.error, stream.broken) != (None, None):
+            return False
+        if stream.leave is not None:
+            return len(stream.tokens) >= stream.leave
+        return len(stream.tokens) == self.count and stream.finish == "length"
+
+
+class Client:
+    """Asks one thing after another: short and long, new and going on with what it had, and sometimes it goes away early."""
+
+    def __init__(self, ring: Processes, draw: random.Random) -> None:
+        self._ring = ring
+        self._draw = draw
+        self._enough = threading.Event()
+        self.asked: list[Asked] = []
+        self.busy = 0
+        """Answers that said that there is no room just now."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when its last request has ended, or is stuck."""
+        self._enough.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._enough.is_set():
+            prompt, count = self._next_prompt(), self._draw.randint(1, 120)
+            leave = self._draw.randint(0, count) if self._draw.random() < 0.15 else None
+            stream = self._ring.ask(prompt, count, leave=leave)
+            ended = stream.over.wait(STUCK_SECONDS)
+            if ended and (stream.error or {}).get("code") in {"kv_cache_full", "too_many_sequences"}:
+                self.busy += 1
+                self._enough.wait(0.5)
+                continue
+            self.asked.append(Asked(prompt, count, stream))
+            if not ended:
+                return
+
+    def _next_prompt(self) -> list[int]:
+        draw = self._draw
+        lengths = draw.choice([(1, 40), (1, 40), (100, 600), (1000, 2500)])
+        new = [draw.randrange(3, VOCABULARY) for _ in range(draw.randint(*lengths))]
+        if self.asked and draw.random() < 0.4:
+            last = self.asked[-1]
+            before = [*last.prompt, *last.stream.tokens]
+            if len(before) < 2500:
+                return [*before, *new[:600]]
+        return new
+
+
+class Faults:
+    """Kills workers, which come back a little later, and has ranks stand still, rank 0 too."""
+
+    def __init__(self, ring: Processes, draw: random.Random) -> None:
+        self._ring = ring
+        self._draw = draw
+        self._back: dict[int, float] = {}
+        """When a rank that was killed is started again."""
+        self._go_on: dict[int, float] = {}
+        """When a rank that stands still goes on."""
+        self.done = 0
+
+    def run(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        pause = 0.0
+        while (now := time.monotonic()) < end:
+            if now >= pause:
+                self._strike(now)
+                pause = now + self._draw.uniform(0.5, 5.0)
+            self._mend(now)
+            time.sleep(0.02)
+        self._mend(float("inf"))
+
+    def _strike(self, now: float) -> None:
+        draw = self._draw
+        rank = draw.randrange(self._ring.size)
+        if rank in self._back or rank in self._go_on:
+            return
+        self.done += 1
+        if rank and draw.random() < 0.5:
+            self._ring.signal(rank, signal.SIGKILL)
+            self._back[rank] = now + draw.uniform(0.0, 4.0)
+        else:
+            self._ring.signal(rank, signal.SIGSTOP)
+            self._go_on[rank] = now + draw.uniform(0.2, 3.0)
+
+    def _mend(self, now: float) -> None:
+        for rank in [rank for rank, at in self._go_on.items() if now >= at]:
+            del self._go_on[rank]
+            self._ring.signal(rank, signal.SIGCONT)
+        for rank in [rank for rank, at in self._back.items() if now >= at]:
+            del self._back[rank]
+            self._ring.start(rank)
+
+
+def nothing_reserved(ring: Processes) -> bool:
+    state = ring.state()
+    if state is None:
+        return False
+    engine = state["engine"]
+    busy = engine["requestsRunning"] + engine["requestsWaiting"] + state["ring"]["parked"]
+    return busy == 0 and state["admission"]["reservedTokens"] == 0
+
+
+def test_random_faults_cost_no_token_no_request_and_no_room(tmp_path: Path) -> None:
+    draw = random.Random(SEED)  # noqa: S311  (faults, no secrets)
+    model = build(SERVED[0])
+    model.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "logs").mkdir()
+    with processes(3, tmp_path / "tiny", tmp_path / "logs") as ring:
+        ring.formed()
+        clients = [Client(ring, random.Random(draw.random())) for _ in range(CLIENTS)]  # noqa: S311  (see above)
+        faults = Faults(ring, draw)
+        faults.run(FAULT_SECONDS)
+        ring.formed()
+        for client in clients:
+            client.stop()
+        asked = list(itertools.chain.from_iterable(client.asked for client in clients))
+        assert [each for each in asked if not each.stream.over.is_set()] == []
+        assert [(len(each.prompt), each.count, each.stream) for each in asked if not each.ended_well()] == []
+        assert [rank for rank, process in ring.ranks.items() if process.poll() is not None] == []
+        ring.until(lambda: nothing_reserved(ring))
+        # What is free can be given out: three requests at a time that need most of every rank.
+        last = [
+            Asked(prompt, 50, ring.ask(prompt, 50))
+            for prompt in ([draw.randrange(3, VOCABULARY) for _ in range(3800)] for _ in range(3))
+        ]
+        for each in last:
+            assert each.stream.over.wait(STUCK_SECONDS)
+            assert each.ended_well(), each.stream
+        ring.until(lambda: nothing_reserved(ring))
+        reforms = ring.ring()["reforms"]
+        logs = [ring.log(rank) for rank in range(3)]
+    assert [log for log in logs if "Traceback" in log] == []
+    found = {
+        index: places
+        for index, each in enumerate([*asked, *last])
+        if (places := wrong(model, each.prompt, each.stream.tokens))
+    }
+    assert found == {}
+    generated = sum(len(each.stream.tokens) for each in asked)
+    print(
+        f"\n{len(asked)} requests, {generated} tokens, {faults.done} faults, re-forms {reforms}, "
+        f"{sum(client.busy for client in clients)} times no room"
+    )
+    assert faults.done >= 5
+    assert reforms["lost"] >= 2
+    assert len(asked) >= 20
