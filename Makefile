@@ -71,6 +71,10 @@ bench-thrash: setup ## precision, recall and delay of the thrash detector, on a 
 bench-admission: setup ## admission beside the peers' on the real vLLM and on recorded traffic, 3 hours (QUICK=1: 12 minutes; goes on where it ended)
 	@$(PYTHON) -m bench.admission $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
+.PHONY: bench-autoscaling
+bench-autoscaling: setup ## our autoscaler beside the peers' laws on recorded traffic, in virtual time, hours of CPU (QUICK=1: minutes)
+	@$(PYTHON) -m bench.autoscaling $(if $(QUICK),--quick)
+
 .PHONY: bench-ring
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)

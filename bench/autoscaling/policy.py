@@ -9,6 +9,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
+@dataclass(frozen=True, slots=True)
+class ForwardPass:
+    """One step of an engine: how long it took, and what was in it."""
+
+    seconds: float
+    prompt_tokens: float
+    prompts: int
+    decode_kv_tokens: float
+    """KV of the requests that decode."""
+    decodes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """One ready replica as last scraped; figures are called as vLLM's."""
@@ -28,6 +40,15 @@ class Engine:
     peak_kv_cache_usage: float | None = None
     """Highest of the last minute; None: as now."""
     peak_waiting: int | None = None
+    max_batched_tokens: int = 2048
+    """vLLM's argument, as the next one."""
+    max_sequences: int = 256
+    forward_pass: ForwardPass | None = None
+    """The last step; None: nothing ran."""
+    admitted_total: float = 0.0
+    refused_total: float = 0.0
+    prompt_tokens_total: float = 0.0
+    generation_tokens_total: float = 0.0
 
     @property
     def tokens_in_use(self) -> float:

@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from bench.autoscaling.policy import ForwardPass
 from bench.engine.model import StepTime
 from bench.engine.presets import Preset
 
@@ -126,6 +127,26 @@ class Replica:
     def load(self) -> float:
         """Tokens in it, under way and before it: by this requests are spread."""
         return self.context + self._prefill_left() + self.waiting_tokens
+
+    def forward_pass(self) -> ForwardPass | None:
+        """The step of the batch as it is; None: nothing runs."""
+        if not self.running:
+            return None
+        seconds, chunk = self._step()
+        prompts, covered = 0, 0.0
+        for job in self.prefilling:
+            if covered >= chunk:
+                break
+            prompts += 1
+            covered += job.left
+        computed = sum(job.prompt + job.generated - job.left for job in self.prefilling)
+        return ForwardPass(
+            seconds=seconds,
+            prompt_tokens=chunk if self.prefilling else 0.0,
+            prompts=prompts,
+            decode_kv_tokens=max(0.0, self.context - computed),
+            decodes=len(self.decoding),
+        )
 
     def expected(self, job: Job) -> float:
         """KV tokens that a request is expected to hold at its end."""

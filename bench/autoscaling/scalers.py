@@ -7,7 +7,7 @@ that our admission hides nothing from its scaler.
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bench.autoscaling.policy import Engine, Fleet, Policy
+from bench.autoscaling.policy import Engine, Fleet, ForwardPass, Policy
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.law import decide
 from kvplane_operator.autoscaler.settings import Settings
@@ -36,6 +36,9 @@ class Scraped:
     mean_prompt_tokens: float
     peak_usage: float
     peak_waiting: int
+    max_batched_tokens: int
+    max_sequences: int
+    forward_pass: ForwardPass | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,13 @@ def _engine(seen: Seen) -> Engine | None:
         mean_prompt_tokens=scraped.mean_prompt_tokens,
         peak_kv_cache_usage=scraped.peak_usage,
         peak_waiting=scraped.peak_waiting,
+        max_batched_tokens=scraped.max_batched_tokens,
+        max_sequences=scraped.max_sequences,
+        forward_pass=scraped.forward_pass,
+        admitted_total=float(scraped.admitted),
+        refused_total=float(scraped.refused),
+        prompt_tokens_total=scraped.prompt_tokens,
+        generation_tokens_total=scraped.generation_tokens,
     )
 
 

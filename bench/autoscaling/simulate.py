@@ -60,10 +60,7 @@ class Outcome:
     @property
     def goodput_percent(self) -> float:
         """Share of all requests that met both goals; refused ones did not."""
-        met = sum(
-            job.good(ttft_seconds=self.goals.ttft_seconds, tpot_seconds=self.goals.tpot_seconds) for job in self.jobs
-        )
-        return 100.0 * met / len(self.jobs)
+        return self._met_percent(self.jobs)
 
     @property
     def hours(self) -> float:
@@ -84,6 +81,15 @@ class Outcome:
         turns = sum(before != after for before, after in pairwise(moves))
         return turns * 3600 / self.seconds
 
+    def goodput_between(self, begin: float, end: float) -> float:
+        """Of the requests that came in that time, as goodput_percent."""
+        return self._met_percent([job for job in self.jobs if begin <= job.at < end])
+
+    def ready_between(self, begin: float, end: float) -> tuple[tuple[float, int], ...]:
+        """(seconds since ``begin``, replicas ready) at ``begin`` and at each change until ``end``."""
+        later = ((at - begin, ready) for at, _, ready in self.counts if begin < at < end)
+        return ((0.0, self.ready_at(begin)), *later)
+
     def ready_at(self, at: float) -> int:
         """Replicas ready at a time."""
         return next((ready for since, _, ready in reversed(self.counts) if since <= at), 0)
@@ -93,6 +99,10 @@ class Outcome:
         if self.ready_at(since) >= replicas:
             return 0.0
         return next((at - since for at, _, ready in self.counts if at > since and ready >= replicas), None)
+
+    def _met_percent(self, jobs: Sequence[Job]) -> float:
+        met = sum(job.good(ttft_seconds=self.goals.ttft_seconds, tpot_seconds=self.goals.tpot_seconds) for job in jobs)
+        return 100.0 * met / len(jobs)
 
 
 @dataclass(slots=True, eq=False)
@@ -239,4 +249,7 @@ def _scraped(pod: _Pod, now: float) -> Scraped:
         mean_prompt_tokens=totals.prompt_tokens / admitted,
         peak_usage=max(usage for _, usage, _ in pod.peaks),
         peak_waiting=max(waiting for _, _, waiting in pod.peaks),
+        max_batched_tokens=replica.engine.max_batched_tokens,
+        max_sequences=replica.engine.max_sequences,
+        forward_pass=replica.forward_pass(),
     )

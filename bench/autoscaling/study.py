@@ -2,7 +2,8 @@
 
 Every cell is one variant of one trace at one start-up time; within a cell all contestants get the same arrivals of each
 seed. Peers whose target depends on the engine get several and keep the one with the highest goodput on seeds that are not
-reported; ours has one set of parameters for all cells. Static N for every N gives the line that hours are measured by.
+reported; ours has one set of parameters for all cells. Static N for every N gives the line that hours are measured by. Seeds
+are the only chance in it, so intervals are of pairs of the same seed (``bench.admission.intervals``).
 """
 
 import math
@@ -10,12 +11,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Final
 
-from bench.admission.replay.traces import load
+from bench.admission.intervals import Interval, stratified
+from bench.admission.replay.traces import Arrival, load
+from bench.autoscaling.clairvoyant import needs
 from bench.autoscaling.policies.aibrix import Apa
 from bench.autoscaling.policies.dynamo import Dynamo
-from bench.autoscaling.policies.fixed import Static
+from bench.autoscaling.policies.dynamo_model import Constant
+from bench.autoscaling.policies.dynamo_sla import DynamoSla
+from bench.autoscaling.policies.fixed import Clairvoyant, Static
 from bench.autoscaling.policies.hpa import HorizontalPodAutoscaler
 from bench.autoscaling.policies.keda import Keda
 from bench.autoscaling.policies.knative import Knative
@@ -25,12 +31,16 @@ from bench.autoscaling.policies.wva import WvaV1, WvaV2
 from bench.autoscaling.policy import Policy
 from bench.autoscaling.replica import engine_of
 from bench.autoscaling.scalers import OurScaler, PeerScaler, Scaler
-from bench.autoscaling.simulate import World, simulate
-from bench.autoscaling.variants import STEP_SECONDS, VARIANTS
+from bench.autoscaling.simulate import Outcome, World, simulate
+from bench.autoscaling.variants import FOLLOWED, STEP_SECONDS, VARIANTS
 from bench.engine.presets import PRESETS
 from kvplane_operator.autoscaler.settings import Settings
 
 OURS: Final = "kvplane"
+STATIC: Final = "static"
+CLAIRVOYANT: Final = "clairvoyant"
+SHARES: Final = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Of a replica that the clairvoyant one may plan with."""
 PEERS: Final[dict[str, tuple[Policy, ...]]] = {
     "hpa": (HorizontalPodAutoscaler(), HorizontalPodAutoscaler(kv_usage=None), HorizontalPodAutoscaler(waiting=None)),
     "keda": (Keda(), Keda(threshold=1.0)),
@@ -42,8 +52,13 @@ PEERS: Final[dict[str, tuple[Policy, ...]]] = {
     "wva v2": (WvaV2(),),
     "dynamo throughput": (Dynamo("throughput"),),
     "dynamo latency": (Dynamo("latency"),),
+    "dynamo sla": (DynamoSla(), DynamoSla(forecast=Constant()), DynamoSla(forecast=None)),
 }
 """Settings that are tried for each."""
+_ENOUGH_PERCENT: Final = 99.0
+"""Goodput beyond which the clairvoyant one saves hours."""
+_SERVED_PERCENT: Final = 95.0
+"""Goodput from which on a static count is enough for a step."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,7 @@ class Size:
     preset: str = "32b-h100"
     rates: tuple[tuple[str, float], ...] = (("conv", 9.0), ("code", 6.0))
     """Requests a second on average, by trace: work for three replicas or so."""
-    variants: tuple[str, ...] = ("raw", "stretched", "diurnal", "steps")
+    variants: tuple[str, ...] = tuple(VARIANTS)
     startups: tuple[float, ...] = (60.0, 180.0)
     scrape_seconds: float = 5.0
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -85,6 +100,20 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Step:
+    """The first step of a run, which trebles the load."""
+
+    settled_goodput_percent: float
+    """Of the requests of its second half."""
+    ready: tuple[tuple[float, int], ...]
+    """(seconds since the step, replicas ready) at the step and at each change until its end."""
+
+    def seconds_to(self, replicas: int) -> float:
+        """Until so many were ready; where that never came, the whole step."""
+        return next((at for at, ready in self.ready if ready >= replicas), STEP_SECONDS)
+
+
+@dataclass(frozen=True)
 class Result:
     """What a run gave."""
 
@@ -93,8 +122,8 @@ class Result:
     hours: float
     lost_percent: float
     reversals_per_hour: float
-    seconds_after_step: float | None
-    """From the first step up to as many replicas as serve at its end; None: not a variant of steps."""
+    step: Step | None
+    """None: not the variant of steps."""
 
 
 def execute(run: Run, size: Size) -> Result:
@@ -106,28 +135,36 @@ def execute(run: Run, size: Size) -> Result:
         gated=run.gated,
         startup_seconds=run.cell.startup,
         scrape_seconds=size.scrape_seconds,
-        begin_replicas=run.setting if run.contestant == "static" else 1,
+        begin_replicas=run.setting if run.contestant == STATIC else 1,
     )
-    outcome = simulate(arrivals, world, scaler_of(run, size))
-    after = None
-    if run.cell.variant == "steps":
-        needed = outcome.ready_at(2 * STEP_SECONDS)
-        after = outcome.seconds_to(needed, since=STEP_SECONDS)
+    outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world))
     return Result(
         run=run,
         goodput_percent=outcome.goodput_percent,
         hours=outcome.hours,
         lost_percent=outcome.lost_percent,
         reversals_per_hour=outcome.reversals_per_hour,
-        seconds_after_step=after,
+        step=_first_step(outcome) if run.cell.variant == "steps" else None,
     )
 
 
-def scaler_of(run: Run, size: Size) -> Scaler:
+def _first_step(outcome: Outcome) -> Step:
+    begin, end = STEP_SECONDS, 2 * STEP_SECONDS
+    return Step(outcome.goodput_between((begin + end) / 2, end), outcome.ready_between(begin, end))
+
+
+def scaler_of(run: Run, size: Size, arrivals: Sequence[Arrival], world: World) -> Scaler:
     """The contestant, made anew."""
+    policy: Policy
     if run.contestant == OURS:
         return OurScaler(Settings(max_replicas=size.highest))
-    policy: Policy = Static(run.setting) if run.contestant == "static" else PEERS[run.contestant][run.setting]
+    if run.contestant == STATIC:
+        policy = Static(run.setting)
+    elif run.contestant == CLAIRVOYANT:
+        needed = needs(arrivals, world.engine, world.goals, share=SHARES[run.setting])
+        policy = Clairvoyant(needed, startup_seconds=world.startup_seconds)
+    else:
+        policy = PEERS[run.contestant][run.setting]
     return PeerScaler(policy, lowest=1, highest=size.highest)
 
 
@@ -142,24 +179,30 @@ def cells(size: Size) -> list[Cell]:
 
 
 def tuning_runs(size: Size) -> list[Run]:
-    """Of peers with several settings."""
+    """Of those with several settings."""
+    settings = {name: len(each) for name, each in PEERS.items()} | {CLAIRVOYANT: len(SHARES)}
     return [
         Run(cell, seed, name, setting)
         for cell in cells(size)
         for seed in size.tuning_seeds
-        for name, settings in PEERS.items()
-        if len(settings) > 1
-        for setting in range(len(settings))
+        for name, count in settings.items()
+        if count > 1
+        for setting in range(count)
     ]
 
 
 def chosen(results: Iterable[Result]) -> dict[str, int]:
-    """The setting of each peer with the highest mean goodput over all cells; of equals, the fewest hours."""
+    """The setting of each with the highest mean goodput over all cells; of equals, the fewest hours."""
     by: dict[tuple[str, int], list[Result]] = {}
     for result in results:
         by.setdefault((result.run.contestant, result.run.setting), []).append(result)
-    ranked = sorted(by, key=lambda each: (mean(by[each], "goodput_percent"), -mean(by[each], "hours")))
-    return dict(ranked)  # the best of each name comes last
+
+    def merit(each: tuple[str, int]) -> tuple[float, float]:
+        goodput = mean(by[each], "goodput_percent")
+        # Who knows all can have any goodput: the one with the fewest hours is wanted.
+        return min(goodput, _ENOUGH_PERCENT) if each[0] == CLAIRVOYANT else goodput, -mean(by[each], "hours")
+
+    return dict(sorted(by, key=merit))  # the best of each name comes last
 
 
 def reported_runs(size: Size, settings: dict[str, int]) -> list[Run]:
@@ -171,7 +214,8 @@ def reported_runs(size: Size, settings: dict[str, int]) -> list[Run]:
         for run in (
             *(Run(cell, seed, OURS, gated=gated) for gated in (True, False)),
             *(Run(cell, seed, name, settings.get(name, 0), gated=gated) for name in PEERS for gated in (True, False)),
-            *(Run(cell, seed, "static", replicas) for replicas in range(1, size.highest + 1)),
+            Run(cell, seed, CLAIRVOYANT, settings.get(CLAIRVOYANT, 0)),
+            *(Run(cell, seed, STATIC, replicas) for replicas in range(1, size.highest + 1)),
         )
     ]
 
@@ -180,7 +224,8 @@ def run_all(runs: Sequence[Run], size: Size) -> list[Result]:
     """In as many processes as the size says."""
     if size.processes == 1:
         return [execute(run, size) for run in runs]
-    with ProcessPoolExecutor(size.processes) as pool:
+    # Not forked: who says how far it is does so in a thread.
+    with ProcessPoolExecutor(size.processes, mp_context=get_context("spawn")) as pool:
         return list(pool.map(execute, runs, [size] * len(runs), chunksize=1))
 
 
@@ -206,16 +251,30 @@ def line(static: Sequence[tuple[float, float]], goodput: float) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """The last line."""
+    """The last line; nan where a run lacks what a figure is made of."""
 
     hours_vs_best_peer: float
     goodput_vs_best_peer_points: float
     best_peer: str
     code_goodput_percent: float
     reversals_per_h: float
+    """On steady load."""
     hours_vs_static_line: float
     code_hours_vs_static_line: float
     capacity_after_step_minus_startup_s: float
+    """The longest of all runs, from the first step to as many replicas as static ones would have to be."""
+    dynosim_error_percent: float = math.nan
+    """NVIDIA's simulator is not asked by this command."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """Ours less a peer's, over the variants that can be followed, seed by seed."""
+
+    peer: str
+    goodput_points: Interval
+    hours_ratio: Interval
+    """Geometric mean."""
 
 
 class Study:
@@ -223,44 +282,50 @@ class Study:
 
     def __init__(self, results: Sequence[Result]) -> None:
         self._by: dict[tuple[Cell, str, int, bool], list[Result]] = {}
-        for result in results:
-            setting = result.run.setting if result.run.contestant == "static" else 0
+        for result in sorted(results, key=lambda result: result.run.seed):
             run = result.run
+            setting = run.setting if run.contestant == STATIC else 0
             self._by.setdefault((run.cell, run.contestant, setting, run.gated), []).append(result)
         self.cells = sorted({cell for cell, _, _, _ in self._by})
-        self.names = list(dict.fromkeys(name for _, name, _, _ in self._by if name != "static"))
+        self.followed = [cell for cell in self.cells if cell.variant in FOLLOWED]
+        self.names = [name for name in (OURS, *PEERS, CLAIRVOYANT) if any(name == each for _, each, _, _ in self._by)]
+        self.peers = [name for name in self.names if name in PEERS]
 
     def mean(self, field: str, name: str, cells: Iterable[Cell], *, gated: bool = True) -> float:
-        """Over these cells, each cell the same weight."""
-        return statistics.fmean(mean(self._by[cell, name, 0, gated], field) for cell in cells)
+        """Over these cells, each cell the same weight; nan without one."""
+        means = [mean(self._by[cell, name, 0, gated], field) for cell in cells]
+        return statistics.fmean(means) if means else math.nan
 
     def against_line(self, name: str, cells: Iterable[Cell]) -> float:
-        """Hours over those of the static line at the same goodput, mean over cells."""
-        return statistics.fmean(self._against(name, cell) for cell in cells)
+        """Hours over those of the static line at the same goodput, mean over cells; nan without one."""
+        ratios = [self._against_line(name, cell) for cell in cells]
+        return statistics.fmean(ratios) if ratios else math.nan
+
+    def best_peer(self) -> str:
+        """The dynamic peer with the highest goodput on the variants that can be followed, all behind our admission."""
+        return max(self.peers, key=lambda name: self.mean("goodput_percent", name, self.followed))
 
     def figures(self) -> Figures:
-        """Against the dynamic peer with the highest goodput on the variants that can be followed, all behind our admission."""
-        followed = [cell for cell in self.cells if cell.variant != "raw"]
-        code = [cell for cell in self.cells if cell.trace == "code" and cell.variant == "raw"] or followed
-        peers = [name for name in self.names if name != OURS]
-        best = max(peers, key=lambda name: self.mean("goodput_percent", name, followed))
-        late = [
-            result.seconds_after_step - cell.startup
-            for cell in followed
-            for result in self._by[cell, OURS, 0, True]
-            if result.seconds_after_step is not None
-        ]
+        """Against the best peer, both behind our admission."""
+        best, followed = self.best_peer(), self.followed
+        code = [cell for cell in self.cells if cell.trace == "code" and cell.variant == "raw"]
+        steady = [cell for cell in self.cells if cell.variant == "steady"]
         return Figures(
             hours_vs_best_peer=self.mean("hours", OURS, followed) / self.mean("hours", best, followed),
             goodput_vs_best_peer_points=self.mean("goodput_percent", OURS, followed)
             - self.mean("goodput_percent", best, followed),
             best_peer=best,
             code_goodput_percent=self.mean("goodput_percent", OURS, code),
-            reversals_per_h=self.mean("reversals_per_hour", OURS, followed),
+            reversals_per_h=self.mean("reversals_per_hour", OURS, steady),
             hours_vs_static_line=self.against_line(OURS, followed),
             code_hours_vs_static_line=self.against_line(OURS, code),
-            capacity_after_step_minus_startup_s=max(late, default=float("nan")),
+            capacity_after_step_minus_startup_s=max(self._late(OURS), default=math.nan),
         )
+
+    def against(self) -> list[Against]:
+        """Ours against each peer, the best one first."""
+        ranked = sorted(self.peers, key=lambda name: -self.mean("goodput_percent", name, self.followed))
+        return [self._against(peer) for peer in ranked]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The Pareto table: one line for each cell, contestant and admission."""
@@ -271,9 +336,10 @@ class Study:
                 f"{cell.startup:.0f}",
                 name,
                 "kvplane" if gated else "vllm",
-                f"{self.mean('goodput_percent', name, [cell], gated=gated):.1f}",
-                f"{self.mean('hours', name, [cell], gated=gated):.2f}",
-                f"{self._against(name, cell, gated=gated):.2f}",
+                _spread(self._by[cell, name, 0, gated], "goodput_percent", digits=1),
+                _spread(self._by[cell, name, 0, gated], "hours", digits=2),
+                f"{self._against_line(name, cell, gated=gated):.2f}",
+                self._regret(name, cell, gated=gated),
                 f"{self.mean('lost_percent', name, [cell], gated=gated):.1f}",
                 f"{self.mean('reversals_per_hour', name, [cell], gated=gated):.1f}",
             )
@@ -283,15 +349,64 @@ class Study:
             if (cell, name, 0, gated) in self._by
         ]
 
-    def _against(self, name: str, cell: Cell, *, gated: bool = True) -> float:
-        static = [
-            (mean(results, "goodput_percent"), mean(results, "hours"))
-            for (of, contestant, _, _), results in self._by.items()
-            if of == cell and contestant == "static"
-        ]
+    def _against(self, peer: str) -> Against:
+        pairs = {
+            str(cell): list(zip(self._by[cell, OURS, 0, True], self._by[cell, peer, 0, True], strict=True))
+            for cell in self.followed
+        }
+        ratio = stratified({cell: [math.log(a.hours / b.hours) for a, b in each] for cell, each in pairs.items()})
+        return Against(
+            peer=peer,
+            goodput_points=stratified(
+                {cell: [a.goodput_percent - b.goodput_percent for a, b in each] for cell, each in pairs.items()}
+            ),
+            hours_ratio=Interval(math.exp(ratio.mean), math.exp(ratio.low), math.exp(ratio.high)),
+        )
+
+    def _against_line(self, name: str, cell: Cell, *, gated: bool = True) -> float:
+        static = [(mean(results, "goodput_percent"), mean(results, "hours")) for _, results in self._static(cell)]
         hours = self.mean("hours", name, [cell], gated=gated)
         on_line = line(static, self.mean("goodput_percent", name, [cell], gated=gated))
         return hours / on_line if on_line else math.inf
+
+    def _regret(self, name: str, cell: Cell, *, gated: bool) -> str:
+        """Hours over those of who knows all."""
+        if (cell, CLAIRVOYANT, 0, True) not in self._by:
+            return "none"
+        return f"{self.mean('hours', name, [cell], gated=gated) / self.mean('hours', CLAIRVOYANT, [cell]):.2f}"
+
+    def _late(self, name: str) -> list[float]:
+        """Seconds beyond a start from each first step until enough replicas were ready."""
+        return [
+            result.step.seconds_to(self._enough(cell, result.run.seed)) - cell.startup
+            for cell in self.cells
+            for result in self._by.get((cell, name, 0, True), ())
+            if result.step is not None
+        ]
+
+    def _enough(self, cell: Cell, seed: int) -> int:
+        """Fewest static replicas that serve the first step; all, where none do."""
+        counts = [(count, each) for count, results in self._static(cell) for each in results if each.run.seed == seed]
+        enough = [
+            count
+            for count, each in counts
+            if each.step is not None and each.step.settled_goodput_percent >= _SERVED_PERCENT
+        ]
+        return min(enough, default=max(count for count, _ in counts))
+
+    def _static(self, cell: Cell) -> list[tuple[int, list[Result]]]:
+        return [
+            (count, results)
+            for (of, name, count, _), results in sorted(self._by.items(), key=lambda each: each[0])
+            if of == cell and name == STATIC
+        ]
+
+
+def _spread(results: Sequence[Result], field: str, *, digits: int) -> str:
+    """The mean and half of its 95 % interval."""
+    found = stratified({"all": [getattr(result, field) for result in results]})
+    half = (found.high - found.low) / 2
+    return f"{found.mean:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
 
 HEADER: Final = (
@@ -303,6 +418,20 @@ HEADER: Final = (
     "goodput_%",
     "hours",
     "vs_static",
+    "vs_clairvoyant",
     "lost_%",
     "reversals/h",
 )
+AGAINST_HEADER: Final = ("kvplane against", "goodput, points", "hours, ratio")
+
+
+def against_rows(found: Iterable[Against]) -> list[tuple[str, ...]]:
+    """Of AGAINST_HEADER; in brackets the 95 % interval."""
+    return [
+        (
+            each.peer,
+            str(each.goodput_points),
+            f"{each.hours_ratio.mean:.2f} [{each.hours_ratio.low:.2f}, {each.hours_ratio.high:.2f}]",
+        )
+        for each in found
+    ]

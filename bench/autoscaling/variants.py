@@ -1,8 +1,9 @@
 """Traffic that autoscaling is judged by: the Azure hours as they are, stretched, under a day's envelope, and in steps. Pure.
 
 Raw, the bursts of those hours are shorter than a start: no scaler can follow them, only headroom meets them. Stretched by
-four they last minutes, so that scaling pays; a day's envelope moves the mean by five; steps come without a warning. Every
-variant is made of real requests, and a seed decides which, as in ``bench.admission.replay.traces``.
+four they last minutes, so that scaling pays; a day's envelope moves the mean by five; steps come without a warning; on steady
+load nothing should move. Every variant is made of real requests, and a seed decides which, as in
+``bench.admission.replay.traces``.
 """
 
 import math
@@ -22,6 +23,7 @@ _NIGHT: Final = 0.2
 STEPS: Final = (1.0, 3.0, 1.0, 5.0, 2.0, 1.0)
 """Times the lowest rate, each for STEP_SECONDS."""
 STEP_SECONDS: Final = 1200.0
+_STEADY_STEPS: Final = 3
 
 
 def raw(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
@@ -56,13 +58,39 @@ def steps(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
     random_ = random.Random(f"steps {seed}")
     lengths = arrivals(trace, rate=rate, seed=seed)
     lowest = rate * len(STEPS) / sum(STEPS)
-    made: list[Arrival] = []
-    for number, level in enumerate(STEPS):
-        at = number * STEP_SECONDS
-        while (at := at + random_.expovariate(lowest * level)) < (number + 1) * STEP_SECONDS:
-            made.append(replace(random_.choice(lengths), at=at))
+    return [
+        arrival
+        for number, level in enumerate(STEPS)
+        for arrival in _poisson(random_, lengths, rate=lowest * level, begin=number * STEP_SECONDS)
+    ]
+
+
+def steady(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
+    """Poisson arrivals at one rate, as long as three steps, with the lengths of the trace's requests."""
+    random_ = random.Random(f"steady {seed}")
+    lengths = arrivals(trace, rate=rate, seed=seed)
+    return [
+        arrival
+        for number in range(_STEADY_STEPS)
+        for arrival in _poisson(random_, lengths, rate=rate, begin=number * STEP_SECONDS)
+    ]
+
+
+def _poisson(random_: random.Random, lengths: Sequence[Arrival], *, rate: float, begin: float) -> list[Arrival]:
+    """For STEP_SECONDS from ``begin`` on."""
+    made, at = [], begin
+    while (at := at + random_.expovariate(rate)) < begin + STEP_SECONDS:
+        made.append(replace(random_.choice(lengths), at=at))
     return made
 
 
 Variant = Callable[..., list[Arrival]]
-VARIANTS: Final[dict[str, Variant]] = {"raw": raw, "stretched": stretched, "diurnal": diurnal, "steps": steps}
+VARIANTS: Final[dict[str, Variant]] = {
+    "raw": raw,
+    "stretched": stretched,
+    "diurnal": diurnal,
+    "steps": steps,
+    "steady": steady,
+}
+FOLLOWED: Final = ("stretched", "diurnal", "steps")
+"""Those whose load a scaler can follow, and by which the scalers are compared."""

@@ -1,12 +1,16 @@
 """The peers' laws decide as their sources do: the numbers are those of the sources' own tests, where they have any."""
 
+from dataclasses import replace
+from functools import reduce
 from typing import Literal
 
 import pytest
 
-from bench.autoscaling.policies import aibrix, hpa, keda, knative, kthena, kubeai, wva
+from bench.autoscaling.policies import aibrix, dynamo_model, dynamo_sla, hpa, keda, knative, kthena, kubeai, wva
 from bench.autoscaling.policies.aibrix import Apa
 from bench.autoscaling.policies.dynamo import Dynamo, decided
+from bench.autoscaling.policies.dynamo_model import Constant, Kalman, Model, Plane
+from bench.autoscaling.policies.dynamo_sla import DynamoSla
 from bench.autoscaling.policies.fixed import Clairvoyant, Static
 from bench.autoscaling.policies.hpa import HorizontalPodAutoscaler
 from bench.autoscaling.policies.keda import Keda
@@ -14,7 +18,7 @@ from bench.autoscaling.policies.knative import Knative
 from bench.autoscaling.policies.kthena import Kthena, Step
 from bench.autoscaling.policies.kubeai import KubeAI
 from bench.autoscaling.policies.wva import WvaV1, WvaV2
-from bench.autoscaling.policy import Engine, Fleet, Policy
+from bench.autoscaling.policy import Engine, Fleet, ForwardPass, Policy
 
 EVERY: list[Policy] = [
     HorizontalPodAutoscaler(),
@@ -27,6 +31,7 @@ EVERY: list[Policy] = [
     WvaV2(),
     Dynamo("throughput"),
     Dynamo("latency"),
+    DynamoSla(),
 ]
 
 
@@ -41,6 +46,7 @@ def engine(
         waiting_prompt_tokens=waiting_prompt_tokens,
         kv_tokens=100_000,
         mean_prompt_tokens=prompt,
+        forward_pass=ForwardPass(0.02 + 0.08 * kv, 100.0, 1, kv * 100_000, running) if running else None,
     )
 
 
@@ -77,8 +83,8 @@ class TestAll:
 
     @pytest.mark.parametrize("policy", EVERY, ids=lambda policy: policy.name)
     def test_empty_engines_ask_for_fewer_in_the_end(self, policy: Policy) -> None:
-        empty = engine(0.0, running=0)
-        assert min(after(policy, *[fleet(empty, empty, empty)] * 200)) < 3
+        light, empty = engine(0.1, running=2), engine(0.0, running=0)
+        assert min(after(policy, *[fleet(light, light, light)] * 5, *[fleet(empty, empty, empty)] * 200)) < 3
 
     @pytest.mark.parametrize("policy", EVERY, ids=lambda policy: policy.name)
     def test_nobody_goes_to_zero(self, policy: Policy) -> None:
@@ -482,6 +488,153 @@ class TestDynamo:
     def test_one_replica_under_way_blocks(self) -> None:
         """TestScalingInProgress."""
         assert first(Dynamo(), fleet(engine(1.0, waiting_prompt_tokens=90_000), asked=2)) == 2
+
+
+TRAINED = [(100.0, 1000.0), (200.0, 2000.0), (300.0, 3000.0), (400.0, 4000.0), (500.0, 5000.0)]
+"""Prompt tokens and KV tokens of _train_agg, which move together."""
+
+
+def taught(*loads: tuple[float, float], most: int = dynamo_model.SAMPLES) -> Model:
+    """A model that saw these steps, each with one prompt and ten decodes, of 1 ms, 1 ms a prompt token, 0.1 ms a KV token."""
+    steps = [ForwardPass(0.001 * prompt + 0.0001 * kv + 0.001, prompt, 1, kv, 10) for prompt, kv in loads]
+    return reduce(lambda model, step: dynamo_model.noted(model, step, most=most), steps, Model())
+
+
+class TestDynamoModel:
+    def test_too_few_steps_tell_nothing(self) -> None:
+        """TestAggRegressionModel.test_insufficient_data, .test_heartbeat_skipped."""
+        assert dynamo_model.fitted(taught(*TRAINED[:4]).samples) is None
+        idle = dynamo_model.noted(Model(), None)
+        assert idle == Model()
+
+    def test_loads_that_move_together_share_the_time(self) -> None:
+        """Its test_2d_regression: on the line of the steps seen both parts are right together, beside it by least norm."""
+        model = taught(*TRAINED)
+        plane = dynamo_model.fitted(model.samples)
+        assert plane is not None
+        first = dynamo_model.first_token_seconds(plane, model.prompt, queued=0, kv_tokens=3000, budget=2048)
+        assert first == pytest.approx(0.601)
+        assert plane.seconds(model.chunk, 3000 + model.context) == pytest.approx(0.660406, rel=1e-5)
+
+    def test_loads_that_do_not_are_told_apart(self) -> None:
+        plane = dynamo_model.fitted(taught(*TRAINED, (500.0, 1000.0), (100.0, 5000.0)).samples)
+        assert plane is not None
+        assert (plane.base, plane.per_prompt_token, plane.per_kv_token) == pytest.approx((0.001, 0.001, 0.0001))
+
+    def test_more_work_in_less_time_is_no_fit(self) -> None:
+        falling = [(100.0 * at, 0.0, 1.0 / at) for at in range(1, 9)]
+        assert dynamo_model.fitted(falling) is None
+
+    def test_a_long_queue_comes_in_steps(self) -> None:
+        """5,000 queued and 300 of its own: two steps of 2,048 tokens, one of 1,204."""
+        plane = Plane(0.01, 1e-4, 0.0)
+        seconds = dynamo_model.first_token_seconds(plane, 300.0, queued=5000, kv_tokens=0, budget=2048)
+        assert seconds == pytest.approx(0.56)
+
+    def test_the_fullest_bucket_loses_its_oldest(self) -> None:
+        """TestBucketedRetirement.test_2d_bucketed_retirement."""
+        grid, same = [(100.0, 500.0), (200.0, 1000.0), (300.0, 1500.0), (400.0, 2000.0)], [(100.0, 500.0)] * 4
+        model = taught(*grid, *same, (350.0, 1800.0), most=8)
+        assert len(model.samples) == 8
+        assert sum(sample[:2] == (100.0, 500.0) for sample in model.samples) == 4
+
+    @pytest.mark.parametrize(
+        ("plane", "more", "rate"),
+        [
+            (Plane(0.01, 0.0, 0.0), {}, 500.0),  # 50 sequences, ten steps each
+            (Plane(0.01, 0.0, 1e-5), {}, 38 / 0.499),  # of 39 a step takes 51 ms
+            (Plane(0.01, 0.0, 1e-5), {"itl_seconds": 0.001}, 1 / 0.1105),  # unreachable: what one stream takes
+            (Plane(0.01, 0.0, 0.0), {"kv_tokens": 500}, 40.0),
+            (Plane(0.01, 0.0, 0.0), {"budget": 30}, 200.0),  # 20 leave ten tokens of a step for the next prompt
+            (Plane(0.01, 0.0, 0.0), {"prompt": 0.0}, 0.0),
+        ],
+    )
+    def test_capacity(self, plane: Plane, more: dict[str, float], rate: float) -> None:
+        limits: dict[str, float] = {
+            "prompt": 100.0, "output": 10.0, "kv_tokens": 10_000, "max_sequences": 50, "budget": 1000,
+            "ttft_seconds": 2.0, "itl_seconds": 0.05,
+        }  # fmt: skip
+        found = dynamo_model.capacity(plane, 0.0, **{**limits, **more})  # type: ignore[arg-type]
+        assert found == pytest.approx(rate, rel=1e-3)
+
+    def test_the_last_value_until_there_are_enough(self) -> None:
+        """TestKalmanPredictor.test_uses_last_value_until_minimum_points, with its noise."""
+        kalman = Kalman(level_noise=1e-4, trend_noise=1e-5, noise=0.1, least=3)
+        assert kalman.forecast() == 0.0
+        kalman = kalman.seen(10.0)
+        assert kalman.forecast() == 10.0
+        kalman = kalman.seen(20.0)
+        assert kalman.forecast() == 20.0
+        assert kalman.seen(30.0).forecast() == pytest.approx(40.0, abs=1.0)
+
+    def test_never_less_than_nothing(self) -> None:
+        """Its test_predict_returns_non_negative_on_declining_traffic."""
+        kalman = Kalman(level_noise=1e-4, trend_noise=1e-5, noise=0.1, least=3)
+        for value in (10.0, 15.0, 20.0, 15.0, 10.0, 5.0, 2.0, 1.0, 0.0):
+            kalman = kalman.seen(value)
+            assert kalman.forecast() >= 0.0
+
+    def test_silence_before_the_first_value_does_not_count(self) -> None:
+        """TestConstantPredictor.test_skips_leading_zeros, .test_does_not_skip_zeros_after_nonzero."""
+        assert Kalman().seen(0.0).count == 0
+        assert Constant().seen(0.0) == Constant()
+        assert Constant().seen(5.0).seen(0.0).forecast() == 0.0
+
+
+class TestDynamoSla:
+    FLAT = Plane(0.04, 0.0, 0.0)
+    GOALS = dynamo_sla.Goals()
+
+    def workers(self, *engines: Engine, plane: Plane = FLAT) -> int:
+        return dynamo_sla.decided(plane, Model(prompts=(100.0,)), engines, self.GOALS)
+
+    def test_up_where_all_would_miss_the_first_tokens_goal(self) -> None:
+        """150,100 tokens in steps of 2,048 are 74, of 40 ms each."""
+        late, idle = engine(0.0, waiting_prompt_tokens=150_000), engine(0.0)
+        assert self.workers(late, late) == 3
+        assert self.workers(late, idle) == 2
+
+    def test_up_where_all_would_miss_the_next_tokens_goal(self) -> None:
+        assert self.workers(engine(0.0), plane=Plane(0.06, 0.0, 0.0)) == 2
+
+    def test_down_where_the_others_could_take_it(self) -> None:
+        quick = Plane(0.02, 0.0, 0.0)
+        assert self.workers(engine(0.4), engine(0.4), plane=quick) == 1
+        assert self.workers(engine(0.6), engine(0.6), plane=quick) == 2  # 120,000 tokens for 100,000 places
+        assert self.workers(engine(0.4), engine(0.4), plane=Plane(0.045, 0.0, 0.0)) == 2  # above 0.8 of the goal
+        assert self.workers(engine(0.0), plane=quick) == 1
+
+    def test_a_queue_of_one_keeps_all(self) -> None:
+        """Doubled, 80,100 tokens are 0.8 s in steps of 20 ms, and 0.8 of 1.98 s is free; 200,100 are 2 s."""
+        quick = Plane(0.02, 0.0, 0.0)
+        short, long = (engine(0.0, waiting_prompt_tokens=tokens) for tokens in (40_000, 100_000))
+        assert self.workers(short, engine(0.0), plane=quick) == 1
+        assert self.workers(long, engine(0.0), plane=quick) == 2
+
+    def test_one_replica_under_way_blocks(self) -> None:
+        slow = engine(0.99, waiting_prompt_tokens=200_000)
+        assert after(DynamoSla(), *[fleet(slow, slow, asked=3)] * 10) == [3] * 10
+        assert after(DynamoSla(), *[fleet(slow, slow)] * 10)[-1] == 3
+
+    def test_the_forecast_sets_a_floor(self) -> None:
+        """10 requests a second, of 100 and 1,000 tokens: 166 fit, a step takes 40 ms, so one engine takes 4.15 a second."""
+
+        def seen(seconds: int) -> Fleet:
+            step = ForwardPass(0.04, 100.0, 1, 0.0, 5)
+            came = 10.0 * seconds
+            counted = replace(
+                engine(0.0),
+                forward_pass=step,
+                admitted_total=0.75 * came,
+                refused_total=0.25 * came,
+                prompt_tokens_total=100 * 0.75 * came,
+                generation_tokens_total=1000 * 0.75 * came,
+            )
+            return fleet(counted)
+
+        decisions = after(DynamoSla(forecast=Constant()), *[seen(5 * tick) for tick in range(40)])
+        assert decisions == [1] * 37 + [3] * 3
+        assert set(after(DynamoSla(forecast=None), *[seen(5 * tick) for tick in range(40)])) == {1}
 
 
 def test_nothing_over_nothing_is_nothing() -> None:

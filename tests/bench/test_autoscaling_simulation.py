@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from bench.admission.replay.traces import Arrival
-from bench.autoscaling.policies.fixed import Static
+from bench.autoscaling.clairvoyant import needs
+from bench.autoscaling.policies.fixed import Clairvoyant, Static
 from bench.autoscaling.policies.wva import WvaV1
 from bench.autoscaling.replica import Engine, Gate, Job, Replica, engine_of
 from bench.autoscaling.scalers import OurScaler, PeerScaler, Seen
@@ -107,6 +108,20 @@ class TestFluid:
         assert replica.totals.shed_tokens > 0
         assert all(each.first_at is None for each in jobs if each.refused)
 
+    def test_a_forward_pass_tells_what_is_in_a_step(self) -> None:
+        """A request that decodes beside two prompts of which 1,000 tokens less one fit into a step."""
+        replica = Replica(ENGINE, None)
+        assert replica.forward_pass() is None
+        replica.offer(job(prompt=100, output=50), 0.0)
+        replica.advance(0.0, 0.1)
+        for prompt in (600, 2000):
+            replica.offer(job(prompt=prompt), 0.1)
+        step = replica.forward_pass()
+        assert step is not None
+        assert (step.prompts, step.decodes, step.prompt_tokens) == (2, 1, 999.0)
+        assert step.decode_kv_tokens == pytest.approx(replica.context)
+        assert step.seconds == pytest.approx(0.01 + 999 * 1e-5)
+
     def test_without_a_gate_nobody_is_refused(self) -> None:
         assert worked(*[job(prompt=3000, output=2000) for _ in range(20)], seconds=10.0).totals.refused == 0
 
@@ -177,6 +192,18 @@ class TestFleet:
         assert met == sorted(met)
         assert met[0] < met[2]
 
+    def test_a_part_of_a_run_is_judged_by_who_came_in_it(self) -> None:
+        outcome = static(2)
+        halves = [outcome.goodput_between(begin, begin + 300) for begin in (0.0, 300.0)]
+        assert min(halves) <= outcome.goodput_percent <= max(halves)
+
+    def test_replicas_ready_over_a_part_of_a_run(self) -> None:
+        outcome = simulate(arrivals(5.0, 600.0), WORLD, PeerScaler(Static(2), lowest=1, highest=20))
+        assert outcome.ready_between(100.0, 200.0) == ((0.0, 2),)
+        (first, later) = outcome.ready_between(10.0, 200.0)
+        assert first == (0.0, 1)
+        assert later == (pytest.approx(50.0, abs=1.0), 2)
+
     def test_the_same_again_is_the_same(self) -> None:
         one, other = static(2), static(2)
         assert (one.goodput_percent, one.hours, one.counts) == (other.goodput_percent, other.hours, other.counts)
@@ -240,6 +267,32 @@ def test_a_peer_is_kept_within_the_bounds() -> None:
     scaler = PeerScaler(Static(50), lowest=1, highest=4)
     assert scaler.decide(1, [], 0.0) == 4
     assert PeerScaler(WvaV1(), lowest=2, highest=4).decide(1, [], 0.0) == 2
+
+
+class TestClairvoyant:
+    def test_needs_are_known_before_they_come(self) -> None:
+        """3,000 tokens for ten seconds from the hundredth on, where a replica may hold 2,500."""
+        burst = [Arrival(100.0, 900, 200, max_tokens=512) for _ in range(3)]
+        needed = needs(burst, ENGINE, Goals(tpot_seconds=0.05), share=0.25)
+        assert [needed(at, at + 1) for at in (0.0, 98.0, 105.0, 120.0)] == [1, 1, 2, 1]
+        assert needed(0.0, 1000.0) == 2
+        assert needed(5000.0, 6000.0) == 1
+
+    def test_prompts_need_replicas_too(self) -> None:
+        """400,000 tokens in a second are 4 s of work, and two seconds are allowed; they are gone before they hold much."""
+        burst = [Arrival(10.0, 4000, 1, max_tokens=256) for _ in range(100)]
+        needed = needs(burst, replace(ENGINE, kv_tokens=10**9), Goals(), share=0.8)
+        assert needed(10.0, 10.0) == 3
+
+    def test_it_is_there_in_time(self) -> None:
+        """A step that one replica does not serve: the others are ready when it comes."""
+        late = [replace(each, at=each.at + 300) for each in arrivals(60.0, 120.0, seed=2)]
+        traffic = [*arrivals(1.0, 300.0), *late]
+        needed = needs(traffic, ENGINE, WORLD.goals, share=0.7)
+        assert needed(310.0, 400.0) > needed(100.0, 200.0) == 1
+        scaler = PeerScaler(Clairvoyant(needed, startup_seconds=60.0), lowest=1, highest=20)
+        outcome = simulate(traffic, WORLD, scaler)
+        assert outcome.ready_at(305.0) >= needed(305.0, 306.0)
 
 
 def test_presets_have_a_fluid() -> None:

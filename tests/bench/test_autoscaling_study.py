@@ -1,11 +1,14 @@
 """Traffic, and the arithmetic of what is reported."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 
 from bench.admission.replay.traces import Line
 from bench.autoscaling.study import (
+    AGAINST_HEADER,
+    CLAIRVOYANT,
     HEADER,
     OURS,
     PEERS,
@@ -13,14 +16,17 @@ from bench.autoscaling.study import (
     Result,
     Run,
     Size,
+    Step,
     Study,
+    against_rows,
     cells,
     chosen,
     line,
     reported_runs,
     tuning_runs,
 )
-from bench.autoscaling.variants import STEP_SECONDS, STEPS, VARIANTS, diurnal, raw, steps, stretched, wave
+from bench.autoscaling.variants import STEP_SECONDS, STEPS, VARIANTS, diurnal, raw, steady, steps, stretched, wave
+from bench.report import last_line
 
 TRACE = [Line(at=0.5 * number, prompt_tokens=100 + number, output_tokens=20) for number in range(4000)]
 
@@ -57,15 +63,31 @@ class TestVariants:
         assert [count / counts[0] for count in counts] == pytest.approx(list(STEPS), rel=0.15)
         assert len(made) / (STEP_SECONDS * len(STEPS)) == pytest.approx(6.0, rel=0.1)
 
+    def test_steady_load_is_steady(self) -> None:
+        made = steady(TRACE, rate=4.0, seed=1)
+        counts = [sum(number * 600 <= each.at < (number + 1) * 600 for each in made) for number in range(6)]
+        assert counts == pytest.approx([2400] * 6, rel=0.1)
+        assert made[-1].at < 3600
+
 
 CELL = Cell("conv", "stretched", 60.0)
 CODE = Cell("code", "raw", 60.0)
+STEPPED = Cell("conv", "steps", 60.0)
+STEADY = Cell("conv", "steady", 60.0)
 
 
 def result(
-    name: str, goodput: float, hours: float, *, cell: Cell = CELL, setting: int = 0, after: float | None = None
+    name: str,
+    goodput: float,
+    hours: float,
+    *,
+    cell: Cell = CELL,
+    setting: int = 0,
+    seed: int = 1,
+    reversals: float = 0.5,
+    step: Step | None = None,
 ) -> Result:
-    return Result(Run(cell, 1, name, setting), goodput, hours, 0.0, 0.5, after)
+    return Result(Run(cell, seed, name, setting), goodput, hours, 0.0, reversals, step)
 
 
 class TestLine:
@@ -89,13 +111,25 @@ def test_a_peers_best_setting_is_the_one_with_the_most_goodput() -> None:
     assert chosen(tried) == {"knative": 2, "hpa": 1}
 
 
+def test_who_knows_all_saves_hours_once_goodput_is_enough() -> None:
+    tried = [
+        result(CLAIRVOYANT, goodput, hours, setting=setting)
+        for setting, (goodput, hours) in enumerate(((100.0, 9.0), (99.2, 7.0), (90.0, 5.0)))
+    ]
+    assert chosen(tried) == {CLAIRVOYANT: 1}
+
+
 def test_every_contestant_runs_in_every_cell_with_the_same_seeds() -> None:
     size = Size()
     runs = reported_runs(size, {"knative": 3})
-    per = 2 * (len(PEERS) + 1) + size.highest
+    per = 2 * (len(PEERS) + 1) + 1 + size.highest
     assert len(runs) == len(cells(size)) * len(size.seeds) * per
     assert {run.setting for run in runs if run.contestant == "knative"} == {3}
     assert {run.seed for run in tuning_runs(size)}.isdisjoint(size.seeds)
+
+
+def stepped(settled: float, *ready: tuple[float, int]) -> Step:
+    return Step(settled, ready)
 
 
 class TestFigures:
@@ -107,9 +141,10 @@ class TestFigures:
     STUDY = Study(
         [
             *STATIC,
-            result(OURS, 95.0, 6.0, after=68.0),
+            result(OURS, 95.0, 6.0),
             result("hpa", 92.0, 8.0),
             result("knative", 85.0, 5.0),
+            result(CLAIRVOYANT, 99.5, 5.0),
             result(OURS, 90.0, 6.0, cell=CODE),
             result("hpa", 52.0, 4.0, cell=CODE),
             result("knative", 50.0, 4.0, cell=CODE),
@@ -128,15 +163,78 @@ class TestFigures:
         assert figures.code_hours_vs_static_line == pytest.approx(6 / 8)
         assert figures.code_goodput_percent == pytest.approx(90.0)
 
-    def test_time_to_capacity_is_counted_from_a_start(self) -> None:
-        assert self.STUDY.figures().capacity_after_step_minus_startup_s == pytest.approx(8.0)
-
-    def test_without_steps_there_is_no_time_to_capacity(self) -> None:
+    def test_reversals_are_those_of_steady_load(self) -> None:
+        steady_ = result(OURS, 100.0, 6.0, cell=STEADY, reversals=0.0)
+        others = [result("hpa", 92.0, 8.0), result(OURS, 95.0, 6.0, reversals=7.0)]
         static = [each for each in self.STATIC if each.run.cell == CELL]
-        figures = Study([*static, result(OURS, 95.0, 6.0), result("hpa", 92.0, 8.0)]).figures()
+        assert Study([*static, *others, steady_]).figures().reversals_per_h == 0.0
+
+    def test_what_was_not_run_is_not_known(self) -> None:
+        figures = self.STUDY.figures()
         assert math.isnan(figures.capacity_after_step_minus_startup_s)
+        assert math.isnan(figures.reversals_per_h)
+        assert math.isnan(figures.dynosim_error_percent)
+
+    def test_the_last_line(self) -> None:
+        text = last_line("autoscaling", asdict(self.STUDY.figures()))
+        assert text == (
+            "bench autoscaling: hours_vs_best_peer=0.75 goodput_vs_best_peer_points=3.00 best_peer=hpa "
+            "code_goodput_percent=90.0 reversals_per_h=none hours_vs_static_line=0.60 code_hours_vs_static_line=0.75 "
+            "capacity_after_step_minus_startup_s=none dynosim_error_percent=none"
+        )
 
     def test_rows_have_the_headers_columns(self) -> None:
         rows = self.STUDY.rows()
         assert {len(row) for row in rows} == {len(HEADER)}
-        assert len(rows) == 6
+        assert len(rows) == 7
+        assert rows[0][:3] == ("code", "raw", "60")
+        assert dict(zip(HEADER, rows[-1], strict=True))["scaler"] == CLAIRVOYANT
+
+
+class TestCapacityAfterAStep:
+    """Two static replicas serve the step of this seed, and one does not."""
+
+    STATIC = tuple(
+        result("static", 90.0, 4.0, cell=STEPPED, setting=number, step=stepped(settled, (0.0, number)))
+        for number, settled in ((1, 40.0), (2, 96.0), (3, 100.0))
+    )
+
+    def late(self, *ready: tuple[float, int]) -> float:
+        ours = result(OURS, 95.0, 6.0, cell=STEPPED, step=stepped(97.0, *ready))
+        peer = result("hpa", 92.0, 8.0, cell=STEPPED, step=stepped(97.0, (0.0, 3)))
+        return Study([*self.STATIC, ours, peer]).figures().capacity_after_step_minus_startup_s
+
+    def test_counted_from_a_start(self) -> None:
+        assert self.late((0.0, 1), (68.0, 2), (300.0, 3)) == pytest.approx(8.0)
+
+    def test_what_is_there_before_is_early(self) -> None:
+        assert self.late((0.0, 2)) == pytest.approx(-60.0)
+
+    def test_what_never_comes_takes_the_whole_step(self) -> None:
+        assert self.late((0.0, 1)) == pytest.approx(STEP_SECONDS - 60.0)
+
+
+class TestAgainst:
+    """Three seeds: the differences are told apart from the seeds' own."""
+
+    STUDY = Study(
+        [
+            *(
+                result(name, goodput + shift, hours * factor, seed=seed)
+                for name, shift, factor in ((OURS, 2.0, 0.8), ("hpa", 0.0, 1.0), ("knative", -5.0, 0.7))
+                for seed, goodput, hours in ((1, 80.0, 10.0), (3, 90.0, 14.0), (2, 85.0, 12.0))
+            ),
+        ]
+    )
+
+    def test_pairs_of_the_same_seed(self) -> None:
+        best, other = self.STUDY.against()
+        assert (best.peer, other.peer) == ("hpa", "knative")
+        assert (best.goodput_points.mean, best.goodput_points.low) == pytest.approx((2.0, 2.0))
+        assert (best.hours_ratio.mean, best.hours_ratio.high) == pytest.approx((0.8, 0.8))
+        assert other.goodput_points.mean == pytest.approx(7.0)
+
+    def test_rows(self) -> None:
+        rows = against_rows(self.STUDY.against())
+        assert rows[0] == ("hpa", "+2.0 [+2.0, +2.0]", "0.80 [0.80, 0.80]")
+        assert {len(row) for row in rows} == {len(AGAINST_HEADER)}

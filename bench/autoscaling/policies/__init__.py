@@ -16,4 +16,5 @@ are arguments, which a search sets for each peer.
 | ``kthena`` | kthena's recommendation with windows and panic |
 | ``wva`` | llm-d's workload variant autoscaler, both analyzers |
 | ``dynamo`` | NVIDIA Dynamo's planner, load-based, for throughput and for latency |
+| ``dynamo_sla`` | the same planner for goals, with what it learns of engines and load in ``dynamo_model`` |
 """

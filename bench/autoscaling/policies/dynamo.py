@@ -5,8 +5,8 @@ Source: ai-dynamo/dynamo, ``components/src/dynamo/planner/core/load_scaling.py``
 ``planner/tests/unit/test_easy_scaling.py`` at 165e9c4368f60cba989d1b7b3c386f71c0c2917b.
 
 One engine above the upper threshold: one more; all below the lower one: one less. Utilisation is KV in use and queued
-prompts over the cache. Nothing is decided while a replica is under way, or while one does not report. The mode for goals
-(``optimization_target: sla``), which predicts latencies by regression, is compared in NVIDIA's own simulator instead.
+prompts over the cache. Nothing is decided while a replica is under way, or while one does not report. The mode for goals,
+which predicts latencies by regression, is ``dynamo_sla``.
 """
 
 from collections.abc import Sequence
