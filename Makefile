@@ -56,6 +56,10 @@ images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
 
+.PHONY: bench-operator-autoscaled
+bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (10 minutes)
+	@$(PYTHON) -m bench.operator.autoscaled
+
 .PHONY: bench-engine
 bench-engine: setup ## the simulated engine beside the real vLLM: step times, preemptions, KV usage under the same load
 	@$(PYTHON) -m bench.engine
