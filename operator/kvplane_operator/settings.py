@@ -47,6 +47,9 @@ class OperatorSettings(BaseSettings):
     read_nodes: bool = False
     """Watch nodes, so that a pod on a node that is gone is deleted by force. Off: rings wait for the node, or for a person:
     the right to read nodes is the cluster's to give."""
+    read_autoscalers: bool = True
+    """List HorizontalPodAutoscalers twice a minute, so that one that fights for the replicas of a service is named in its
+    condition. Off: nobody looks."""
     rollout_on_upgrade: bool = False
     """Let an upgrade of the operator roll pods to its images and template. Off: pods change only with their spec."""
 

@@ -116,6 +116,7 @@ EFFECTS: tuple[tuple[str, object, Callable[[Rendered], Any], object], ...] = (
     ("defaults.imagePullPolicy", "Always", setting("image_pull_policy"), "Always"),
     ("rolloutOnUpgrade", True, setting("rollout_on_upgrade"), True),
     ("security.allowPathSources", True, setting("allow_path_sources"), True),
+    ("rbac.autoscalers", False, setting("read_autoscalers"), False),
     ("rbac.nodes", True, setting("read_nodes"), True),
     ("logLevel", "DEBUG", setting("log_level"), "DEBUG"),
     ("metrics.podMonitor.enabled", True, lambda r: len(r.of("PodMonitor")), 2),
@@ -227,6 +228,7 @@ def test_defaults_are_the_operators_own(helm: Helm) -> None:
         "image_pull_policy",
         "accelerator",
         "allow_path_sources",
+        "read_autoscalers",
         "read_nodes",
         "rollout_on_upgrade",
     ):

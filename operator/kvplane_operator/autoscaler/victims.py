@@ -13,9 +13,9 @@ def order(replicas: tuple[Replica, ...]) -> tuple[str, ...]:
     return tuple(replica.name for replica in sorted((r for r in replicas if not r.draining), key=_key))
 
 
-def deletion_costs(replicas: tuple[Replica, ...]) -> dict[str, int]:
-    """``pod-deletion-cost`` by name: lower goes first."""
-    return {name: cost for cost, name in enumerate(order(replicas))}
+def deletion_costs(replicas: tuple[Replica, ...], *, going: int) -> dict[str, int]:
+    """``pod-deletion-cost`` by name, where so many are about to go: below 0 and rising for those, 0 for all others."""
+    return {name: min(0, place - going) for place, name in enumerate(order(replicas))}
 
 
 def _key(replica: Replica) -> tuple[int, float, float, str]:

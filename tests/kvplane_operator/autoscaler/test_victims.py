@@ -29,6 +29,8 @@ def test_what_goes_already_is_not_chosen_again() -> None:
     assert order((replica("goes", draining=True), replica("stays", reading=reading()))) == ("stays",)
 
 
-def test_costs_rise_in_that_order() -> None:
-    replicas = (replica("full", reading=reading(0.9)), replica("empty", reading=reading(0.1)))
-    assert deletion_costs(replicas) == {"empty": 0, "full": 1}
+def test_costs_are_below_0_for_those_that_are_to_go_and_rise_in_that_order() -> None:
+    loads = {"full": 0.9, "empty": 0.1, "half": 0.5}
+    replicas = tuple(replica(name, reading=reading(load)) for name, load in loads.items())
+    assert deletion_costs(replicas, going=2) == {"empty": -2, "half": -1, "full": 0}
+    assert set(deletion_costs(replicas, going=0).values()) == {0}

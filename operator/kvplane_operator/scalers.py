@@ -1,0 +1,70 @@
+"""Who else scales: HorizontalPodAutoscalers that target a service, or a child of one. KEDA makes such an object too.
+
+They are listed twice a minute, not watched: a conflict of two scalers is a mistake of somebody's configuration, which
+nobody needs to see within a second. Without the right, or where the API is not served, nobody is known to scale.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvplane_api import names
+from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, RefusedError
+from kvplane_operator.plan.snapshot import Kind, Scaler
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import Store
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 30.0
+REFUSED_SECONDS: Final = 600.0
+"""The right may be given later, without a word to the operator."""
+
+_RING: Final = re.compile(r"(.+)-ring-\d+")
+
+
+async def look_for_scalers(
+    *, cluster: Cluster, store: Store, settings: OperatorSettings, enqueue: Callable[[str], None]
+) -> None:
+    """Look for ever; services to which something is news are planned again."""
+    while True:
+        pause = LOOK_SECONDS
+        try:
+            await look_once(cluster=cluster, store=store, settings=settings, enqueue=enqueue)
+        except (NotFoundError, RefusedError) as error:
+            logger.info("HorizontalPodAutoscalers cannot be listed, so none is known: %s", error)
+            store.put_scalers({})
+            pause = REFUSED_SECONDS
+        except ApiError as error:
+            logger.info("Looking for HorizontalPodAutoscalers was put off: %s", error)
+        await asyncio.sleep(pause)
+
+
+async def look_once(
+    *, cluster: Cluster, store: Store, settings: OperatorSettings, enqueue: Callable[[str], None]
+) -> None:
+    """One listing of each namespace that is watched."""
+    found: dict[tuple[str, str], tuple[Scaler, ...]] = {}
+    for namespace in settings.watch_namespaces or (None,):
+        for manifest in await cluster.list_pod_autoscalers(namespace):
+            target = manifest.get("spec", {}).get("scaleTargetRef") or {}
+            service = concerned(target)
+            if service is not None:
+                metadata = manifest["metadata"]
+                key = (metadata["namespace"], service)
+                scaler = Scaler(metadata["name"], target["kind"], target["name"])
+                found[key] = tuple(sorted((*found.get(key, ()), scaler)))
+    for uid in store.put_scalers(found):
+        enqueue(uid)
+
+
+def concerned(target: dict[str, Any]) -> str | None:
+    """Name of the service that a ``scaleTargetRef`` may concern, by itself or by the name of a child; None if none."""
+    group, kind, name = str(target.get("apiVersion", "")).split("/")[0], target.get("kind"), str(target.get("name", ""))
+    if (group, kind) in ((names.GROUP, names.KIND), ("apps", Kind.DEPLOYMENT.value)):
+        return name
+    if (group, kind) == ("apps", Kind.STATEFUL_SET.value) and (ring := _RING.fullmatch(name)):
+        return ring[1]
+    return None
