@@ -122,7 +122,7 @@ behind a recorder and compares. It reads no secrets, no pod logs, and executes n
 | llmservices/status | patch | their status |
 | llmservices/finalizers | update | owner references that block deletion, where an admission plugin guards those; none is set |
 | deployments, statefulsets, services, configmaps, poddisruptionbudgets | get, list, watch, create, patch, delete | the children |
-| pods | list, watch, patch, delete | their state; a changed configuration is synced at once, the emptiest go first, ranks are renewed |
+| pods | list, watch, patch, delete | their state; configurations are synced, the emptiest go first, ranks are renewed |
 | horizontalpodautoscalers | list | with `rbac.autoscalers`: who else scales an LLMService |
 | events | create | what a person watching a service wants to see |
 | leases (release namespace, the operator's own) | get, create, update | one leader |
