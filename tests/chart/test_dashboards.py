@@ -25,6 +25,7 @@ def test_addresses_stay() -> None:
         "kvplane-overview",
         "kvplane-kv-memory",
         "kvplane-admission",
+        "kvplane-autoscaling",
         "kvplane-operator",
     }
     assert {name: board["uid"] for name, board in BOARDS.items()} == {name: f"kvplane-{name}" for name in BOARDS}
