@@ -57,7 +57,7 @@ bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWork
 	@$(PYTHON) -m bench.operator
 
 .PHONY: bench-operator-autoscaled
-bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (10 minutes)
+bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (12 minutes)
 	@$(PYTHON) -m bench.operator.autoscaled
 
 .PHONY: bench-engine

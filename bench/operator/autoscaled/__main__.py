@@ -42,8 +42,8 @@ class Size:
     noise_seconds: float = 60.0
     settle_seconds: float = 60.0
     """After all pods were read once: status and what was learned are written then."""
-    steady_seconds: float = 120.0
-    """Each of the operator's watches is renewed once in it."""
+    steady_seconds: float = 300.0
+    """What was learned of each service is written once in it, and each watch is renewed."""
     overloads: int = 60
     """Of busy services, and as many of quiet ones."""
     spread_seconds: float = 60.0
