@@ -1,7 +1,7 @@
 """The autoscaler's shell: it reads the pods, has the law decide, and hands the figure on.
 
-One loop looks twice a second whose turn it is: busy services every five seconds, quiet ones every fifteen, those at zero as
-soon as somebody asks for them, and any at once whose spec changed. A round reads all pods of a service at the same time,
+One loop looks twice a second whose turn it is: busy services every five seconds, quiet ones every fifteen, and any at once
+whose spec changed, or for which somebody asks by the wake annotation. A round reads all pods of a service at the same time,
 decides, and leaves the figure in the store, whence the next plan takes it; it writes no replicas itself. Then it says why, in
 an event, and now and then keeps what was learned in a ConfigMap.
 
@@ -33,7 +33,7 @@ from kvplane_operator.leader import NotLeadingError
 from kvplane_operator.plan.children import finished, manifest
 from kvplane_operator.plan.mode import Mode, choose
 from kvplane_operator.plan.scaling import decides, followed, native, state_ref, with_replicas
-from kvplane_operator.plan.snapshot import Kind, Manifest, Scaling, Snapshot
+from kvplane_operator.plan.snapshot import Kind, Scaling, Snapshot
 from kvplane_operator.scaling_metrics import Counts, Report
 from kvplane_operator.store import Store
 
@@ -89,8 +89,6 @@ class _Track:
     save_at: float
     saved: tuple[bool, str]
     """Panic, and wake-up, as they were written last."""
-    generation: int = 0
-    asleep: bool = False
     report: Report | None = None
     blind_since: float | None = None
     short_at: float | None = None
@@ -137,6 +135,8 @@ class Autoscaler:
         self._images = view.Images()
         self._tracks: dict[str, _Track] = {}
         self._due: dict[str, float] = {}
+        self._asks: dict[str, tuple[int, str]] = {}
+        """Generation, and value of the wake annotation, at the last round: another one makes the next due at once."""
         self._working: set[str] = set()
 
     def reports(self) -> Iterator[Report]:
@@ -163,24 +163,21 @@ class Autoscaler:
                 continue
             uid = service["metadata"]["uid"]
             there.add(uid)
-            if uid not in self._working and (now >= self._due.get(uid, now) or self._has_news(uid, service)):
+            metadata = service["metadata"]
+            asks = (metadata["generation"], _wake(metadata.get("annotations") or {}))
+            if uid not in self._working and (now >= self._due.get(uid, now) or asks != self._asks.get(uid)):
                 self._working.add(uid)
                 self._due[uid] = now + QUIET_SECONDS  # unless the decision says otherwise
+                self._asks[uid] = asks
                 due.append(uid)
         for uid in self._due.keys() - there:
             self._forget(uid)
         return due
 
-    def _has_news(self, uid: str, service: Manifest) -> bool:
-        track, metadata = self._tracks.get(uid), service["metadata"]
-        if track is None:
-            return False
-        called = track.asleep and _wake(metadata.get("annotations") or {}) not in ("", track.woken)
-        return called or metadata["generation"] != track.generation
-
     def _forget(self, uid: str) -> None:
         self._tracks.pop(uid, None)
         self._due.pop(uid, None)
+        self._asks.pop(uid, None)
         self._store.scale(uid, None)
 
     async def _round(self, uid: str) -> None:
@@ -236,8 +233,6 @@ class Autoscaler:
         last = track.report.decision.desired if track.report is not None else decision.desired
         track.counts.note(decision.reason, decision.desired - (asked if acts else last))
         track.history = decision.history
-        track.generation = snapshot.generation
-        track.asleep = decision.desired == 0
         if asked or decision.desired:
             track.woken = wake
         track.report = Report(snapshot.namespace, snapshot.name, settings, signals, decision, now, track.counts)

@@ -59,6 +59,11 @@ _admission = st.fixed_dictionaries(
         "maxBodyBytes": st.integers(1024, 2**30),
     },
 )
+# Not Native: its replicas depend on what was there before, see test_scaling_plan.
+_autoscaling = st.fixed_dictionaries(
+    {"policy": st.sampled_from(["Off", "External"])},
+    optional={"minReplicas": st.integers(1, 3), "maxReplicas": st.integers(3, 8)},
+)
 _pod_template = st.fixed_dictionaries(
     {},
     optional={
@@ -110,6 +115,7 @@ _ring_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"model": _mounted, "mode": st.just("Ring"), "ring": _ring},
     optional={
         "replicas": st.integers(0, 3),
+        "autoscaling": _autoscaling,
         "engine": _ring_engine,
         "admission": _admission,
         "disruption": st.fixed_dictionaries(
@@ -125,6 +131,7 @@ _paged_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "context": st.fixed_dictionaries({}, optional={"maxTokens": st.integers(16, 100_000)}),
         "mode": st.sampled_from(["Auto", "Paged"]),
         "replicas": st.integers(0, 5),
+        "autoscaling": _autoscaling,
         "engine": _engine,
         "slo": st.fixed_dictionaries({}, optional={"ttftMilliseconds": st.integers(1, 10_000)}),
         "admission": _admission,
