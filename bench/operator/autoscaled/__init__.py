@@ -7,3 +7,8 @@ sidecars are one server in this process (sidecars.py), to which the operator's a
 from outside: from the moment in which a sidecar begins to tell of an overload until a watch brings the Deployment with more
 replicas.
 """
+
+from typing import Final
+
+SIDECARS: Final = "KVPLANE_BENCH_SIDECARS"
+"""Environment of the operator under test: the URL before each pod's address."""

@@ -17,10 +17,9 @@ from typing import Any, Final
 
 from bench import report
 from bench.operator import controllers
-from bench.operator.autoscaled import figures, fleet
+from bench.operator.autoscaled import SIDECARS, figures, fleet
 from bench.operator.autoscaled.figures import Outcome, Window
 from bench.operator.autoscaled.sidecars import Load, Sidecars
-from bench.operator.autoscaled.under_test import SIDECARS
 from bench.operator.client import Client, Json
 from bench.operator.process import Process
 from e2e.cluster.controlplane import ControlPlane

@@ -4,12 +4,10 @@ import asyncio
 import logging
 import os
 import sys
-from typing import Final
 
+from bench.operator.autoscaled import SIDECARS
 from kvplane_operator.__main__ import run
 from kvplane_operator.settings import OperatorSettings
-
-SIDECARS: Final = "KVPLANE_BENCH_SIDECARS"
 
 
 def main() -> None:
