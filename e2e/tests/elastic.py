@@ -1,8 +1,8 @@
 """One service that scales by itself: through a step of load and back, blind for a minute, to nothing, and awake again.
 
 It happens once, as it takes minutes: replicas go only after two start-ups without need, and those of an overload in a line
-after that. A light load goes on all the while, so that whatever is lost on the way down is seen. At most two engines run at
-once, and they share 1.2 cores, so that the nodes' kubelets keep enough. The minute of blindness begins when the replica that is
+after that. A light load goes on all the while, almost without a pause, so that the service is always a busy one, and whatever is
+lost on the way down is seen. At most two engines run at once, and they share 1.2 cores, so that the nodes' kubelets keep enough. The minute of blindness begins when the replica that is
 too many would be about to go.
 """
 
@@ -30,7 +30,7 @@ CUT_SECONDS: Final = 60.0
 ZERO_AFTER_SECONDS: Final = 20
 _ENGINE_CORES: Final = "600m"
 _WATCHED_SECONDS: Final = 20.0
-"""Of light load before the step: until then the service is read as a quiet one, every 15 s."""
+"""Of light load before the step: until it is seen the service is read as a quiet one, every 15 s."""
 _SHARED_SECONDS: Final = 20.0
 """In which both replicas serve the step."""
 _BEFORE_SECONDS: Final = 30.0
@@ -86,7 +86,7 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
     stack.wait_ready(namespace, NAME)
     reachable(stack, namespace, NAME)
     where = address(stack, namespace, NAME)
-    with Load(where, NAME, workers=2, max_tokens=40, pause_seconds=1.0) as light:
+    with Load(where, NAME, workers=3, max_tokens=100, pause_seconds=0.1) as light:
         time.sleep(_WATCHED_SECONDS)
         with Load(where, NAME, workers=20, prompt_tokens=64, min_tokens=120, max_tokens=360) as step:
             asked_seconds = _asked_after_overload(stack, namespace)
