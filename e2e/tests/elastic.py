@@ -2,8 +2,8 @@
 
 It happens once, as it takes minutes: replicas go only after two start-ups without need, and those of an overload in a line
 after that. A light load goes on all the while, almost without a pause, so that the service is always a busy one, and whatever is
-lost on the way down is seen. At most two engines run at once, and they share 1.2 cores, so that the nodes' kubelets keep enough. The minute of blindness begins when the replica that is
-too many would be about to go.
+lost on the way down is seen. At most two engines run at once, and they share 1.2 cores, so that the nodes' kubelets keep
+enough. The minute of blindness begins when the replica that is too many would be about to go.
 """
 
 import json
