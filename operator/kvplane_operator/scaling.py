@@ -107,6 +107,8 @@ class _Outcome:
     decision: Decision
     acts: bool
     """Whether the figure counts: policy Native, and nobody else scales."""
+    blind: bool
+    """Whether signals have been missing for a while."""
     now: float
 
 
@@ -244,7 +246,7 @@ class Autoscaler:
         )
         if self._store.scale(uid, scaling):
             self._enqueue(uid)
-        return _Outcome(snapshot, track, signals, decision, acts, now)
+        return _Outcome(snapshot, track, signals, decision, acts, bool(scaling.blind), now)
 
     def _resumed(self, snapshot: Snapshot, mode: Mode, *, now: float) -> _Track:
         """The service as another leader, or this process before it was restarted, left it."""
@@ -309,9 +311,11 @@ def _wake(annotations: Mapping[str, str]) -> str:
 
 
 def _busy(outcome: _Outcome) -> bool:
-    """Whether there is work, or a change under way."""
+    """Whether there is work, a change under way, or something missing that may be back with the next poll."""
     decision, signals = outcome.decision, outcome.signals
     if decision.panic or signals.pending or decision.desired != signals.asked:
+        return True
+    if signals.unread and not outcome.blind:
         return True
     readings = (replica.reading for replica in signals.ready)
     return any(reading is not None and (reading.running or reading.queued) for reading in readings)
