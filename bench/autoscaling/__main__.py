@@ -8,6 +8,8 @@ from bench import report
 from bench.autoscaling.study import (
     AGAINST_HEADER,
     HEADER,
+    Result,
+    Run,
     Size,
     Study,
     against_rows,
@@ -28,12 +30,8 @@ def main() -> None:
     if arguments.quick:
         size = replace(size, variants=("raw", "steps", "steady"), seeds=(1,), startups=(60.0,), highest=6)
     started, machine, progress = report.now(), report.machine(), Progress()
-    tried = tuning_runs(size)
-    with progress.step(f"{len(tried)} runs to choose settings"):
-        settings = chosen(run_all(tried, size))
-    runs = reported_runs(size, settings)
-    with progress.step(f"{len(runs)} runs that are reported"):
-        results = run_all(runs, size)
+    settings = chosen(_run(tuning_runs(size), size, "runs to choose settings", progress))
+    results = _run(reported_runs(size, settings), size, "runs that are reported", progress)
     study = Study(results)
     against = against_rows(study.against())
     written = report.Report(
@@ -50,6 +48,15 @@ def main() -> None:
     print(report.table(AGAINST_HEADER, against))
     print()
     print(written.text())
+
+
+def _run(runs: list[Run], size: Size, what: str, progress: Progress) -> list[Result]:
+    with progress.step(f"{len(runs)} {what}") as step:
+
+        def told(done: int) -> None:
+            step.detail = f"{done} done"
+
+        return run_all(runs, size, told=told)
 
 
 if __name__ == "__main__":

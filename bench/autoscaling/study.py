@@ -8,7 +8,7 @@ are the only chance in it, so intervals are of pairs of the same seed (``bench.a
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -220,13 +220,15 @@ def reported_runs(size: Size, settings: dict[str, int]) -> list[Run]:
     ]
 
 
-def run_all(runs: Sequence[Run], size: Size) -> list[Result]:
-    """In as many processes as the size says."""
-    if size.processes == 1:
-        return [execute(run, size) for run in runs]
+def run_all(runs: Sequence[Run], size: Size, *, told: Callable[[int], None]) -> list[Result]:
+    """In as many processes as the size says; ``told`` hears how many are done."""
     # Not forked: who says how far it is does so in a thread.
     with ProcessPoolExecutor(size.processes, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(execute, runs, [size] * len(runs), chunksize=1))
+        results = []
+        for result in pool.map(execute, runs, [size] * len(runs), chunksize=1):
+            results.append(result)
+            told(len(results))
+    return results
 
 
 def mean(results: Iterable[Result], field: str) -> float:
