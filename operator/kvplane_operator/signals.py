@@ -151,8 +151,10 @@ class SignalPoller:
 
     async def read(self, uid: str) -> None:
         """Read all pods of a service that tell, now and at the same time; returns when each has answered or failed."""
-        targets = [target for pod in self._store.pods_of(uid) if (target := _target(pod)) is not None]
-        await asyncio.gather(*(self._poll(target) for target in targets if target.uid not in self._polling))
+        found = (_target(pod) for pod in self._store.pods_of(uid))
+        targets = [target for target in found if target is not None and target.uid not in self._polling]
+        self._polling.update(target.uid for target in targets)
+        await asyncio.gather(*(self._poll(target) for target in targets))
 
     def _take_due(self) -> list[_Target]:
         """Pods to poll now: one that began to serve at once, then each period with jitter."""
