@@ -1,16 +1,17 @@
 """Which runs are made, what is drawn from them, and the targets' figures.
 
 Every cell is one variant of one trace at one start-up time; within a cell all contestants get the same arrivals of each
-seed. Peers whose target depends on the engine get several and keep the one with the highest goodput on seeds that are not
-reported; ours has one set of parameters for all cells. Static N for every N gives the line that hours are measured by. Seeds
-are the only chance in it, so intervals are of pairs of the same seed (``bench.admission.intervals``).
+seed. Peers whose target depends on the engine get several and keep the one with the highest goodput on seeds and on a part of
+the traces that are not reported; ours has one set of parameters for all cells (chosen with ``tuning``, on the same). Static N for
+every N gives the line that hours are measured by. Seeds are the only chance in it, so intervals are of pairs of the same seed
+(``bench.admission.intervals``).
 """
 
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Final
 
@@ -32,9 +33,9 @@ from bench.autoscaling.policy import Policy
 from bench.autoscaling.replica import engine_of
 from bench.autoscaling.scalers import OurScaler, PeerScaler, Scaler
 from bench.autoscaling.simulate import Outcome, World, simulate
-from bench.autoscaling.variants import FOLLOWED, STEP_SECONDS, VARIANTS
+from bench.autoscaling.variants import FOLLOWED, STEP_SECONDS, VARIANTS, window
 from bench.engine.presets import PRESETS
-from kvplane_operator.autoscaler.settings import Settings
+from kvplane_operator.autoscaler.settings import Settings, Tuning
 
 OURS: Final = "kvplane"
 STATIC: Final = "static"
@@ -55,6 +56,10 @@ PEERS: Final[dict[str, tuple[Policy, ...]]] = {
     "dynamo sla": (DynamoSla(), DynamoSla(forecast=Constant()), DynamoSla(forecast=None)),
 }
 """Settings that are tried for each."""
+_TUNING: Final = Tuning()
+_BEGIN_SHARE: Final = 0.7
+_BEGIN_SECONDS: Final = 60.0
+"""All but static ones begin with what so long needs at first: nobody is judged by a beginning from nothing."""
 _ENOUGH_PERCENT: Final = 99.0
 """Goodput beyond which the clairvoyant one saves hours."""
 _SERVED_PERCENT: Final = 95.0
@@ -126,18 +131,20 @@ class Result:
     """None: not the variant of steps."""
 
 
-def execute(run: Run, size: Size) -> Result:
-    """One run, from the trace's file to its figures."""
+def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
+    """One run, from the trace's file to its figures; ``tuning`` is ours."""
     rate = dict(size.rates)[run.cell.trace]
-    arrivals = VARIANTS[run.cell.variant](load(run.cell.trace), rate=rate, seed=run.seed)
+    trace = window(load(run.cell.trace), tuning=run.seed in size.tuning_seeds)
+    arrivals = VARIANTS[run.cell.variant](trace, rate=rate, seed=run.seed)
     world = World(
         engine=engine_of(PRESETS[size.preset]),
         gated=run.gated,
         startup_seconds=run.cell.startup,
         scrape_seconds=size.scrape_seconds,
-        begin_replicas=run.setting if run.contestant == STATIC else 1,
     )
-    outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world))
+    at_first = needs(arrivals, world.engine, world.goals, share=_BEGIN_SHARE)(0.0, _BEGIN_SECONDS)
+    world = replace(world, begin_replicas=run.setting if run.contestant == STATIC else min(at_first, size.highest))
+    outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world, tuning))
     return Result(
         run=run,
         goodput_percent=outcome.goodput_percent,
@@ -153,11 +160,11 @@ def _first_step(outcome: Outcome) -> Step:
     return Step(outcome.goodput_between((begin + end) / 2, end), outcome.ready_between(begin, end))
 
 
-def scaler_of(run: Run, size: Size, arrivals: Sequence[Arrival], world: World) -> Scaler:
+def scaler_of(run: Run, size: Size, arrivals: Sequence[Arrival], world: World, tuning: Tuning) -> Scaler:
     """The contestant, made anew."""
     policy: Policy
     if run.contestant == OURS:
-        return OurScaler(Settings(max_replicas=size.highest))
+        return OurScaler(Settings(max_replicas=size.highest, tuning=tuning))
     if run.contestant == STATIC:
         policy = Static(run.setting)
     elif run.contestant == CLAIRVOYANT:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from bench.admission.replay.traces import Arrival, Line, arrivals
+from bench.admission.replay.traces import KEPT, Arrival, Line, arrivals
 
+TUNING_SHARE: Final = 1 / 3
 STRETCH: Final = 4
 _JITTER_SECONDS: Final = 8.0
-"""Between copies of a request: less than any start, more than a prompt."""
+"""Between a request and its copies: less than any start, more than a prompt."""
 _LOOPS: Final = 4
 _NIGHT: Final = 0.2
 """Of the day's highest rate."""
@@ -26,26 +27,42 @@ STEP_SECONDS: Final = 1200.0
 _STEADY_STEPS: Final = 3
 
 
+def window(trace: Sequence[Line], *, tuning: bool) -> list[Line]:
+    """The first third of the hour, on which settings are chosen, or the rest, on which they are judged; each from 0 on."""
+    end = TUNING_SHARE * trace[-1].at
+    found = [line for line in trace if (line.at < end) == tuning]
+    return [replace(line, at=line.at - found[0].at) for line in found]
+
+
 def raw(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
-    """The hour at ``rate`` requests a second on average."""
-    return arrivals(trace, rate=rate, seed=seed)
+    """The trace by its own clock, at ``rate`` requests a second on average."""
+    return _by_its_clock(trace, rate=rate, seed=seed, slower=1)
 
 
 def stretched(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
-    """The hour in four, with as many requests a second: each comes four times, some seconds apart."""
-    random_ = random.Random(f"stretched {seed}")
-    slow = arrivals(trace, rate=rate / STRETCH, seed=seed)
-    copies = [replace(each, at=each.at + random_.uniform(0, _JITTER_SECONDS)) for each in slow for _ in range(STRETCH)]
-    return sorted(copies, key=lambda each: each.at)
+    """The trace in four times its time, with as many requests a second."""
+    return _by_its_clock(trace, rate=rate, seed=seed, slower=STRETCH)
 
 
 def diurnal(trace: Sequence[Line], *, rate: float, seed: int) -> list[Arrival]:
-    """Four times the hour, one after the other, thinned to a day's wave with ``rate`` at its top."""
+    """Four times the trace, one after the other, thinned to a day's wave with ``rate`` at its top."""
     random_ = random.Random(f"diurnal {seed}")
-    hour = arrivals(trace, rate=rate, seed=seed)
-    length = hour[-1].at + 1 / rate
-    day = [replace(each, at=each.at + loop * length) for loop in range(_LOOPS) for each in hour]
+    once = raw(trace, rate=rate, seed=seed)
+    length = once[-1].at + 1 / rate
+    day = [replace(each, at=each.at + loop * length) for loop in range(_LOOPS) for each in once]
     return [each for each in day if random_.random() < wave(each.at / (_LOOPS * length))]
+
+
+def _by_its_clock(trace: Sequence[Line], *, rate: float, seed: int, slower: int) -> list[Arrival]:
+    """Bursts last as long as they did, times ``slower``; the rate comes by leaving requests out, or by copies soon after them."""
+    random_ = random.Random(f"copies {slower} {seed}")
+    own_rate = KEPT * len(trace) / trace[-1].at / slower
+    whole, rest = divmod(rate / own_rate, 1.0)
+    made = []
+    for each in arrivals(trace, rate=own_rate, seed=seed):
+        for copy in range(int(whole) + (random_.random() < rest)):
+            made.append(replace(each, at=each.at + (random_.uniform(0, _JITTER_SECONDS) if copy else 0.0)))
+    return sorted(made, key=lambda each: each.at)
 
 
 def wave(share_of_day: float) -> float:

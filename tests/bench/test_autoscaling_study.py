@@ -25,13 +25,31 @@ from bench.autoscaling.study import (
     reported_runs,
     tuning_runs,
 )
-from bench.autoscaling.variants import STEP_SECONDS, STEPS, VARIANTS, diurnal, raw, steady, steps, stretched, wave
+from bench.autoscaling.variants import (
+    STEP_SECONDS,
+    STEPS,
+    VARIANTS,
+    diurnal,
+    raw,
+    steady,
+    steps,
+    stretched,
+    wave,
+    window,
+)
 from bench.report import last_line
 
 TRACE = [Line(at=0.5 * number, prompt_tokens=100 + number, output_tokens=20) for number in range(4000)]
 
 
 class TestVariants:
+    def test_settings_are_chosen_on_another_part_than_they_are_judged_on(self) -> None:
+        chosen_on, judged_on = window(TRACE, tuning=True), window(TRACE, tuning=False)
+        assert len(chosen_on) + len(judged_on) == len(TRACE)
+        assert {line.prompt_tokens for line in chosen_on}.isdisjoint(line.prompt_tokens for line in judged_on)
+        assert chosen_on[0].at == judged_on[0].at == 0.0
+        assert judged_on[-1].at == pytest.approx(2 * chosen_on[-1].at, rel=0.01)
+
     @pytest.mark.parametrize("name", sorted(VARIANTS))
     def test_in_order_and_the_same_again(self, name: str) -> None:
         made = VARIANTS[name](TRACE, rate=4.0, seed=1)
@@ -39,10 +57,16 @@ class TestVariants:
         assert made == VARIANTS[name](TRACE, rate=4.0, seed=1)
         assert made != VARIANTS[name](TRACE, rate=4.0, seed=2)
 
+    def test_raw_keeps_the_traces_clock_at_any_rate(self) -> None:
+        for rate in (0.5, 1.8, 4.0):
+            made = raw(TRACE, rate=rate, seed=1)
+            assert made[-1].at == pytest.approx(TRACE[-1].at, rel=0.05)
+            assert len(made) / made[-1].at == pytest.approx(rate, rel=0.1)
+
     def test_stretched_lasts_four_times_as_long_at_the_same_rate(self) -> None:
         short, long = raw(TRACE, rate=4.0, seed=1), stretched(TRACE, rate=4.0, seed=1)
         assert long[-1].at == pytest.approx(4 * short[-1].at, rel=0.05)
-        assert len(long) == 4 * len(short)
+        assert len(long) == pytest.approx(4 * len(short), rel=0.05)
 
     def test_a_day_has_a_night(self) -> None:
         made = diurnal(TRACE, rate=4.0, seed=1)
