@@ -5,8 +5,9 @@ whose spec changed, or for which somebody asks by the wake annotation. A round r
 decides, and leaves the figure in the store, whence the next plan takes it; it writes no replicas itself. Then it says why, in
 an event, and now and then keeps what was learned in a ConfigMap.
 
-Only the leader decides. One that lost the Lease forgets everything: when it leads again, the children and the ConfigMap say
-where things stand, as they do after a restart.
+Only the leader decides, and not before it has seen all that exists: a pod that was overlooked would be taken for one that has
+just started. One that lost the Lease forgets everything: when it leads again, the children and the ConfigMap say where
+things stand, as they do after a restart.
 """
 
 import asyncio
@@ -149,7 +150,7 @@ class Autoscaler:
         """Decide until cancelled."""
         async with asyncio.TaskGroup() as rounds:
             while True:
-                if self._leading():
+                if self._leading() and self._store.complete:
                     for uid in self._take_due():
                         rounds.create_task(self._round(uid))
                 else:

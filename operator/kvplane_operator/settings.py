@@ -58,7 +58,7 @@ class OperatorSettings(BaseSettings):
     resync_seconds: float = Field(default=60.0, ge=1)
     """Slow safety net: each service is planned again after so long, from the cache, without API requests."""
     signals_seconds: float = Field(default=10.0, ge=1)
-    """Period in which the state of each serving pod is read from its sidecar."""
+    """Period in which the state of each serving pod is read from its sidecar, where spec.autoscaling does not ask for more."""
     request_timeout_seconds: float = Field(default=5.0, gt=0)
     """Limit of one API request: shorter than lease_seconds - renew_deadline_seconds, so that a write that was sent in
     time has ended before another leader begins."""

@@ -38,6 +38,8 @@ class Store:
     """Objects by kind, namespace and name, with the index that a snapshot needs."""
 
     def __init__(self) -> None:
+        self.complete = False
+        """Whether all that exists has been taken in; before, what is not here may be there all the same."""
         self._objects: dict[Key, Manifest] = {}
         self._by_service: dict[tuple[str, str], set[Key]] = {}
         self._services: dict[str, Key] = {}

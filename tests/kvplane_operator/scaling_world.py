@@ -31,6 +31,7 @@ class Stage:
 
     def __init__(self, spec: Mapping[str, Any] = NATIVE) -> None:
         self.store = Store()
+        self.store.complete = True
         self.load = 0.0
         """Demand, in replicas."""
         self.startup = 20.0

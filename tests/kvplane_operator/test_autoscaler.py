@@ -319,6 +319,17 @@ class TestFaults:
             assert len(stage.reads) > reads
             assert stage.replicas == 4
 
+    async def test_nothing_is_decided_before_all_that_exists_is_known(self, stage: Stage) -> None:
+        """A watch that has not brought the pods or the ConfigMap yet must not look as if there were none."""
+        stage.store.complete = False
+        async with stage.running():
+            await loaded(stage, 3.2)
+            assert (stage.reads, stage.replicas) == ([], 1)
+            stage.store.complete = True
+            await asyncio.sleep(30)
+            assert stage.replicas == 4
+            assert report(stage).decision.history.starts.pulled == ()  # the first was there before anybody looked
+
     async def test_somebody_elses_scaler_of_the_deployment_is_followed(self, stage: Stage) -> None:
         async with stage.running():
             await loaded(stage, 0.6)
