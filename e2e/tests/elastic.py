@@ -1,9 +1,13 @@
-"""One service that scales by itself: through a step of load and back, blind for a minute, to nothing, and awake again.
+"""One service that scales by itself: from zero to two, blind for a minute, down to one, up again, to zero, and awake.
 
-It happens once, as it takes minutes: replicas go only after two start-ups without need, and those of an overload in a line
-after that. A light load goes on all the while, almost without a pause, so that the service is always a busy one, and whatever is
-lost on the way down is seen. At most two engines run at once, and they share 1.2 cores, so that the nodes' kubelets keep
-enough. The minute of blindness begins when the replica that is too many would be about to go.
+It happens once, as it takes minutes, and in the order that needs one wait for engines: two wake up side by side, one of
+them is too many and may go only when the operator sees again, the other gets the overload, and a third is asked for and
+called off before it has loaded anything. Two engines at most run at once, and share 1.2 cores, so that the nodes' kubelets
+keep enough.
+
+While they start the operator is told that starts take ten seconds, and restarted: the way down waits for two of them. From
+then on a light load goes on almost without a pause, so that the service is always a busy one, and whatever is lost on the way
+down is seen.
 """
 
 import json
@@ -23,20 +27,28 @@ from kvplane_api import names
 from kvplane_api.wire import SidecarState
 from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.autoscaler.signals import read
+from kvplane_operator.autoscaler.startup import SAMPLES
+from kvplane_operator.plan.scaling import state_ref
+from kvplane_operator.scaling import KEY_STATE, KEY_WOKEN
 
 NAME: Final = "elastic"
+ALERT: Final = "KVPlaneAutoscalerBlind"
 MOST_REPLICAS: Final = 2
 CUT_SECONDS: Final = 60.0
-ZERO_AFTER_SECONDS: Final = 20
+FREE_SECONDS: Final = 10.0
+"""Of the cut, in which a replica would go if the operator saw."""
+_LONGEST_CUT_SECONDS: Final = 120.0
+_NEVER_SECONDS: Final = 3600
+_WINDOW_SECONDS: Final = 30
+_ZERO_AFTER_SECONDS: Final = 10
+_STARTUP_SECONDS: Final = 10.0
+"""What the operator is told of starts; two that take longer are too few for a 90th percentile."""
+_STEP_SECONDS: Final = 10.0
+"""Of the step, after its replica was asked for."""
 _ENGINE_CORES: Final = "600m"
-_WATCHED_SECONDS: Final = 20.0
-"""Of light load before the step: until it is seen the service is read as a quiet one, every 15 s."""
-_SHARED_SECONDS: Final = 20.0
-"""In which both replicas serve the step."""
-_BEFORE_SECONDS: Final = 30.0
-"""How long before a replica could go the cut begins."""
-_LONGEST_SECONDS: Final = 900.0
-"""For anything: a start on 0.6 cores takes 75 s, and the way down four of them."""
+_LONGEST_SECONDS: Final = 300.0
+"""For anything; two starts side by side, on 0.6 cores each, take 75 s."""
+_OPERATOR: Final = "app.kubernetes.io/component=operator"
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,8 @@ class Blind:
 
     began: int
     ended: int
+    free_seconds: float
+    """For how long of it one replica would have gone, had the operator seen."""
     asked: frozenset[int]
     """Replicas that the Deployment asked for meanwhile."""
     conditions: frozenset[tuple[str, str, str]]
@@ -65,16 +79,16 @@ class Elastic:
     """From the first look at which one replica was too few to a Deployment of two."""
     step: Load
     light: Load
-    """Before, beside and after the step, and all the way down."""
+    """All the way down, and beside the step."""
     blind: Blind
     seen_again: Mapping[str, Mapping[str, Any]]
     """The conditions when the way was there again, as soon as both were as before."""
     victim_cost: int | None
     """pod-deletion-cost of the pod that went; None: it had none, or was not seen going."""
-    wake_seconds: float
-    """From the annotation to a Deployment of one."""
+    wake_seconds: tuple[float, float]
+    """From the annotation to a Deployment of minReplicas: of the service that was never used, and of the one that was."""
     answer: Mapping[str, Any]
-    """To the first request after that."""
+    """To a request after the first wake-up."""
     events: tuple[tuple[str, str], ...]
     """Reason and message of each of its events."""
 
@@ -83,29 +97,29 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
     """Let it happen."""
     began = int(time.time())
     stack.apply(service(namespace, images))
+    _until(lambda: stack.conditions(namespace, NAME).get("ScalingActive", {}).get("status") == "True", "undecided")
+    first_wake = _wake(stack, namespace, "first", replicas=MOST_REPLICAS)
+    _scale(stack, namespace, minReplicas=1)
+    _shorten_starts(stack, prometheus, namespace)
     stack.wait_ready(namespace, NAME)
     reachable(stack, namespace, NAME)
     where = address(stack, namespace, NAME)
+    answer = complete(where, NAME, max_tokens=4)
     with Load(where, NAME, workers=3, max_tokens=100, pause_seconds=0.1) as light:
-        time.sleep(_WATCHED_SECONDS)
-        with Load(where, NAME, workers=20, prompt_tokens=64, min_tokens=120, max_tokens=360) as step:
-            asked_seconds = _asked_after_overload(stack, namespace)
-            _until(lambda: _ready(stack, namespace) == MOST_REPLICAS, "two replicas are not Ready")
-            time.sleep(_SHARED_SECONDS)
-        over = time.monotonic()
-        costs: dict[str, int | None] = {}
-        window = 2 * _horizon(prometheus, namespace)
-        time.sleep(max(0.0, over + window - _BEFORE_SECONDS - time.monotonic()))
+        _until(lambda: max(_told(prometheus, namespace, "requests"), default=0.0) > 0, "its requests are not seen")
         blind = _cut(stack, cluster, prometheus, namespace)
         seen_again = _seen_again(stack, namespace)
-        _until(lambda: _asked(stack, namespace) == 1, "two replicas did not become one")
-        _until(lambda: _gone(stack, namespace, costs), "the second replica has not drained")
+        costs: dict[str, int | None] = {}
+        _until(lambda: _gone(stack, namespace, costs), "two replicas did not become one")
         time.sleep(2)
-    _patch(stack, namespace, {"autoscaling": {"scaleToZeroAfterSeconds": ZERO_AFTER_SECONDS}})
+        with Load(where, NAME, workers=20, prompt_tokens=64, min_tokens=120, max_tokens=360) as step:
+            asked_seconds = _asked_after_overload(stack, namespace)
+            # Enough is known: it is called off before its engine takes the cores.
+            _scale(stack, namespace, maxReplicas=1, scaleToZeroAfterSeconds=_ZERO_AFTER_SECONDS)
+            time.sleep(_STEP_SECONDS)
     _until(lambda: not sidecar.pods(stack, namespace, NAME), "it did not go to zero")
-    wake_seconds = _wake(stack, namespace)
-    _until(lambda: _ready(stack, namespace) == 1, "it is not Ready again")
-    reachable(stack, namespace, NAME)
+    second_wake = _wake(stack, namespace, "second", replicas=1)
+    _until(lambda: [reason for reason, _ in _events(stack, namespace)].count("Woken") == 2, "no event", seconds=30)
     return Elastic(
         prometheus=prometheus,
         namespace=namespace,
@@ -117,14 +131,14 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
         blind=blind,
         seen_again=seen_again,
         victim_cost=min((cost for cost in costs.values() if cost is not None), default=None),
-        wake_seconds=wake_seconds,
-        answer=complete(where, NAME, max_tokens=4),
-        events=tuple((e["reason"], e["message"]) for e in stack.get(namespace, "events") if _about(e)),
+        wake_seconds=(first_wake, second_wake),
+        answer=answer,
+        events=_events(stack, namespace),
     )
 
 
 def service(namespace: str, images: Images) -> dict[str, Any]:
-    """One replica, or two; little KV memory, so that twenty callers need both."""
+    """Asleep; two replicas when it wakes up; little KV memory, so that twenty callers are too many for one."""
     engine = {
         "blockSize": BLOCK_TOKENS,
         "maxSequences": MAX_SEQUENCES,
@@ -134,8 +148,32 @@ def service(namespace: str, images: Images) -> dict[str, Any]:
             "limits": {"cpu": _ENGINE_CORES, "memory": "6Gi"},
         },
     }
-    scaling = {"policy": "Native", "minReplicas": 1, "maxReplicas": MOST_REPLICAS, "scaleDownWindowSeconds": 30}
-    return cpu_service(NAME, namespace, f"oci://{images.model}", engine=engine, autoscaling=scaling)
+    scaling = {
+        "policy": "Native",
+        "minReplicas": MOST_REPLICAS,
+        "maxReplicas": MOST_REPLICAS,
+        "scaleToZeroAfterSeconds": _NEVER_SECONDS,
+        "scaleDownWindowSeconds": _NEVER_SECONDS,
+    }
+    return cpu_service(NAME, namespace, f"oci://{images.model}", engine=engine, replicas=0, autoscaling=scaling)
+
+
+def _shorten_starts(stack: Stack, prometheus: Prometheus, namespace: str) -> None:
+    """Write short starts into what the operator keeps of this service, and have it read that: as after any restart."""
+    name = state_ref(NAME).name
+
+    def kept() -> dict[str, str]:
+        found = stack.get(namespace, "configmap", name) or {}
+        data: dict[str, str] = found.get("data", {})
+        return data
+
+    _until(lambda: kept().get(KEY_WOKEN) == "first", "the wake-up was not kept", seconds=30)
+    learned = json.loads(kept()[KEY_STATE]) | {"starts_pulled": [_STARTUP_SECONDS] * SAMPLES}
+    patch = json.dumps({"data": {KEY_STATE: json.dumps(learned)}})
+    stack.kubectl("patch", "configmap", name, "-n", namespace, "--type=merge", f"--patch={patch}")
+    stack.kubectl("delete", "pods", "-n", SYSTEM_NAMESPACE, "-l", _OPERATOR)
+    horizon = _STARTUP_SECONDS + Tuning().tick_seconds
+    _until(lambda: horizon in _told(prometheus, namespace, "horizon_seconds"), "what was kept is not read", seconds=60)
 
 
 def _asked_after_overload(stack: Stack, namespace: str) -> float:
@@ -161,33 +199,46 @@ def _too_few(told: Mapping[str, Any]) -> bool:
     return reading.held_tokens + reading.queued_tokens > Tuning().usable_most * reading.capacity_tokens
 
 
-def _horizon(prometheus: Prometheus, namespace: str) -> float:
-    """The start-up that the operator counts with."""
-    selector = f'kvplane_autoscaler_horizon_seconds{{namespace="{namespace}", service="{NAME}"}}'
-    return max(sample.value for sample in prometheus.query(f"last_over_time({selector}[1m])"))
+def _told(prometheus: Prometheus, namespace: str, figure: str) -> list[float]:
+    """What operators export of the service now."""
+    selector = f'kvplane_autoscaler_{figure}{{namespace="{namespace}", service="{NAME}"}}'
+    return [sample.value for sample in prometheus.query(selector)]
 
 
 def _cut(stack: Stack, cluster: Cluster, prometheus: Prometheus, namespace: str) -> Blind:
-    began = int(time.time())
+    """As soon as it is blind, and says so, only that keeps the second replica; the cut lasts until the alert fires too."""
+    began, start = int(time.time()), time.monotonic()
     asked: set[int] = set()
     conditions: set[tuple[str, str, str]] = set()
+    free_since: float | None = None
+
+    def over() -> bool:
+        now = time.monotonic()
+        if now - start > _LONGEST_CUT_SECONDS:
+            return True
+        free = free_since is not None and now - free_since > FREE_SECONDS
+        return now - start > CUT_SECONDS and free and (ALERT, namespace, NAME) in prometheus.firing()
+
     with _hidden(stack, cluster, namespace):
-        end = time.monotonic() + CUT_SECONDS
-        while time.monotonic() < end:
+        while not over():
             asked.add(_asked(stack, namespace))
             found = stack.conditions(namespace, NAME).items()
             conditions |= {(kind, each["status"], each["reason"]) for kind, each in found}
+            if free_since is None and ("ScalingActive", "False", "ScalerBlind") in conditions:
+                _scale(stack, namespace, scaleDownWindowSeconds=_WINDOW_SECONDS)
+                free_since = time.monotonic()
             time.sleep(1)
+        asked.add(_asked(stack, namespace))
+        free_seconds = 0.0 if free_since is None else time.monotonic() - free_since
     ended = int(time.time())
     fired = prometheus.fired(start=began, end=ended)
-    return Blind(began, ended, frozenset(asked), frozenset(conditions), frozenset(fired))
+    return Blind(began, ended, free_seconds, frozenset(asked), frozenset(conditions), frozenset(fired))
 
 
 @contextmanager
 def _hidden(stack: Stack, cluster: Cluster, namespace: str) -> Iterator[None]:
     """The operator finds no way to the service's engines; everybody else does, the kubelets and Prometheus too."""
-    component = "app.kubernetes.io/component=operator"
-    (operator,) = [pod["metadata"]["name"] for pod in stack.get(SYSTEM_NAMESPACE, "pods", "-l", component)]
+    (operator,) = [pod["metadata"]["name"] for pod in stack.get(SYSTEM_NAMESPACE, "pods", "-l", _OPERATOR)]
     ips = [pod["status"]["podIP"] for pod in sidecar.pods(stack, namespace, NAME)]
     for ip in ips:
         cluster.hide(SYSTEM_NAMESPACE, operator, ip)
@@ -216,16 +267,17 @@ def _gone(stack: Stack, namespace: str, costs: dict[str, int | None]) -> bool:
     return len(found) == 1
 
 
-def _wake(stack: Stack, namespace: str) -> float:
+def _wake(stack: Stack, namespace: str, value: str, *, replicas: int) -> float:
     assert _asked(stack, namespace) == 0
     began = time.monotonic()
-    stack.kubectl("annotate", "llms", NAME, "-n", namespace, f"{names.ANNOTATION_WAKE}=first")
-    _until(lambda: _asked(stack, namespace) == 1, "it was not woken", seconds=30, every=0.1)
+    stack.kubectl("annotate", "llms", NAME, "-n", namespace, "--overwrite", f"{names.ANNOTATION_WAKE}={value}")
+    _until(lambda: _asked(stack, namespace) == replicas, "it was not woken", seconds=30, every=0.1)
     return time.monotonic() - began
 
 
-def _patch(stack: Stack, namespace: str, spec: Mapping[str, Any]) -> None:
-    patch = json.dumps({"spec": spec})
+def _scale(stack: Stack, namespace: str, **autoscaling: int) -> None:
+    """Change these fields of spec.autoscaling."""
+    patch = json.dumps({"spec": {"autoscaling": autoscaling}})
     stack.kubectl("patch", "llms", NAME, "-n", namespace, "--type=merge", f"--patch={patch}")
 
 
@@ -234,15 +286,14 @@ def _asked(stack: Stack, namespace: str) -> int:
     return int(stack.get(namespace, "deployment", NAME)["spec"]["replicas"])
 
 
-def _ready(stack: Stack, namespace: str) -> int:
-    found = [pod for pod in sidecar.pods(stack, namespace, NAME) if "deletionTimestamp" not in pod["metadata"]]
-    conditions = [each for pod in found for each in pod["status"].get("conditions", [])]
-    return sum(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
-
-
-def _about(event: Mapping[str, Any]) -> bool:
-    about = event["involvedObject"]
-    return bool(about["kind"] == names.KIND and about["name"] == NAME)
+def _events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
+    """Reason and message of each event about the service."""
+    found = ((event["involvedObject"], event) for event in stack.get(namespace, "events") or ())
+    return tuple(
+        (event["reason"], event["message"])
+        for about, event in found
+        if (about["kind"], about["name"]) == (names.KIND, NAME)
+    )
 
 
 def _until(holds: Callable[[], bool], otherwise: str, *, seconds: float = _LONGEST_SECONDS, every: float = 0.5) -> None:

@@ -1,4 +1,4 @@
-"""Autoscaling of the real vLLM: a service that goes from one replica to two and back, blind, to zero and awake (elastic.py)."""
+"""Autoscaling of the real vLLM: from zero to two, blind, down to one, up at a step of load, to zero and awake (elastic.py)."""
 
 from charts.dashboards.reading import Asked, asked, filled_in
 from charts.generate import DASHBOARDS
@@ -18,9 +18,9 @@ def test_the_second_replica_is_asked_for_within_a_tick_of_the_overload(elastic: 
 
 
 def test_the_step_is_served_and_nothing_is_lost_on_the_way_down(elastic: Elastic) -> None:
-    for name, load in {"step": elastic.step, "light": elastic.light}.items():
+    for name, load, least in (("step", elastic.step, 5), ("light", elastic.light, 10)):
         assert load.lost == [], name
-        assert load.done > 10, f"{name}: {load.done} in {load.seconds} s"
+        assert load.done >= least, f"{name}: {load.done} in {load.seconds} s"
 
 
 def test_what_goes_is_what_the_autoscaler_chose(elastic: Elastic) -> None:
@@ -30,7 +30,9 @@ def test_what_goes_is_what_the_autoscaler_chose(elastic: Elastic) -> None:
 
 
 def test_blind_nothing_is_lowered(elastic: Elastic) -> None:
+    """Though it would have been: it was as soon as the operator saw again."""
     assert elastic.blind.ended - elastic.blind.began >= scenario.CUT_SECONDS - 1
+    assert elastic.blind.free_seconds >= scenario.FREE_SECONDS
     assert elastic.blind.asked == {2}
 
 
@@ -38,7 +40,7 @@ def test_blind_it_says_so(elastic: Elastic) -> None:
     assert ("SignalsFresh", "False", "SidecarUnreachable") in elastic.blind.conditions
     assert ("ScalingActive", "False", "ScalerBlind") in elastic.blind.conditions
     assert ("Available", "False") not in {found[:2] for found in elastic.blind.conditions}
-    assert ("KVPlaneAutoscalerBlind", elastic.namespace, scenario.NAME) in elastic.blind.fired
+    assert (scenario.ALERT, elastic.namespace, scenario.NAME) in elastic.blind.fired
 
 
 def test_it_recovers_by_itself(elastic: Elastic) -> None:
@@ -47,19 +49,25 @@ def test_it_recovers_by_itself(elastic: Elastic) -> None:
 
 
 def test_from_zero_it_wakes_at_once(elastic: Elastic) -> None:
-    assert elastic.wake_seconds <= 1.0 + BUSY_SECONDS
+    assert max(elastic.wake_seconds) <= 1.0 + BUSY_SECONDS
     assert elastic.answer["usage"]["completion_tokens"] <= 4
 
 
 def test_every_change_has_an_event_with_its_numbers(elastic: Elastic) -> None:
-    messages = [message for _, message in elastic.events]
-    for change in ("From 1 to 2", "From 2 to 1", "From 1 to 0", "From 0 to 1"):
-        assert any(message.startswith(f"{change} replicas: ") for message in messages), elastic.events
-    for message in messages:
+    changes = {(reason, message.partition(" replicas: ")[0]) for reason, message in elastic.events}
+    expected = {
+        ("Woken", "From 0 to 2"),
+        ("ScaledDown", "From 2 to 1"),
+        ("ScaledToZero", "From 1 to 0"),
+        ("Woken", "From 0 to 1"),
+    }
+    assert expected <= changes, elastic.events
+    # Where more than two are needed, the event says so.
+    assert changes & {(reason, "From 1 to 2") for reason in ("ScaledUp", "AtMaximum")}, elastic.events
+    for _, message in elastic.events:
         if message.startswith("From "):
             assert "demand" in message
             assert "ready" in message
-    assert {"ScaledToZero", "Woken"} <= {reason for reason, _ in elastic.events}
 
 
 def test_no_panel_of_its_dashboard_is_empty(elastic: Elastic) -> None:
@@ -92,4 +100,4 @@ def test_its_alerts_watch_something_that_is_there(elastic: Elastic) -> None:
 def test_no_other_alert_of_its_own_fires(elastic: Elastic) -> None:
     fired = elastic.prometheus.fired(start=elastic.began, end=elastic.ended)
     ours = {name for name, namespace, _ in fired if namespace == elastic.namespace and "Autoscaler" in name}
-    assert ours == {"KVPlaneAutoscalerBlind"}
+    assert ours == {scenario.ALERT}
