@@ -43,7 +43,7 @@ class History:
     """When all signals were there last."""
     meters: Mapping[str, Meter] = field(default_factory=dict)
     known: frozenset[str] | None = None
-    """Replicas that were ready before, so that each start is timed once; ``None``: nobody has looked yet."""
+    """Replicas that were ready before, or may have been, so that each start is timed once; ``None``: nobody has looked yet."""
     asked: tuple[tuple[float, int], ...] = ()
     """(time, replicas) of the decisions within ``step_seconds``."""
 

@@ -231,11 +231,14 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
 
 
 def _starts(signals: Signals, history: History, now: float) -> tuple[StartTimes, frozenset[str]]:
-    """The start times with those of replicas that are ready for the first time; and the replicas that have been."""
+    """The start times with those of replicas that are ready for the first time; and the replicas that have been.
+
+    Where nobody has looked before, one that is no longer young may have served already, and only falter.
+    """
     starts = history.starts
     ready = frozenset(replica.name for replica in signals.ready)
     if history.known is None:
-        return starts, ready
+        return starts, ready | {each.name for each in signals.replicas if now - each.created_at > GAP_SECONDS}
     for replica in signals.ready:
         if replica.name not in history.known:
             starts = starts.noted(now - replica.created_at, image_cached=replica.image_cached)

@@ -301,6 +301,20 @@ class TestTime:
     def test_after_a_restart_no_start_is_timed_that_was_not_seen(self) -> None:
         assert decide(signals(reading(0.5)), HISTORY, SETTINGS, START).history.starts == KNOWN_STARTS
 
+    def test_after_a_restart_one_that_falters_is_not_timed(self) -> None:
+        """It was made an hour ago, and may have served ever since."""
+        falters = Signals(asked=1, replicas=(replica("r0", ready=False),))
+        first = decide(falters, HISTORY, SETTINGS, START)
+        back = decide(signals(reading(0.5, at=START + 5)), first.history, SETTINGS, START + 5)
+        assert back.history.starts == KNOWN_STARTS
+
+    def test_a_start_under_way_at_a_restart_is_timed(self) -> None:
+        young = replica("r0", ready=False, created_at=START - 30)
+        first = decide(Signals(asked=1, replicas=(young,)), HISTORY, SETTINGS, START)
+        serves = replace(young, ready=True, reading=reading(0.5, at=START + 5))
+        back = decide(Signals(asked=1, replicas=(serves,)), first.history, SETTINGS, START + 5)
+        assert back.history.starts.pulled[-1] == 35.0
+
     def test_a_clock_set_back_is_a_restart(self) -> None:
         late = decided(signals(reading(0.5))).history
         early = decide(signals(*[reading()] * 4), late, SETTINGS, START - 7200)
