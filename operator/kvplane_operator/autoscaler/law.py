@@ -271,6 +271,7 @@ def _idle_since(signals: Signals, meters: Mapping[str, Meter], since: float | No
     """Since when nothing was there; as before while a new replica's rates cannot be told."""
     if signals.wake or not signals.ready:
         return None
+    told = True
     for replica in signals.ready:
         reading, meter = replica.reading, meters.get(replica.name)
         if reading is None or meter is None or reading.running or reading.queued:
@@ -279,8 +280,9 @@ def _idle_since(signals: Signals, meters: Mapping[str, Meter], since: float | No
         events = (rates.admitted, rates.refused, rates.prompt_tokens, rates.generation_tokens)
         if any(events):
             return None
-        if all(event is None for event in events):
-            return since
+        told = told and any(event is not None for event in events)
+    if not told:
+        return since
     return now if since is None else min(since, now)
 
 

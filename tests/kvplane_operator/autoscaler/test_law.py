@@ -270,6 +270,13 @@ class TestZero:
         got = decided(signals(self.IDLE), history=busy, settings=SLEEPY)
         assert (got.desired, got.history.idle_since) == (1, None)
 
+    def test_one_that_cannot_be_told_yet_hides_no_busy_one(self) -> None:
+        """The counters of the first began anew in the moment in which the second got a request."""
+        anew = replace(self.idle(900), meters={})
+        got = decided(signals(self.IDLE, reading(running=1.0)), history=anew, settings=SLEEPY)
+        assert got.desired >= 1
+        assert got.history.idle_since is None
+
     def test_stays_until_somebody_asks(self) -> None:
         got = decided(Signals(asked=0), settings=SLEEPY)
         assert (got.desired, got.reason, got.next_seconds) == (0, Reason.ASLEEP, 1.0)
