@@ -309,9 +309,13 @@ def _wake(s: _Situation) -> _Verdict | None:
 
 
 def _zero(s: _Situation) -> _Verdict | None:
-    """Down to nothing; after a restart not before a window, as with every way down."""
+    """Down to nothing; after a restart not before a window, as with every way down.
+
+    What starts keeps the service, as somebody may wait for it; what is refused would keep it for ever.
+    """
     after, since = s.settings.scale_to_zero_after_seconds, s.history.idle_since
-    if after is None or since is None or not s.asked or not s.complete or s.signals.pending or s.in_panic:
+    starting = any(not replica.refused for replica in s.signals.pending)
+    if after is None or since is None or not s.asked or not s.complete or starting or s.in_panic:
         return None
     if s.now - since < after or s.now - s.began_at < s.settings.scale_down_window_seconds:
         return None

@@ -277,6 +277,12 @@ class TestZero:
         assert got.desired >= 1
         assert got.history.idle_since is None
 
+    def test_one_that_no_node_takes_keeps_nothing_awake(self) -> None:
+        waiting = replica("p", ready=False, created_at=START, refused=True)
+        seen = Signals(asked=2, replicas=(replica("r0", reading=self.IDLE), waiting))
+        got = decided(seen, history=self.idle(600), settings=replace(SLEEPY, min_replicas=2))
+        assert (got.desired, got.reason) == (0, Reason.TO_ZERO)
+
     def test_stays_until_somebody_asks(self) -> None:
         got = decided(Signals(asked=0), settings=SLEEPY)
         assert (got.desired, got.reason, got.next_seconds) == (0, Reason.ASLEEP, 1.0)
