@@ -196,6 +196,25 @@ class TestRings:
         assert world.plan().writes == ()
         assert world.plan().status["desiredReplicas"] == 2
 
+    def test_a_leader_that_dies_before_it_could_tell_takes_no_group_with_it(self) -> None:
+        """The sets of a scale-up are there before status says so."""
+        world = self.ring()
+        world.scaling = Scaling(mode="Ring", desired=2)
+        world.run(8)
+        world.status["desiredReplicas"] = 1
+        world.scaling = None
+        plan = world.plan()
+        assert (plan.drains, plan.deletions, plan.status["desiredReplicas"]) == ((), (), 2)
+
+    def test_a_group_that_is_drained_to_go_is_asked_for_no_more(self) -> None:
+        world = self.ring(replicas=2)
+        world.held[1] = 1
+        world.scaling = Scaling(mode="Ring", desired=1)
+        world.run(2)
+        assert len(world.groups()) == 2
+        world.scaling = None
+        assert world.plan().status["desiredReplicas"] == 1
+
     def test_a_restart_while_a_group_is_renewed_loses_none(self) -> None:
         """A group that is drained for a rollout is asked for all the same."""
         world = self.ring(replicas=2)

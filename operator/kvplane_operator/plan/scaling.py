@@ -121,10 +121,12 @@ def _of_children(snapshot: Snapshot, mode: Mode) -> int | None:
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name))
     if mode == "Paged" and deployment is not None:
         return int(deployment["spec"].get("replicas", 1))
-    # Nothing is left of rings that were scaled to zero, and of those that are there some may be on their way out.
+    staying = sum(not group.draining for group in groups(snapshot)) if mode == "Ring" else 0
     if snapshot.status.get("mode") == mode and "desiredReplicas" in snapshot.status:
-        return int(snapshot.status["desiredReplicas"])
-    return (len(groups(snapshot)) or None) if mode == "Ring" else None
+        # Groups that are drained to be renewed count in status only; those just made, before their maker could say so,
+        # only here. Status is written last.
+        return max(int(snapshot.status["desiredReplicas"]), staying)
+    return staying or None
 
 
 def _first(spec: LLMServiceSpec) -> int:
