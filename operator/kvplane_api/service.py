@@ -601,7 +601,7 @@ class Autoscaling(_Model):
     scale_to_zero_after_seconds: Annotated[int, Field(ge=1, le=2_592_000)] | None = None
     """scaleToZeroAfterSeconds without a request, nothing runs; a new value of the annotation kvplane.dev/wake brings
     minReplicas back. Unset: never."""
-    scale_down_window_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    scale_down_window_seconds: Annotated[int, Field(ge=0, le=14_400)] = 300
     """scaleDownWindowSeconds: replicas go only when the highest demand of so long fits into 0.7 of those that stay; the
     window is never shorter than two start-ups. Default: 300."""
     cost_of_miss: Annotated[int, Field(ge=0, le=1000)] = 4

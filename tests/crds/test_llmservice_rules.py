@@ -430,7 +430,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         ("autoscaling.scaleToZeroAfterSeconds is not read with policy External", "set policy: Native"),
     ),
     ("window below zero", scaled(scaleDownWindowSeconds=-1), ("scaleDownWindowSeconds", "greater than or equal to 0")),
-    ("window without end", scaled(scaleDownWindowSeconds=HUGE), ("WindowSeconds", "less than or equal to 86400")),
+    ("window without end", scaled(scaleDownWindowSeconds=HUGE), ("WindowSeconds", "less than or equal to 14400")),
     ("miss below zero", scaled(costOfMiss=-1), ("autoscaling.costOfMiss", "greater than or equal to 0")),
     ("miss as a fraction", scaled(costOfMiss=1.5), ("autoscaling.costOfMiss", "must be of type integer")),
     (

@@ -11,7 +11,8 @@ from typing import Final
 RECENT_SECONDS: Final = 300.0
 RECENT_MOST: Final = 128
 MINUTE: Final = 60.0
-MINUTES: Final = 240
+MINUTES: Final = 241
+"""Four hours, the longest window that a spec can ask for, and the minute under way."""
 BUCKET: Final = 300.0
 DAY_BUCKETS: Final = 288
 BUCKETS: Final = 2 * DAY_BUCKETS + 2

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from kvplane_api.service import Autoscaling
 from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, RECENT_MOST, Series
 from tests.kvplane_operator.autoscaler.world import START
 
@@ -41,6 +42,13 @@ class TestBounds:
         assert [demand for _, demand in series.recent] == [1.0]
         assert [demand for _, demand in series.minutes] == [1.0]
         assert [bucket.mean for bucket in series.buckets] == [1.0]
+
+
+def test_the_longest_window_that_a_spec_can_ask_for_is_kept() -> None:
+    bounds = Autoscaling.model_fields["scale_down_window_seconds"].metadata
+    (longest,) = (bound.le for bound in bounds if hasattr(bound, "le"))
+    series = noted(5.0, *[1.0] * (longest // 60), step=60.0)
+    assert series.highest(since=START) == 5.0
 
 
 def test_highest_is_of_whole_minutes() -> None:
