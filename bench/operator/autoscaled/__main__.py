@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,8 @@ class Size:
     """After all pods were read once: status and what was learned are written then."""
     steady_seconds: float = 300.0
     """What was learned of each service is written once in it, and each watch is renewed."""
+    scrape_seconds: float = 15.0
+    """Between two looks of a Prometheus: the figures of a thousand services take a part of a second to write."""
     overloads: int = 60
     """Of busy services, and as many of quiet ones."""
     spread_seconds: float = 60.0
@@ -105,10 +107,11 @@ async def measure(size: Size, control_plane: ControlPlane, progress: Progress) -
         with progress.step("all pods read"):
             await _until(all_of_them.sidecars.all_read, operator.process, "All pods were not read")
             await asyncio.sleep(size.settle_seconds)
-        with progress.step("steady load"):
-            window = await _steady(all_of_them, size, client, operator, noise=noise)
-        with progress.step(f"{2 * size.overloads} overloads"):
-            busy, quiet = await _overloads(all_of_them, size, client, operator.process)
+        async with _scraped(operator, size.scrape_seconds):
+            with progress.step("steady load"):
+                window = await _steady(all_of_them, size, client, operator, noise=noise)
+            with progress.step(f"{2 * size.overloads} overloads"):
+                busy, quiet = await _overloads(all_of_them, size, client, operator.process)
     return Outcome(len(all_of_them.names), len(all_of_them.of(all_of_them.names)), window, busy, quiet)
 
 
@@ -133,6 +136,24 @@ async def _operator(control_plane: ControlPlane, sidecars: str) -> AsyncIterator
         yield _Operator(process, f"http://127.0.0.1:{environment['KVPLANE_OPERATOR_METRICS_PORT']}/metrics")
     finally:
         process.kill()
+
+
+@asynccontextmanager
+async def _scraped(operator: _Operator, seconds: float) -> AsyncIterator[None]:
+    """What a Prometheus costs the operator, while in the context."""
+
+    async def scrape() -> None:
+        while True:
+            await asyncio.to_thread(operator.metrics)
+            await asyncio.sleep(seconds)
+
+    scraping = asyncio.create_task(scrape())
+    try:
+        yield
+    finally:
+        scraping.cancel()
+        with suppress(asyncio.CancelledError):
+            await scraping
 
 
 async def _requests_per_second(client: Client, seconds: float) -> float:
