@@ -90,6 +90,12 @@ class TestNative:
         world.scaling = None
         assert world.plan().writes == ()
 
+    def test_at_zero_the_condition_does_not_say_that_replicas_run(self) -> None:
+        world = settled(native(scaleToZeroAfterSeconds=60))
+        says(world, 0)
+        assert world.condition("ScalingActive") == ("True", "FollowsDemand")
+        assert world.wanted("ScalingActive")["message"] == "Nothing runs, as nobody asks."
+
     def test_a_hand_at_the_deployment_is_undone(self) -> None:
         world = settled(native())
         says(world, 5)

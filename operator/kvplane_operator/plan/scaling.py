@@ -102,6 +102,8 @@ def _acting(snapshot: Snapshot, scaled: Autoscaling, scaling: Scaling) -> Condit
         text = f"Demand needs more than autoscaling.maxReplicas, {scaled.max_replicas}."
         return Condition(kind, "True", Reason.AT_MAXIMUM, text)
     text = f"Between {scaled.min_replicas} and {scaled.max_replicas} replicas run, as demand needs."
+    if not scaling.desired:
+        text = "Nothing runs, as nobody asks."
     return Condition(kind, "True", Reason.FOLLOWS_DEMAND, text)
 
 
