@@ -64,7 +64,7 @@ _GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("desired_replicas", "Replicas that there should be; with policy External, for another scaler to follow.", ()),
     (
         "replicas",
-        "Replicas by state: asked, ready, pending (not ready yet), refused (of these, by the scheduler or a quota), draining.",
+        "Replicas by state: asked, ready, pending (not ready yet), refused (of these, and another one would be too), draining.",
         ("state",),
     ),
     ("limit_replicas", "Bounds of autoscaling, by limit: min, max.", ("limit",)),

@@ -249,7 +249,7 @@ def _starts(signals: Signals, history: History, now: float) -> tuple[StartTimes,
 def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float) -> float:
     """Ready, and each other one asked for by its chance to be ready within the horizon; never more than asked for.
 
-    One that is refused by the scheduler or a quota counts as if it came: to ask for another would not help.
+    One that is refused counts as if it came: to ask for another would not help.
     """
 
     def chance(age: float, image_cached: bool | None) -> float:

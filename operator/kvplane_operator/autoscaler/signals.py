@@ -60,7 +60,7 @@ class Replica:
     image_cached: bool | None = None
     """Whether its node had the image when it came; ``None``: not known."""
     refused: bool = False
-    """It cannot be scheduled, or a quota forbids it: another one would be refused too."""
+    """It cannot be scheduled, its image cannot be had, or a quota forbids it: another one would fare no better."""
     reading: Reading | None = None
     """``None``: missing."""
 

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kvplane_api import names
+from kvplane_api.conditions import Reason
 from kvplane_api.service import Autoscaling
 from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Reading, Replica, Signals, read
-from kvplane_operator.plan.findings import pod_condition, ready
+from kvplane_operator.plan.findings import findings, ready
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.ring.groups import groups, number_of, set_name, time_of
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
@@ -21,6 +22,9 @@ MOST_AGE_SECONDS: Final = 20.0
 
 _NO_BOUND: Final = 10_000
 _OVER: Final = ("Succeeded", "Failed")
+_NO_START: Final = frozenset(
+    {Reason.UNSCHEDULABLE, Reason.VOLUME_NOT_READY, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR}
+)
 
 Cached = Callable[[Manifest], bool | None]
 """Whether a pod found its image on its node; None: not known."""
@@ -63,7 +67,7 @@ def _pods(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ...]
             ready=ready(pod),
             draining="deletionTimestamp" in pod["metadata"],
             image_cached=cached(pod),
-            refused=_unscheduled(pod),
+            refused=_refused(pod),
             reading=_reading(snapshot, pod["metadata"]["name"], now),
         )
         for pod in snapshot.pods
@@ -85,7 +89,7 @@ def _groups(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ..
                 draining=group.draining,
                 image_cached=True if ranks and all(cached(pod) for pod in ranks) else None,
                 # One that was given up is of no use, and another one would end as it did.
-                refused=not group.size or any(_unscheduled(pod) for pod in ranks),
+                refused=not group.size or any(_refused(pod) for pod in ranks),
                 reading=_reading(snapshot, group.leader.pod, now) if group.leader else None,
             )
         )
@@ -104,8 +108,10 @@ def _made_at(manifest: Manifest, now: float) -> float:
     return made.timestamp() if made else now
 
 
-def _unscheduled(pod: Manifest) -> bool:
-    return pod_condition(pod, "PodScheduled").get("status") == "False"
+def _refused(pod: Manifest) -> bool:
+    """Whether what keeps it from starting would keep any other one too. A crash may be its node's: another one is worth a try."""
+    found = findings((pod,), startup_timeout_seconds=0)  # which tells crashes apart, and none of them counts
+    return any(finding.reason in _NO_START for finding in found)
 
 
 def _quota_hit(snapshot: Snapshot) -> bool:

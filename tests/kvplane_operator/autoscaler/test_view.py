@@ -14,7 +14,7 @@ from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.signals import answered
 from kvplane_operator.plan.snapshot import Manifest, Reading
 from tests.kvplane_operator.ring_world import RING, formed
-from tests.kvplane_operator.world import NATIVE, NOW, World, pod, settled, state
+from tests.kvplane_operator.world import NATIVE, NOW, RUNNING, World, crashed, pod, settled, state
 
 NOW_SECONDS = NOW.timestamp()
 BUSY = {"kvCacheUsageRatio": 0.5, "requestsRunning": 4, "requestsWaiting": 0}
@@ -94,6 +94,23 @@ class TestPods:
         world = settled(NATIVE)
         world.pods = [pod(unscheduled="0/2 nodes are available")]
         assert only(world).refused
+
+    @pytest.mark.parametrize(
+        ("engine", "refused"),
+        [
+            ({"state": {"waiting": {"reason": "ImagePullBackOff"}}}, True),
+            ({"state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no secret"}}}, True),
+            (crashed(), False),
+            (RUNNING, False),
+        ],
+    )
+    def test_one_whose_image_cannot_be_had_is_refused_and_one_that_crashed_is_not(
+        self, engine: dict[str, Any], refused: bool
+    ) -> None:
+        """Else an image that is gone would scale the service to its maximum; while a crash may be the node's."""
+        world = settled(NATIVE)
+        world.pods = [pod(engine=engine)]
+        assert only(world).refused is refused
 
     @pytest.mark.parametrize("phase", ["Failed", "Succeeded"])
     def test_one_that_is_over_is_none(self, phase: str) -> None:
