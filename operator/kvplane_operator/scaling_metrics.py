@@ -96,7 +96,7 @@ _GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ("requests_per_second", "Requests by result: admitted, refused.", ("result",)),
     (
         "tokens_per_second",
-        "Tokens by kind: prompt, generation, shed (KV memory that refused requests would have taken), wasted.",
+        "Tokens by kind: prompt (computed), generation, shed (KV memory that refused requests would have taken), wasted.",
         ("kind",),
     ),
     ("signals_missing", "Replicas that serve and whose signals are missing.", ()),

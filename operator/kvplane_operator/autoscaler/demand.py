@@ -2,7 +2,7 @@
 
     D = max(D_kv, D_prefill) + D_waste
     D_kv = (held + queued + shed reservation) / (C x min(kappa, u*))
-    D_prefill = prompt tokens per second / (u_p x prefill rate)
+    D_prefill = computed prompt tokens per second / (u_p x prefill rate)
 
 Work that waits and work that was refused counts, else admission would hide demand from the scaler. What was refused is a
 flow, and becomes an amount by Little's law: reservation per second x the time a request stays. A request never fills more

@@ -26,6 +26,7 @@ class Rates:
     refused: float | None = None
     shed_tokens: float | None = None
     prompt_tokens: float | None = None
+    """Computed: what the prefix cache has costs nothing."""
     generation_tokens: float | None = None
 
 
@@ -68,10 +69,17 @@ def _renewed(before: Meter, reading: Reading) -> Meter:
         admitted=_rate(old.admitted_total, reading.admitted_total, seconds),
         refused=_rate(old.refused_total, reading.refused_total, seconds),
         shed_tokens=_rate(old.shed_tokens_total, reading.shed_tokens_total, seconds),
-        prompt_tokens=_rate(old.prompt_tokens_total, reading.prompt_tokens_total, seconds),
+        prompt_tokens=_computed(old, reading, seconds),
         generation_tokens=_rate(old.generation_tokens_total, reading.generation_tokens_total, seconds),
     )
     return Meter(reading, rates, kept_waiting=old.queued > 0 and reading.queued > 0)
+
+
+def _computed(old: Reading, reading: Reading, seconds: float) -> float | None:
+    """vLLM counts hits when a prompt is scheduled and the prompt when it is computed, so in a short time there may be more hits."""
+    prompts = _rate(old.prompt_tokens_total, reading.prompt_tokens_total, seconds)
+    hits = _rate(old.prefix_hits_tokens_total, reading.prefix_hits_tokens_total, seconds)
+    return None if prompts is None else max(0.0, prompts - (hits or 0.0))
 
 
 def _rate(before: float | None, after: float | None, seconds: float) -> float | None:

@@ -4,7 +4,7 @@
 plan, work that is lost to preemption, or requests that are refused, say that the plan was too full; ten minutes near it
 without either say that there is room. What happens beyond the plan, as in a burst, says nothing about it.
 
-*Prefill rate*: prompt tokens per second of a replica that had requests waiting all the time and KV to spare, so that KV
+*Prefill rate*: computed prompt tokens per second of a replica that had requests waiting all the time and KV to spare, so that KV
 memory was not what they waited for. It rises at once and falls slowly: a pause in the load makes it look too low.
 """
 

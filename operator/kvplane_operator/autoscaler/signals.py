@@ -43,6 +43,8 @@ class Reading:
     shed_tokens_total: float | None = None
     """KV that refused requests would have reserved, each request counted once however often it was tried."""
     prompt_tokens_total: float | None = None
+    prefix_hits_tokens_total: float | None = None
+    """Of the prompts' tokens, those that the prefix cache had; ``None``: taken for none."""
     generation_tokens_total: float | None = None
     wasted_tokens_per_second: float = 0.0
     """Tokens computed again, while the thrash detector says that the engine thrashes; else 0."""
@@ -107,6 +109,7 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
         return None
     wasted = _sound(state.thrash.wasted_tokens_per_second, _MOST_TOKENS) if state.thrash.kind else None
     prompt_total = _sound(engine.prompt_tokens_total, _MOST_TOTAL)
+    hits_total = _sound(engine.prefix_hits_tokens_total, _MOST_TOTAL)
     generation_total = _sound(engine.generation_tokens_total, _MOST_TOTAL)
     if admission is None or admission.policy == "Off":
         return Reading(
@@ -118,6 +121,7 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
             running=running,
             queued=waiting,
             prompt_tokens_total=prompt_total,
+            prefix_hits_tokens_total=hits_total,
             generation_tokens_total=generation_total,
             wasted_tokens_per_second=wasted or 0.0,
         )
@@ -143,6 +147,7 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
         refused_total=_sound(admission.refused_total, _MOST_TOTAL),
         shed_tokens_total=_sound(admission.shed_reservation_tokens_total, _MOST_TOTAL),
         prompt_tokens_total=prompt_total,
+        prefix_hits_tokens_total=hits_total,
         generation_tokens_total=generation_total,
         wasted_tokens_per_second=wasted or 0.0,
     )

@@ -33,6 +33,20 @@ def test_a_rate_is_a_difference_over_its_time() -> None:
     assert after(counted(0, 100), counted(5, 150)).rates == Rates(10.0, 10.0, 10.0, 10.0, 10.0)
 
 
+def test_prompts_that_the_prefix_cache_has_are_not_computed() -> None:
+    """A prefill rate learned with a cold cache must not make nine replicas of a load that hits it nine times in ten."""
+    before, now = (
+        reading(0.5, at=START + at, prompt_tokens_total=100.0 * at, prefix_hits_tokens_total=90.0 * at) for at in (1, 6)
+    )
+    assert after(before, now).rates.prompt_tokens == 10.0
+
+
+def test_hits_that_are_counted_before_their_prompt_make_no_negative_rate() -> None:
+    before = reading(0.5, at=START, prompt_tokens_total=0.0, prefix_hits_tokens_total=0.0)
+    now = reading(0.5, at=START + 5, prompt_tokens_total=0.0, prefix_hits_tokens_total=900.0)
+    assert after(before, now).rates.prompt_tokens == 0.0
+
+
 def test_the_first_reading_gives_no_rate() -> None:
     assert after(counted(0, 100)) == Meter(counted(0, 100), UNKNOWN)
 

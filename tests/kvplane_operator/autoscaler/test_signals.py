@@ -16,6 +16,7 @@ ENGINE = EngineSignals(
     requests_running=4,
     requests_waiting=1,
     prompt_tokens_total=70,
+    prefix_hits_tokens_total=20,
     generation_tokens_total=30,
 )
 ADMISSION = AdmissionState(
@@ -59,6 +60,7 @@ def test_a_reading_is_what_the_sidecar_said() -> None:
         refused_total=3.0,
         shed_tokens_total=90.0,
         prompt_tokens_total=70.0,
+        prefix_hits_tokens_total=20.0,
         generation_tokens_total=30.0,
     )
 
