@@ -5,7 +5,7 @@ them is too many and may go only when the operator sees again, the other gets th
 called off before it has loaded anything. Two engines at most run at once, and share 1.2 cores, so that the nodes' kubelets
 keep enough.
 
-While they start the operator is told that starts take ten seconds, and restarted: the way down waits for two of them. From
+While they start the operator is told that starts take five seconds, and restarted: the way down waits for two of them. From
 then on a light load goes on almost without a pause, so that the service is always a busy one, and whatever is lost on the way
 down is seen.
 """
@@ -39,11 +39,11 @@ FREE_SECONDS: Final = 10.0
 """Of the cut, in which a replica would go if the operator saw."""
 _LONGEST_CUT_SECONDS: Final = 120.0
 _NEVER_SECONDS: Final = 3600
-_WINDOW_SECONDS: Final = 30
+_WINDOW_SECONDS: Final = 20
 _ZERO_AFTER_SECONDS: Final = 10
-_STARTUP_SECONDS: Final = 10.0
+_STARTUP_SECONDS: Final = 5.0
 """What the operator is told of starts; two that take longer are too few for a 90th percentile."""
-_STEP_SECONDS: Final = 10.0
+_STEP_SECONDS: Final = 5.0
 """Of the step, after its replica was asked for."""
 _ENGINE_CORES: Final = "600m"
 _LONGEST_SECONDS: Final = 300.0
