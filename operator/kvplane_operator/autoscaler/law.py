@@ -166,7 +166,8 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
     demand = measure(signals, meters, history.learned, tuning)
     complete = bool(signals.ready) and not signals.unread
     starts, known = _starts(signals, history, now)
-    horizon = starts.p90(signals.image_cached, unknown=tuning.unknown_startup_seconds) + tuning.tick_seconds
+    # Nobody knows to which node the next replica will go, and whether that one has the image: of all starts.
+    horizon = starts.p90(None, unknown=tuning.unknown_startup_seconds) + tuning.tick_seconds
     series, outlook = history.series, history.outlook
     forecast = Forecast(demand.total, Method.PERSISTENCE)
     noise = 0.0
@@ -259,7 +260,7 @@ def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float)
     for replica in signals.pending:
         coming += 1.0 if replica.refused else chance(now - replica.created_at, replica.image_cached)
     unborn = max(0, signals.asked - len(signals.ready) - len(signals.pending))
-    return min(float(signals.asked), coming + unborn * chance(0.0, signals.image_cached))
+    return min(float(signals.asked), coming + unborn * chance(0.0, None))
 
 
 def _reach(signals: Signals, share: float) -> float:

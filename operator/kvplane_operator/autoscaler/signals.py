@@ -76,8 +76,6 @@ class Signals:
     replicas: tuple[Replica, ...] = ()
     wake: bool = False
     """Somebody asks for a service that has no replica."""
-    image_cached: bool | None = None
-    """Whether the next replica will find its image; ``None``: not known."""
 
     @property
     def ready(self) -> tuple[Replica, ...]:
