@@ -29,6 +29,8 @@ from kvplane_operator.autoscaler.startup import StartTimes
 
 _ROUNDING: Final = 1e-9
 _ASKED_MOST: Final = 32
+_REPLACED: Final = 2
+"""Times the replicas needed: up to so many are asked for while those that were asked for before do not come."""
 
 
 class Reason(StrEnum):
@@ -56,6 +58,8 @@ class Reason(StrEnum):
     """All signals were not there for a whole window yet."""
     HELD = "KeptForBursts"
     """A burst is likely to come back before a new replica could serve."""
+    LATE = "ReplicasLate"
+    """Replicas that demand needs take longer to start than they should, so nothing goes down."""
     GLIDING = "GlidingDown"
     """What an overload brought goes in a line."""
     TO_ZERO = "ScaledToZero"
@@ -326,7 +330,9 @@ def _zero(s: _Situation) -> _Verdict | None:
 def _up(s: _Situation) -> _Verdict | None:
     """More replicas; None where demand needs no more than what is asked for."""
     lowest, highest = s.settings.min_replicas, s.settings.max_replicas
-    wanted = s.asked + max(0, math.floor(s.target - s.coming + 0.5))
+    missing = max(0, math.floor(s.target - s.coming + 0.5))
+    # In place of those that do not come as many again as are needed, and no more: what ails them may ail every one.
+    wanted = max(s.asked, min(s.asked + missing, _REPLACED * s.target))
     allowed = wanted if s.in_panic else max(s.asked, min(wanted, _step(s)))
     desired = min(max(allowed, lowest), highest)
     if desired <= s.asked and wanted <= s.asked:
@@ -362,6 +368,9 @@ def _down(s: _Situation) -> _Verdict:
         if (objection := check(s)) is not None:
             return _Verdict(s.asked, *objection, kept)
     highest = max(s.history.series.highest(since=s.now - s.window), s.needed)
+    if _late(s, highest):
+        why = f"{highest:.2f} were needed within {s.window:.0f} s, and not all that were asked for are there in time"
+        return _Verdict(s.asked, Reason.LATE, why, kept)
     share = s.settings.tuning.down_share
     low = max(math.ceil(highest / share - _ROUNDING), s.target, s.settings.min_replicas)
     if low >= s.asked:
@@ -401,6 +410,11 @@ def _settling(s: _Situation) -> tuple[Reason, str] | None:
     if watched >= s.window:
         return None
     return Reason.SETTLING, f"signals were watched for {watched:.0f} of the {s.window:.0f} s before anything goes down"
+
+
+def _late(s: _Situation, highest: float) -> bool:
+    """Whether what serves is too little while others do not come: those would be asked for again as soon as they went."""
+    return s.asked - s.coming >= 0.5 and math.ceil(highest - _ROUNDING) > len(s.signals.ready)
 
 
 def _bounded(verdict: _Verdict, s: _Situation) -> _Verdict:

@@ -118,6 +118,25 @@ class TestPending:
     def test_but_not_where_that_one_would_be_refused_too(self) -> None:
         assert decided(self.seen(10.0, 500.0, refused=True)).desired == 3
 
+    def test_where_all_crash_there_are_at_most_as_many_again_as_are_needed(self) -> None:
+        """Three are needed and two serve: what is started in place of the others crashes as they do."""
+        world = World(lambda _: 2.4, replicas=2)
+        world.history = HISTORY
+        world.crashes = lambda name: name.startswith("new")
+        decisions = world.run(3600.0)
+        assert max(decision.desired for decision in decisions) == 6
+        assert reversals(decisions, first=2) == 0
+        assert (decisions[-1].desired, decisions[-1].reason) == (6, Reason.LATE)
+
+    def test_those_that_crash_go_when_others_serve(self) -> None:
+        world = World(lambda _: 2.05, replicas=2)
+        world.history = HISTORY
+        world.crashes = lambda name: name == "new-1"
+        decisions = world.run(1200.0)
+        assert decisions[-1].desired == 3
+        assert "new-1" not in world.created
+        assert reversals(decisions, first=2) == 1
+
     def test_those_that_drain_are_no_room(self) -> None:
         seen = signals(reading(1.0, 0.5), asked=1)
         going = replica("goes", draining=True, reading=reading(0.5))

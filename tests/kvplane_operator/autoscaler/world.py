@@ -67,11 +67,13 @@ class World:
         self.created = {f"old-{number}": START - 3600 for number in range(replicas)}
         self.born = 0
         self.blind: Callable[[str], bool] = lambda _: False
+        self.crashes: Callable[[str], bool] = lambda _: False
+        """Replicas that are never ready."""
         self.wake = False
         self.admitted = 0.0
 
     def signals(self) -> Signals:
-        ready = [name for name, at in self.created.items() if at + self.startup <= self.now]
+        ready = [name for name, at in self.created.items() if at + self.startup <= self.now and not self.crashes(name)]
         share = self.demand(self.now - START) / len(ready) if ready else 0.0
         held = min(share, CAPACITY / USABLE)
         read = reading(
