@@ -105,7 +105,13 @@ def _waste(reading: Reading, rates: Rates) -> float:
 
 
 def _prompt_tokens_per_second(reading: Reading, rates: Rates) -> float:
-    """Computed, waiting, and refused; a refused prompt is as long as the others are."""
+    """Computed, waiting, and refused; a refused prompt is as long as the others are, and of one that waits as much is cached."""
     computed = rates.prompt_tokens or 0.0
     refused = _refused(rates) * computed / rates.admitted if rates.admitted else 0.0
-    return computed + refused + reading.queued_prompt_tokens / _QUEUE_SECONDS
+    return computed + refused + reading.queued_prompt_tokens * _computed_share(reading) / _QUEUE_SECONDS
+
+
+def _computed_share(reading: Reading) -> float:
+    """Of the prompt tokens so far, those that the prefix cache had not; all, where it tells nothing."""
+    prompts, hits = reading.prompt_tokens_total, reading.prefix_hits_tokens_total
+    return max(0.0, 1 - hits / prompts) if prompts and hits is not None else 1.0

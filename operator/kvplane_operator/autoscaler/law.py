@@ -212,7 +212,16 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
         now=now,
         history=replace(
             history,
-            learned=learn(history.learned, signals=signals, meters=meters, seconds=seconds, now=now, tuning=tuning),
+            learned=learn(
+                history.learned,
+                signals=signals,
+                meters=meters,
+                # Up to down_share one replica is enough, whatever is known of it.
+                prompts_lead=(demand.prefill or 0.0) > max(demand.kv, tuning.down_share),
+                seconds=seconds,
+                now=now,
+                tuning=tuning,
+            ),
             starts=starts,
             series=series,
             outlook=outlook,

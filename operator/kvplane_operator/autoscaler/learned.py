@@ -5,7 +5,9 @@ plan, work that is lost to preemption, or requests that are refused, say that th
 without either say that there is room. What happens beyond the plan, as in a burst, says nothing about it.
 
 *Prefill rate*: computed prompt tokens per second of a replica that had requests waiting all the time and KV to spare, so that KV
-memory was not what they waited for. It rises at once and falls slowly: a pause in the load makes it look too low.
+memory was not what they waited for. It rises at once and falls slowly: a pause in the load makes it look too low. One that is
+too low keeps so many replicas that nobody waits, and would never be seen again: so while prompts are what replicas are asked for
+and nothing shows the rate, it rises by itself, until fewer replicas show it or KV memory is what counts.
 """
 
 from collections.abc import Mapping
@@ -33,6 +35,9 @@ _LEAST_RATE: Final = 1.0
 """Tokens per second; less is a replica that stands still."""
 _RATE_UP: Final = 0.5
 _RATE_DOWN: Final = 0.02
+_RATE_FORGOTTEN_SECONDS: Final = 12 * 3600.0
+"""In which it rises e-fold while nothing shows it: a ninth part in an hour, so that a rate that is right is not lost between two
+bursts."""
 _RESIDENCE_WEIGHT: Final = 0.1
 _LEAST_RESIDENCE: Final = 0.1
 _MOST_RESIDENCE: Final = 3600.0
@@ -68,20 +73,28 @@ def learn(
     *,
     signals: Signals,
     meters: Mapping[str, Meter],
+    prompts_lead: bool,
     seconds: float,
     now: float,
     tuning: Tuning,
 ) -> Learned:
-    """What was learned, after ``seconds`` more that ended with these signals."""
+    """What was learned, after ``seconds`` more that ended with these signals.
+
+    ``prompts_lead``: it is prompts, not KV memory, that more than one replica may be kept for.
+    """
     met = [
         (replica.reading, meter.rates)
         for replica in signals.ready
         if replica.reading is not None and (meter := meters.get(replica.name)) is not None
     ]
-    prefill = learned.prefill_tokens_per_second
+    prefill, shown = learned.prefill_tokens_per_second, False
     for replica in signals.ready:
-        if (meter := meters.get(replica.name)) is not None and replica.reading is not None:
-            prefill = _prefill(prefill, replica.reading, meter)
+        if (meter := meters.get(replica.name)) is None or replica.reading is None:
+            continue
+        if (seen := _kept_busy(replica.reading, meter)) is not None:
+            prefill, shown = _prefill(prefill, seen), True
+    if prefill is not None and prompts_lead and not shown:
+        prefill *= 1 + seconds / _RATE_FORGOTTEN_SECONDS
     return replace(
         learned,
         usable=_usable(learned.usable, met, seconds=seconds, now=now, tuning=tuning),
@@ -90,11 +103,16 @@ def learn(
     )
 
 
-def _prefill(rate: float | None, reading: Reading, meter: Meter) -> float | None:
+def _kept_busy(reading: Reading, meter: Meter) -> float | None:
+    """The rate of a replica that prompts alone kept busy; None where it shows none."""
     seen = meter.rates.prompt_tokens
     spare = reading.held_tokens < _KV_SPARE * reading.kappa * reading.capacity_tokens
     if seen is None or seen < _LEAST_RATE or not spare or not meter.kept_waiting or not reading.queued_prompt_tokens:
-        return rate
+        return None
+    return seen
+
+
+def _prefill(rate: float | None, seen: float) -> float:
     if rate is None:
         return seen
     return rate + (_RATE_UP if seen > rate else _RATE_DOWN) * (seen - rate)

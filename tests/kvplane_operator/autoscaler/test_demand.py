@@ -96,6 +96,14 @@ class TestPrefill:
         got = demand(reading(0.2, queued_prompt_tokens=4250.0, queued=3.0), rates=rates, learned=self.KNOWN)
         assert got.prefill == pytest.approx(1.0 + 0.5 + 0.5)
 
+    def test_of_prompts_that_wait_the_cached_part_counts_nothing(self) -> None:
+        """Three of four tokens were in the prefix cache so far: 10,200 that wait are 2,550 to compute within 10 s."""
+        told = reading(0.2, queued_prompt_tokens=10_200.0, queued=3.0, prompt_tokens_total=4e6)
+        cached = replace(told, prefix_hits_tokens_total=3e6)
+        assert demand(told, learned=self.KNOWN).prefill == pytest.approx(1.2)
+        assert demand(cached, learned=self.KNOWN).prefill == pytest.approx(0.3)
+        assert demand(replace(cached, prefix_hits_tokens_total=5e6), learned=self.KNOWN).prefill == 0.0
+
     def test_kv_counts_where_it_is_the_larger(self) -> None:
         assert demand(reading(1.0), rates=Rates(prompt_tokens=85.0), learned=self.KNOWN).total == pytest.approx(1.0)
 

@@ -9,6 +9,7 @@ import pytest
 from kvplane_operator.autoscaler.flows import Meter, Rates
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.law import Decision, Reason, decide
+from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
 from kvplane_operator.autoscaler.series import Series
 from kvplane_operator.autoscaler.settings import Settings, Tuning
@@ -356,6 +357,18 @@ class TestTime:
     def test_five_seconds_between_decisions_one_at_zero(self) -> None:
         assert decided(signals(reading(0.5))).next_seconds == 5.0
         assert decided(Signals(asked=0), settings=SLEEPY).next_seconds == 1.0
+
+
+class TestPrompts:
+    def test_a_rate_that_was_learned_too_low_is_left_behind(self) -> None:
+        """170 prompt tokens a second look like the work of two replicas, and nobody waits who would show that one can do it."""
+        rates = Rates(prompt_tokens=170.0)
+        learned = Learned(usable=Usable(share=0.85), prefill_tokens_per_second=100.0)
+        before = replace(watched(HISTORY), learned=learned, meters={"r0": Meter(reading(0.1), rates)})
+        first = decided(signals(reading(0.1), reading(0.1)), history=before)
+        assert first.demand.total == pytest.approx(2.0)
+        rate = first.history.learned.prefill_tokens_per_second
+        assert rate == pytest.approx(100 * (1 + 5 / 43_200))
 
 
 class TestCourse:

@@ -1,5 +1,6 @@
 """What is learned: usable share, prefill rate, residence."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -20,6 +21,7 @@ def learned(
     seconds: float,
     before: Learned = FRESH,
     waiting: bool = False,
+    prompts_lead: bool = False,
 ) -> Learned:
     """After so long of the same, in steps of 5 s."""
     after = before
@@ -28,6 +30,7 @@ def learned(
             after,
             signals=signals(told),
             meters={"r0": Meter(told, rates, kept_waiting=waiting)},
+            prompts_lead=prompts_lead,
             seconds=5.0,
             now=START + 5 * step,
             tuning=TUNING,
@@ -94,6 +97,24 @@ class TestPrefillRate:
     def test_where_kv_is_full_requests_wait_for_that(self) -> None:
         assert self.rate(replace(self.BUSY, held_tokens=0.95 * CAPACITY), 800.0) is None
         assert self.rate(replace(self.BUSY, held_tokens=0.5 * CAPACITY, kappa=0.5), 800.0) is None
+
+    def test_while_nothing_shows_it_it_rises_as_long_as_prompts_ask_for_replicas(self) -> None:
+        low, quiet = replace(FRESH, prefill_tokens_per_second=100.0), reading(0.1)
+
+        def after_an_hour(told: Reading, seen: float, *, waiting: bool, prompts_lead: bool) -> float | None:
+            rates = Rates(prompt_tokens=seen)
+            after = learned(told, rates, seconds=3595.0, before=low, waiting=waiting, prompts_lead=prompts_lead)
+            return after.prefill_tokens_per_second
+
+        assert after_an_hour(quiet, 80.0, waiting=False, prompts_lead=True) == pytest.approx(
+            100 * math.exp(1 / 12), rel=1e-4
+        )
+        assert after_an_hour(quiet, 80.0, waiting=False, prompts_lead=False) == 100.0
+        assert after_an_hour(self.BUSY, 100.0, waiting=True, prompts_lead=True) == pytest.approx(100.0)
+
+    def test_an_unknown_one_stays_unknown(self) -> None:
+        after = learned(reading(0.1), Rates(prompt_tokens=80.0), seconds=60.0, prompts_lead=True)
+        assert after.prefill_tokens_per_second is None
 
 
 class TestResidence:
