@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import tempfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from bench import report
+from bench.autoscaling.dynosim import DynoSim, Told, error_percent
 from bench.autoscaling.study import (
     AGAINST_HEADER,
     HEADER,
@@ -14,6 +17,7 @@ from bench.autoscaling.study import (
     Study,
     against_rows,
     chosen,
+    refereed,
     reported_runs,
     run_all,
     tuning_runs,
@@ -25,6 +29,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.autoscaling", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few cells, one seed, to see that it works")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--dynosim",
+        type=Path,
+        metavar="PYTHON",
+        help="interpreter of an environment that has ai-dynamo: its simulator is asked too (bench/autoscaling/dynosim.py)",
+    )
     arguments = parser.parse_args()
     size = Size(processes=arguments.processes)
     if arguments.quick:
@@ -32,22 +42,42 @@ def main() -> None:
     started, machine, progress = report.now(), report.machine(), Progress()
     settings = chosen(_run(tuning_runs(size), size, "runs to choose settings", progress))
     results = _run(reported_runs(size, settings), size, "runs that are reported", progress)
+    referee, unasked = _referee(arguments.dynosim, size, progress)
+    error = error_percent([ours for _, ours, _ in referee], [theirs for _, _, theirs in referee])
     study = Study(results)
     against = against_rows(study.against())
     written = report.Report(
         bench="autoscaling",
         machine=machine,
         started=started,
-        settings={name: str(value) for name, value in asdict(size).items()} | {"chosen": str(settings)},
+        settings={name: str(value) for name, value in asdict(size).items()}
+        | {"chosen": str(settings), "dynosim": unasked or str(arguments.dynosim)},
         header=HEADER,
         rows=study.rows(),
-        last_line=asdict(study.figures()),
-        samples={"results": [asdict(result) for result in results], "against": against},
+        last_line=asdict(study.figures(dynosim_error_percent=error)),
+        samples={
+            "results": [asdict(result) for result in results],
+            "against": against,
+            "dynosim": [(name, asdict(ours), asdict(theirs)) for name, ours, theirs in referee],
+        },
     )
     progress.say(f"written: {written.write()}")
+    if unasked:
+        progress.say(f"dynosim_error_percent is none: {unasked}")
     print(report.table(AGAINST_HEADER, against))
     print()
     print(written.text())
+
+
+def _referee(python: Path | None, size: Size, progress: Progress) -> tuple[list[tuple[str, Told, Told]], str]:
+    """What both simulators say; and why DynoSim said nothing, empty where it did: hours of runs are not lost by it."""
+    if python is None:
+        return [], "DynoSim was not asked. Give --dynosim a Python that has ai-dynamo."
+    try:
+        with progress.step("DynoSim"), tempfile.TemporaryDirectory(prefix="kvplane-dynosim-") as folder:
+            return refereed(size, DynoSim(python, Path(folder))), ""
+    except (OSError, RuntimeError) as error:
+        return [], f"DynoSim failed: {error}"
 
 
 def _run(runs: list[Run], size: Size, what: str, progress: Progress) -> list[Result]:

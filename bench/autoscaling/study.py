@@ -18,6 +18,7 @@ from typing import Final
 from bench.admission.intervals import Interval, stratified
 from bench.admission.replay.traces import Arrival, load
 from bench.autoscaling.clairvoyant import needs
+from bench.autoscaling.dynosim import DynoSim, Told, planner
 from bench.autoscaling.policies.aibrix import Apa
 from bench.autoscaling.policies.dynamo import Dynamo
 from bench.autoscaling.policies.dynamo_model import Constant
@@ -133,17 +134,14 @@ class Result:
 
 def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
     """One run, from the trace's file to its figures; ``tuning`` is ours."""
-    rate = dict(size.rates)[run.cell.trace]
-    trace = window(load(run.cell.trace), tuning=run.seed in size.tuning_seeds)
-    arrivals = VARIANTS[run.cell.variant](trace, rate=rate, seed=run.seed)
+    arrivals = traffic(run, size)
     world = World(
         engine=engine_of(PRESETS[size.preset]),
         gated=run.gated,
         startup_seconds=run.cell.startup,
         scrape_seconds=size.scrape_seconds,
     )
-    at_first = needs(arrivals, world.engine, world.goals, share=_BEGIN_SHARE)(0.0, _BEGIN_SECONDS)
-    world = replace(world, begin_replicas=run.setting if run.contestant == STATIC else min(at_first, size.highest))
+    world = replace(world, begin_replicas=at_first(run, size, arrivals, world))
     outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world, tuning))
     return Result(
         run=run,
@@ -153,6 +151,20 @@ def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
         reversals_per_hour=outcome.reversals_per_hour,
         step=_first_step(outcome) if run.cell.variant == "steps" else None,
     )
+
+
+def traffic(run: Run, size: Size) -> list[Arrival]:
+    """The requests of a run."""
+    trace = window(load(run.cell.trace), tuning=run.seed in size.tuning_seeds)
+    return VARIANTS[run.cell.variant](trace, rate=dict(size.rates)[run.cell.trace], seed=run.seed)
+
+
+def at_first(run: Run, size: Size, arrivals: Sequence[Arrival], world: World) -> int:
+    """Replicas that a run begins with."""
+    if run.contestant == STATIC:
+        return run.setting
+    needed = needs(arrivals, world.engine, world.goals, share=_BEGIN_SHARE)
+    return min(needed(0.0, _BEGIN_SECONDS), size.highest)
 
 
 def _first_step(outcome: Outcome) -> Step:
@@ -238,6 +250,33 @@ def run_all(runs: Sequence[Run], size: Size, *, told: Callable[[int], None]) -> 
     return results
 
 
+REFEREED: Final = ((STATIC, 2), (STATIC, 3), (STATIC, 4), ("dynamo throughput", 0), ("dynamo latency", 0))
+"""Contestants that DynoSim has too, with their settings."""
+
+
+def refereed(size: Size, simulator: DynoSim) -> list[tuple[str, Told, Told]]:
+    """Each of REFEREED on the raw conversation trace behind vLLM's own queue: its name, our simulation's figures, DynoSim's."""
+    cell, preset = Cell("conv", "raw", size.startups[0]), PRESETS[size.preset]
+    world = World(
+        engine=engine_of(preset), gated=False, startup_seconds=cell.startup, scrape_seconds=size.scrape_seconds
+    )
+    found = []
+    for name, setting in REFEREED:
+        run = Run(cell, size.seeds[0], name, setting, gated=False)
+        ours, arrivals = execute(run, size), traffic(run, size)
+        theirs = simulator.run(
+            arrivals,
+            preset,
+            goals=world.goals,
+            startup_seconds=cell.startup,
+            workers=at_first(run, size, arrivals, world),
+            scaled_by=None if name == STATIC else planner(name.removeprefix("dynamo "), highest=size.highest),
+        )
+        label = f"{name} {setting}" if name == STATIC else name
+        found.append((label, Told(ours.goodput_percent, ours.hours), theirs))
+    return found
+
+
 def mean(results: Iterable[Result], field: str) -> float:
     """Of one field of the results."""
     return statistics.fmean(getattr(result, field) for result in results)
@@ -272,8 +311,8 @@ class Figures:
     code_hours_vs_static_line: float
     capacity_after_step_minus_startup_s: float
     """The longest of all runs, from the first step to as many replicas as static ones would have to be."""
-    dynosim_error_percent: float = math.nan
-    """NVIDIA's simulator is not asked by this command."""
+    dynosim_error_percent: float
+    """nan: NVIDIA's simulator was not asked."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +353,7 @@ class Study:
         """The dynamic peer with the highest goodput on the variants that can be followed, all behind our admission."""
         return max(self.peers, key=lambda name: self.mean("goodput_percent", name, self.followed))
 
-    def figures(self) -> Figures:
+    def figures(self, *, dynosim_error_percent: float = math.nan) -> Figures:
         """Against the best peer, both behind our admission."""
         best, followed = self.best_peer(), self.followed
         code = [cell for cell in self.cells if cell.trace == "code" and cell.variant == "raw"]
@@ -329,6 +368,7 @@ class Study:
             hours_vs_static_line=self.against_line(OURS, followed),
             code_hours_vs_static_line=self.against_line(OURS, code),
             capacity_after_step_minus_startup_s=max(self._late(OURS), default=math.nan),
+            dynosim_error_percent=dynosim_error_percent,
         )
 
     def against(self) -> list[Against]:
