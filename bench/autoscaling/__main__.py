@@ -5,12 +5,15 @@ import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Final
 
 from bench import report
 from bench.autoscaling.dynosim import DynoSim, Told, error_percent
 from bench.autoscaling.study import (
     AGAINST_HEADER,
     HEADER,
+    OURS,
+    SENSITIVITY_HEADER,
     Result,
     Run,
     Size,
@@ -20,9 +23,14 @@ from bench.autoscaling.study import (
     refereed,
     reported_runs,
     run_all,
+    sensitivity_rows,
+    sensitivity_runs,
     tuning_runs,
 )
 from e2e.cluster.progress import Progress
+
+_BEST: Final = 2
+"""Peers that are set before other conditions too."""
 
 
 def main() -> None:
@@ -45,6 +53,9 @@ def main() -> None:
     referee, unasked = _referee(arguments.dynosim, size, progress)
     error = error_percent([ours for _, ours, _ in referee], [theirs for _, _, theirs in referee])
     study = Study(results)
+    sensitive = (OURS, *study.ranked()[:_BEST])
+    changed = _run(sensitivity_runs(size, settings, sensitive), size, "runs under other conditions", progress)
+    sensitivity = sensitivity_rows([*results, *changed], size, sensitive)
     against = against_rows(study.against())
     written = report.Report(
         bench="autoscaling",
@@ -58,14 +69,17 @@ def main() -> None:
         samples={
             "results": [asdict(result) for result in results],
             "against": against,
+            "changed": [asdict(result) for result in changed],
+            "sensitivity": sensitivity,
             "dynosim": [(name, asdict(ours), asdict(theirs)) for name, ours, theirs in referee],
         },
     )
     progress.say(f"written: {written.write()}")
     if unasked:
         progress.say(f"dynosim_error_percent is none: {unasked}")
-    print(report.table(AGAINST_HEADER, against))
-    print()
+    for header, rows in ((AGAINST_HEADER, against), (SENSITIVITY_HEADER, sensitivity)):
+        print(report.table(header, rows))
+        print()
     print(written.text())
 
 

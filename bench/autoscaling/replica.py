@@ -5,7 +5,8 @@ of steps, and one number, the clock of steps, carries them all. Two events for e
 second's work; ``bench.engine.model``, which plans every step, takes minutes for it.
 
 What is kept of vLLM: prompts in order and in chunks beside the decodes, the whole prompt must fit to be let in, the newest
-loses its KV when memory runs out and begins again. What is lost: blocks, prefix sharing, and what happens within a step.
+loses its KV when memory runs out and begins again. What is lost: blocks, and what happens within a step. A prefix that is shared
+is told by its length only: it was computed once and is held once, for all, so to a request it is as if it were not there.
 
 ``Gate`` is our admission in short: the expected peak below the capacity by the mean output so far, a window of prompts
 under way, and refusal of whom waiting cannot help. ``None`` lets vLLM queue without end.
@@ -76,6 +77,13 @@ class Job:
     first_at: float | None = None
     done_at: float | None = None
     refused: bool = False
+    cached: int = 0
+    """Of the prompt, what the prefix cache has."""
+
+    @property
+    def fresh(self) -> int:
+        """Prompt tokens to compute, and to hold."""
+        return self.prompt - self.cached
 
     def good(self, *, ttft_seconds: float, tpot_seconds: float) -> bool:
         """Whether it met both goals."""
@@ -92,6 +100,8 @@ class Totals:
     refused: int = 0
     shed_tokens: float = 0.0
     prompt_tokens: float = 0.0
+    prefix_hits_tokens: float = 0.0
+    """Of the prompts' tokens, those that the prefix cache had."""
     generation_tokens: float = 0.0
     lost_tokens: float = 0.0
     """Computed, and computed again."""
@@ -139,7 +149,7 @@ class Replica:
                 break
             prompts += 1
             covered += job.left
-        computed = sum(job.prompt + job.generated - job.left for job in self.prefilling)
+        computed = sum(job.fresh + job.generated - job.left for job in self.prefilling)
         return ForwardPass(
             seconds=seconds,
             prompt_tokens=chunk if self.prefilling else 0.0,
@@ -150,14 +160,14 @@ class Replica:
 
     def expected(self, job: Job) -> float:
         """KV tokens that a request is expected to hold at its end."""
-        return job.prompt + job.generated + max(_LEAST_OUTPUT, self._mean_output - job.generated)
+        return job.fresh + job.generated + max(_LEAST_OUTPUT, self._mean_output - job.generated)
 
     def offer(self, job: Job, now: float) -> None:
         """A new request."""
-        job.left = float(job.prompt)
+        job.left = float(job.fresh)
         if self.gate is not None:
             ahead = self._prefill_left() + self.waiting_tokens
-            if (ahead + job.prompt) * self.engine.step_time.per_prefill_token > _EARLY * self.gate.ttft_seconds:
+            if (ahead + job.left) * self.engine.step_time.per_prefill_token > _EARLY * self.gate.ttft_seconds:
                 self._refuse(job)
                 return
         self.waiting.append(job)
@@ -224,6 +234,7 @@ class Replica:
         if job.first_at is None:
             job.first_at = now
             self.totals.prompt_tokens += job.prompt
+            self.totals.prefix_hits_tokens += job.cached
         job.generated += 1
         self.context += 1
         job.began = self._clock - job.generated
@@ -234,7 +245,7 @@ class Replica:
     def _finish(self, job: Job, now: float) -> None:
         del self.decoding[job]
         job.done_at = now
-        self.context -= job.prompt + job.output
+        self.context -= job.fresh + job.output
         self.reserved -= job.reserved
         self._mean_output += _OUTPUT_WEIGHT * (job.output - self._mean_output)
         if not self.running:
@@ -244,15 +255,15 @@ class Replica:
         """The newest gives its memory back and will begin again."""
         if self.prefilling:
             job = self.prefilling.pop()
-            held = job.prompt + job.generated - job.left
+            held = job.fresh + job.generated - job.left
         else:
             job, _ = self.decoding.popitem()
             job.generated = self._clock - job.began
-            held = job.prompt + job.generated
+            held = job.fresh + job.generated
         self.context -= held
         self.totals.lost_tokens += held
         self.reserved -= job.reserved
-        job.left = job.prompt + job.generated
+        job.left = job.fresh + job.generated
         self.waiting.appendleft(job)
         self.waiting_tokens += job.left
 

@@ -31,6 +31,7 @@ class Scraped:
     refused: int
     shed_tokens: float
     prompt_tokens: float
+    prefix_hits_tokens: float
     generation_tokens: float
     lost_tokens_per_second: float
     mean_prompt_tokens: float
@@ -162,6 +163,7 @@ def _reading(scraped: Scraped) -> Reading:
         refused_total=float(scraped.refused),
         shed_tokens_total=scraped.shed_tokens,
         prompt_tokens_total=scraped.prompt_tokens,
+        prefix_hits_tokens_total=scraped.prefix_hits_tokens,
         generation_tokens_total=scraped.generation_tokens,
         wasted_tokens_per_second=scraped.lost_tokens_per_second,
     )

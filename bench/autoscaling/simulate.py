@@ -43,6 +43,8 @@ class World:
     begin_replicas: int = 1
     silent: tuple[tuple[float, float], ...] = ()
     """Times in which no scrape succeeds."""
+    cached_share: float = 0.0
+    """Of each prompt, what the prefix cache has."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Outcome:
     @property
     def lost_percent(self) -> float:
         """Of the tokens computed, those computed again; what was not finished is left out."""
-        useful = sum(job.prompt + job.output for job in self.jobs if job.done_at is not None)
+        useful = sum(job.fresh + job.output for job in self.jobs if job.done_at is not None)
         return 100.0 * self.lost_tokens / max(1.0, useful + self.lost_tokens)
 
     @property
@@ -126,7 +128,16 @@ class _Run:
     def __init__(self, arrivals: Sequence[Arrival], world: World, scaler: Scaler) -> None:
         self._world = world
         self._scaler = scaler
-        self._jobs = [Job(each.at, each.prompt_tokens, each.output_tokens) for each in arrivals]
+        self._jobs = [
+            # An engine always computes a prompt's last token: the first output comes from it.
+            Job(
+                each.at,
+                each.prompt_tokens,
+                each.output_tokens,
+                cached=min(int(world.cached_share * each.prompt_tokens), each.prompt_tokens - 1),
+            )
+            for each in arrivals
+        ]
         self._pods: list[_Pod] = []
         self._born = 0
         self._asked = 0
@@ -244,6 +255,7 @@ def _scraped(pod: _Pod, now: float) -> Scraped:
         refused=totals.refused,
         shed_tokens=totals.shed_tokens,
         prompt_tokens=totals.prompt_tokens,
+        prefix_hits_tokens=totals.prefix_hits_tokens,
         generation_tokens=totals.generation_tokens,
         lost_tokens_per_second=lost,
         mean_prompt_tokens=totals.prompt_tokens / admitted,

@@ -18,6 +18,7 @@ from typing import Final
 from bench.admission.intervals import Interval, stratified
 from bench.admission.replay.traces import Arrival, load
 from bench.autoscaling.clairvoyant import needs
+from bench.autoscaling.conditions import CONDITIONS, USUAL, changes
 from bench.autoscaling.dynosim import DynoSim, Told, planner
 from bench.autoscaling.policies.aibrix import Apa
 from bench.autoscaling.policies.dynamo import Dynamo
@@ -76,7 +77,10 @@ class Size:
     """Requests a second on average, by trace: work for three replicas or so."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     startups: tuple[float, ...] = (60.0, 180.0)
-    scrape_seconds: float = 5.0
+    sensitive: tuple[tuple[str, str], ...] = (("conv", "stretched"), ("conv", "steps"))
+    """(trace, variant) of the cells in which one condition is changed at a time."""
+    other_startups: tuple[float, ...] = (30.0, 300.0)
+    """Of those cells."""
     seeds: tuple[int, ...] = (1, 2, 3)
     tuning_seeds: tuple[int, ...] = (101,)
     highest: int = 10
@@ -91,6 +95,8 @@ class Cell:
     trace: str
     variant: str
     startup: float
+    condition: str = USUAL
+    """Of CONDITIONS."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +140,14 @@ class Result:
 
 def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
     """One run, from the trace's file to its figures; ``tuning`` is ours."""
-    arrivals = traffic(run, size)
+    arrivals, condition = traffic(run, size), CONDITIONS[run.cell.condition]
     world = World(
         engine=engine_of(PRESETS[size.preset]),
         gated=run.gated,
         startup_seconds=run.cell.startup,
-        scrape_seconds=size.scrape_seconds,
+        scrape_seconds=condition.scrape_seconds,
+        silent=condition.silent,
+        cached_share=condition.cached_share,
     )
     world = replace(world, begin_replicas=at_first(run, size, arrivals, world))
     outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world, tuning))
@@ -239,6 +247,43 @@ def reported_runs(size: Size, settings: dict[str, int]) -> list[Run]:
     ]
 
 
+def sensitivity_runs(size: Size, settings: dict[str, int], names: Sequence[str]) -> list[Run]:
+    """Of these contestants behind our admission, where one condition is changed; the usual ones are among the reported runs."""
+    return [
+        Run(Cell(trace, variant, startup, condition), seed, name, settings.get(name, 0))
+        for trace, variant in size.sensitive
+        if variant in size.variants
+        for startup, condition in changes(size.startups, size.other_startups)
+        if condition != USUAL or startup not in size.startups
+        for seed in size.seeds
+        for name in names
+    ]
+
+
+def sensitivity_rows(results: Iterable[Result], size: Size, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Of SENSITIVITY_HEADER: what became of the comparison as each condition changed."""
+    by: dict[tuple[Cell, str], list[Result]] = {}
+    for result in results:
+        if result.run.gated:
+            by.setdefault((result.run.cell, result.run.contestant), []).append(result)
+    return [
+        (
+            trace,
+            variant,
+            f"{startup:.0f}",
+            condition,
+            name,
+            _spread(by[cell, name], "goodput_percent", digits=1),
+            _spread(by[cell, name], "hours", digits=2),
+            f"{mean(by[cell, name], 'reversals_per_hour'):.1f}",
+        )
+        for trace, variant in size.sensitive
+        for startup, condition in changes(size.startups, size.other_startups)
+        for name in names
+        if (cell := Cell(trace, variant, startup, condition), name) in by
+    ]
+
+
 def run_all(runs: Sequence[Run], size: Size, *, told: Callable[[int], None]) -> list[Result]:
     """In as many processes as the size says; ``told`` hears how many are done."""
     # Not forked: who says how far it is does so in a thread.
@@ -258,7 +303,10 @@ def refereed(size: Size, simulator: DynoSim) -> list[tuple[str, Told, Told]]:
     """Each of REFEREED on the raw conversation trace behind vLLM's own queue: its name, our simulation's figures, DynoSim's."""
     cell, preset = Cell("conv", "raw", size.startups[0]), PRESETS[size.preset]
     world = World(
-        engine=engine_of(preset), gated=False, startup_seconds=cell.startup, scrape_seconds=size.scrape_seconds
+        engine=engine_of(preset),
+        gated=False,
+        startup_seconds=cell.startup,
+        scrape_seconds=CONDITIONS[USUAL].scrape_seconds,
     )
     found = []
     for name, setting in REFEREED:
@@ -371,10 +419,13 @@ class Study:
             dynosim_error_percent=dynosim_error_percent,
         )
 
+    def ranked(self) -> list[str]:
+        """The peers, the best one first."""
+        return sorted(self.peers, key=lambda name: -self.mean("goodput_percent", name, self.followed))
+
     def against(self) -> list[Against]:
         """Ours against each peer, the best one first."""
-        ranked = sorted(self.peers, key=lambda name: -self.mean("goodput_percent", name, self.followed))
-        return [self._against(peer) for peer in ranked]
+        return [self._against(peer) for peer in self.ranked()]
 
     def rows(self) -> list[tuple[str, ...]]:
         """The Pareto table: one line for each cell, contestant and admission."""
@@ -469,6 +520,16 @@ HEADER: Final = (
     "vs_static",
     "vs_clairvoyant",
     "lost_%",
+    "reversals/h",
+)
+SENSITIVITY_HEADER: Final = (
+    "trace",
+    "variant",
+    "startup_s",
+    "condition",
+    "scaler",
+    "goodput_%",
+    "hours",
     "reversals/h",
 )
 AGAINST_HEADER: Final = ("kvplane against", "goodput, points", "hours, ratio")

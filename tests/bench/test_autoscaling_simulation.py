@@ -108,6 +108,24 @@ class TestFluid:
         assert replica.totals.shed_tokens > 0
         assert all(each.first_at is None for each in jobs if each.refused)
 
+    def test_what_is_cached_is_neither_computed_nor_held_but_counted(self) -> None:
+        """500 tokens in one step of 15 ms, then ten steps of 10 ms."""
+        one = Job(0.0, 1000, 11, cached=500)
+        replica = worked(one)
+        assert (one.first_at, one.done_at) == pytest.approx((0.015, 0.115))
+        assert (replica.totals.prompt_tokens, replica.totals.prefix_hits_tokens) == (1000, 500)
+        assert replica.context == 0.0
+
+    def test_where_prompts_are_cached_more_of_them_fit(self) -> None:
+        def running(cached: int) -> int:
+            replica = Replica(ENGINE, None)
+            for _ in range(20):
+                replica.offer(Job(0.0, 1000, 500, cached=cached), 0.0)
+            return replica.running
+
+        assert running(cached=0) == 10
+        assert running(cached=500) == 20
+
     def test_a_forward_pass_tells_what_is_in_a_step(self) -> None:
         """A request that decodes beside two prompts of which 1,000 tokens less one fit into a step."""
         replica = Replica(ENGINE, None)
@@ -261,6 +279,14 @@ def test_our_law_follows_a_step(gated: bool) -> None:
     asked = [asked for at, asked, _ in outcome.counts if 600 <= at <= 640]
     assert max(asked) >= 2
     assert outcome.ready_at(850.0) >= 2
+
+
+def test_prefix_hits_are_shown() -> None:
+    watching = Watching([])
+    simulate(arrivals(5.0, 60.0), replace(WORLD, cached_share=0.5), watching)
+    scraped = watching.shown[-1][0].scraped
+    assert scraped is not None
+    assert scraped.prefix_hits_tokens == scraped.prompt_tokens / 2 > 0
 
 
 def test_a_peer_is_kept_within_the_bounds() -> None:

@@ -1,17 +1,19 @@
 """Traffic, and the arithmetic of what is reported."""
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from bench.admission.replay.traces import Line
+from bench.autoscaling.conditions import CONDITIONS, USUAL
 from bench.autoscaling.study import (
     AGAINST_HEADER,
     CLAIRVOYANT,
     HEADER,
     OURS,
     PEERS,
+    SENSITIVITY_HEADER,
     Cell,
     Result,
     Run,
@@ -23,6 +25,8 @@ from bench.autoscaling.study import (
     chosen,
     line,
     reported_runs,
+    sensitivity_rows,
+    sensitivity_runs,
     tuning_runs,
 )
 from bench.autoscaling.variants import (
@@ -236,6 +240,48 @@ class TestCapacityAfterAStep:
 
     def test_what_never_comes_takes_the_whole_step(self) -> None:
         assert self.late((0.0, 1)) == pytest.approx(STEP_SECONDS - 60.0)
+
+
+class TestOtherConditions:
+    def test_one_thing_is_changed_at_a_time(self) -> None:
+        size = Size()
+        runs = sensitivity_runs(size, {"hpa": 2}, (OURS, "hpa"))
+        changed = {(run.cell.startup, run.cell.condition) for run in runs}
+        assert changed == {
+            (30.0, USUAL),
+            (300.0, USUAL),
+            *((60.0, name) for name in CONDITIONS if name != USUAL),
+        }
+        assert len(runs) == len(size.sensitive) * len(changed) * len(size.seeds) * 2
+        assert {run.setting for run in runs if run.contestant == "hpa"} == {2}
+        assert {run.cell for run in runs}.isdisjoint(cells(size))
+
+    def test_what_is_not_run_as_usual_is_not_run_otherwise(self) -> None:
+        runs = sensitivity_runs(Size(variants=("raw", "steps")), {}, (OURS,))
+        assert {run.cell.variant for run in runs} == {"steps"}
+
+    def test_the_usual_stands_beside_it(self) -> None:
+        blind = replace(CELL, condition="blind for 2 of 10 minutes")
+        results = [
+            result(OURS, 95.0, 6.0),
+            result("hpa", 92.0, 8.0),
+            result("knative", 85.0, 5.0),
+            result(OURS, 94.0, 7.0, cell=blind),
+            result("hpa", 60.0, 8.0, cell=blind),
+        ]
+        rows = sensitivity_rows(results, Size(), (OURS, "hpa"))
+        assert [dict(zip(SENSITIVITY_HEADER, row, strict=True))["goodput_%"] for row in rows] == [
+            "95.0",
+            "92.0",
+            "94.0",
+            "60.0",
+        ]
+        assert rows[2][:5] == ("conv", "stretched", "60", "blind for 2 of 10 minutes", OURS)
+
+    def test_blind_means_two_minutes_of_ten(self) -> None:
+        silent = CONDITIONS["blind for 2 of 10 minutes"].silent
+        assert silent[:2] == ((480.0, 600.0), (1080.0, 1200.0))
+        assert silent[-1][1] > 4 * 40 * 60
 
 
 class TestAgainst:
