@@ -13,7 +13,7 @@ from kvplane_operator.autoscaler.forecast import Loss, Method, Outlook
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
-from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Bucket, Series
+from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Series, Steps
 from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.autoscaler.startup import SAMPLES, StartTimes
 
@@ -60,7 +60,7 @@ def dump(history: History) -> str:
         starts_cached=tuple(round(seconds, _DIGITS) for seconds in history.starts.cached),
         starts_pulled=tuple(round(seconds, _DIGITS) for seconds in history.starts.pulled),
         minutes=_run(series.minutes),
-        buckets=_run(tuple((bucket.index, bucket.mean) for bucket in series.buckets)),
+        buckets=_run(series.buckets),
         losses={
             method: (round(loss.mean, _DIGITS), min(loss.count, 10**6))
             for method, loss in history.outlook.losses.items()
@@ -87,22 +87,20 @@ def load(text: str | None, tuning: Tuning) -> History:
         ),
         starts=StartTimes(cached=document.starts_cached, pulled=document.starts_pulled),
         series=Series(
-            minutes=_entries(document.minutes)[-MINUTES:],
-            buckets=tuple(Bucket(index, mean) for index, mean in _entries(document.buckets)),
+            minutes=_steps(document.minutes, most=MINUTES),
+            buckets=_steps(document.buckets, most=BUCKETS),
         ),
         outlook=Outlook(losses={method: Loss(mean, count) for method, (mean, count) in document.losses.items()}),
         panic=Panic(until=document.panic_until, peak=document.panic_peak),
     )
 
 
-def _run(entries: tuple[tuple[int, float], ...]) -> _Run:
-    """``entries`` ascend and span at most BUCKETS steps."""
-    if not entries:
-        return _Run()
-    first, known = entries[0][0], dict(entries)
-    steps = range(first, entries[-1][0] + 1)
-    return _Run(first=first, values=tuple(round(known[step], _DIGITS) if step in known else None for step in steps))
+def _run(steps: Steps) -> _Run:
+    return _Run(
+        first=steps.first, values=tuple(round(value, _DIGITS) if value >= 0 else None for value in steps.values)
+    )
 
 
-def _entries(run: _Run) -> tuple[tuple[int, float], ...]:
-    return tuple((run.first + at, value) for at, value in enumerate(run.values) if value is not None)
+def _steps(run: _Run, *, most: int) -> Steps:
+    known = [(run.first + at, value) for at, value in enumerate(run.values) if value is not None]
+    return Steps.of(known[-most:])

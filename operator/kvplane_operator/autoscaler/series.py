@@ -3,8 +3,9 @@ hours, and the mean of each five minutes of the last two days.
 """
 
 import math
-from bisect import bisect_left
-from dataclasses import dataclass, replace
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -18,16 +19,64 @@ DAY_BUCKETS: Final = 288
 BUCKETS: Final = 2 * DAY_BUCKETS + 2
 """Two days, and what is under way at either end."""
 _NOISE_SECONDS: Final = 60.0
+_UNKNOWN: Final = -1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Mean demand of five minutes, and how often it was looked at."""
+class Steps:
+    """Demand at equal steps of time, in eight bytes each: as pairs of objects, a thousand services would take 100 MB."""
 
-    index: int
-    """Of five minutes since the epoch."""
-    mean: float
-    count: int = 1
+    first: int = 0
+    """The step of the first value, from the epoch."""
+    values: "array[float]" = field(default_factory=lambda: array("d"))
+    """From there on, of the first and the last known; below 0: not known. Copied, never written to."""
+
+    @classmethod
+    def of(cls, entries: Iterable[tuple[int, float]]) -> "Steps":
+        """Of (step, demand), ascending."""
+        known = list(entries)
+        if not known:
+            return cls()
+        first = known[0][0]
+        values = array("d", [_UNKNOWN]) * (known[-1][0] - first + 1)
+        for step, demand in known:
+            values[step - first] = demand
+        return cls(first, values)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        """(step, demand), without those in which nothing was known."""
+        return ((self.first + at, demand) for at, demand in enumerate(self.values) if demand >= 0)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def last(self) -> int | None:
+        """The last step; None: there is none."""
+        return self.first + len(self.values) - 1 if self.values else None
+
+    def at(self, step: int) -> float | None:
+        """Demand of a step; None where it is not known."""
+        at = step - self.first
+        return self.values[at] if 0 <= at < len(self.values) and self.values[at] >= 0 else None
+
+    def highest(self, *, since: int) -> float:
+        """From that step on; 0 without any."""
+        return max(0.0, max(self.values[max(0, since - self.first) :], default=0.0))
+
+    def noted(self, step: int, demand: float, *, most: int) -> "Steps":
+        """The last ``most`` steps with the demand of a step; what is older, or from the future, is dropped."""
+        oldest = max(0, step - most + 1 - self.first)
+        kept = self.values[oldest : max(0, step - self.first)]
+        unknown = next((at for at, value in enumerate(kept) if value >= 0), len(kept))
+        if unknown:
+            kept = kept[unknown:]
+        if not kept:
+            return Steps(step, array("d", [demand]))
+        first = self.first + oldest + unknown
+        kept.extend([_UNKNOWN] * (step - first - len(kept)))
+        kept.append(demand)
+        return Steps(first, kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +85,32 @@ class Series:
 
     recent: tuple[tuple[float, float], ...] = ()
     """(time, demand)."""
-    minutes: tuple[tuple[int, float], ...] = ()
-    """(minutes since the epoch, highest demand), without those in which nothing was known."""
-    buckets: tuple[Bucket, ...] = ()
+    minutes: Steps = field(default_factory=Steps)
+    """Highest demand of each."""
+    buckets: Steps = field(default_factory=Steps)
+    """Mean demand of each five minutes."""
+    looks: int = 1
+    """That the last of these means is made of."""
 
     def noted(self, demand: float, *, now: float) -> "Series":
         """With the demand of now; what is older than kept, or from the future, is dropped."""
         recent = tuple(sample for sample in self.recent if now - RECENT_SECONDS < sample[0] < now)
+        minute, bucket = math.floor(now / MINUTE), math.floor(now / BUCKET)
+        highest, mean = self.minutes.at(minute), self.buckets.at(bucket)
+        again = mean is not None and self.buckets.last == bucket
+        looks = self.looks + 1 if again else 1
         return Series(
             recent=(*recent, (now, demand))[-RECENT_MOST:],
-            minutes=_minutes(self.minutes, math.floor(now / MINUTE), demand),
-            buckets=_buckets(self.buckets, math.floor(now / BUCKET), demand),
+            minutes=self.minutes.noted(minute, demand if highest is None else max(highest, demand), most=MINUTES),
+            buckets=self.buckets.noted(
+                bucket, demand if mean is None or not again else mean + (demand - mean) / looks, most=BUCKETS
+            ),
+            looks=looks,
         )
 
     def highest(self, *, since: float) -> float:
         """Of the minutes that end after ``since``; 0 without any."""
-        first = math.floor(since / MINUTE)
-        return max((demand for minute, demand in self.minutes if minute >= first), default=0.0)
+        return self.minutes.highest(since=math.floor(since / MINUTE))
 
     def quantile(self, share: float) -> float | None:
         """Of recent demand, nearest rank."""
@@ -73,26 +131,6 @@ class Series:
     def yesterday(self, *, at: float) -> float | None:
         """Mean demand one day before the five minutes of ``at``; ``None`` before two days are known."""
         index = math.floor(at / BUCKET)
-        if not self.buckets or self.buckets[0].index > index - 2 * DAY_BUCKETS + 1:
+        if not self.buckets or self.buckets.first > index - 2 * DAY_BUCKETS + 1:
             return None
-        wanted = index - DAY_BUCKETS
-        found = bisect_left(self.buckets, wanted, key=lambda bucket: bucket.index)
-        if found < len(self.buckets) and self.buckets[found].index == wanted:
-            return self.buckets[found].mean
-        return None
-
-
-def _minutes(minutes: tuple[tuple[int, float], ...], minute: int, demand: float) -> tuple[tuple[int, float], ...]:
-    kept = tuple(entry for entry in minutes if minute - MINUTES < entry[0] <= minute)
-    if kept and kept[-1][0] == minute:
-        return (*kept[:-1], (minute, max(kept[-1][1], demand)))
-    return (*kept, (minute, demand))
-
-
-def _buckets(buckets: tuple[Bucket, ...], index: int, demand: float) -> tuple[Bucket, ...]:
-    if buckets and buckets[-1].index == index:
-        last = buckets[-1]
-        mean = last.mean + (demand - last.mean) / (last.count + 1)
-        return (*buckets[:-1], replace(last, mean=mean, count=last.count + 1))
-    kept = tuple(bucket for bucket in buckets if index - BUCKETS < bucket.index < index)
-    return (*kept, Bucket(index, demand))
+        return self.buckets.at(index - DAY_BUCKETS)

@@ -12,7 +12,7 @@ from kvplane_operator.autoscaler.forecast import Loss, Method, Outlook
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
-from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Bucket, Series
+from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Series, Steps
 from kvplane_operator.autoscaler.startup import SAMPLES, StartTimes
 from tests.kvplane_operator.autoscaler.world import START, TUNING, World
 
@@ -20,8 +20,8 @@ SOME = History(
     learned=Learned(usable=Usable(share=0.9), prefill_tokens_per_second=1234.5, residence_seconds=7.25),
     starts=StartTimes(cached=(31.5, 33.0), pulled=(300.0,)),
     series=Series(
-        minutes=((28_333_333, 1.5), (28_333_335, 2.0)),
-        buckets=(Bucket(5_666_666, 1.25), Bucket(5_666_669, 3.0)),
+        minutes=Steps.of([(28_333_333, 1.5), (28_333_335, 2.0)]),
+        buckets=Steps.of([(5_666_666, 1.25), (5_666_669, 3.0)]),
     ),
     outlook=Outlook(losses={Method.PERSISTENCE: Loss(0.25, 40), Method.TREND: Loss(0.125, 39)}),
     panic=Panic(until=START + 60, peak=7),
@@ -85,8 +85,8 @@ def test_the_largest_history_fits() -> None:
         ),
         starts=StartTimes(cached=(3599.9994,) * SAMPLES, pulled=(3599.9994,) * SAMPLES),
         series=Series(
-            minutes=tuple((28_333_333 + minute, demand) for minute in range(MINUTES)),
-            buckets=tuple(Bucket(5_666_666 + index, demand) for index in range(BUCKETS)),
+            minutes=Steps.of((28_333_333 + minute, demand) for minute in range(MINUTES)),
+            buckets=Steps.of((5_666_666 + index, demand) for index in range(BUCKETS)),
         ),
         outlook=Outlook(losses={method: Loss(demand, 10**9) for method in Method}),
         panic=Panic(until=START, peak=10_000),
@@ -112,8 +112,8 @@ def histories(draw: st.DrawFn) -> History:
             pulled=tuple(draw(st.lists(amounts, max_size=SAMPLES))),
         ),
         series=Series(
-            minutes=tuple((28_333_333 + at, value) for at, value in enumerate(minutes) if value is not None),
-            buckets=tuple(Bucket(5_666_666 + at, value) for at, value in enumerate(buckets) if value is not None),
+            minutes=Steps.of((28_333_333 + at, value) for at, value in enumerate(minutes) if value is not None),
+            buckets=Steps.of((5_666_666 + at, value) for at, value in enumerate(buckets) if value is not None),
         ),
         outlook=Outlook(
             losses=draw(st.dictionaries(st.sampled_from(Method), st.builds(Loss, amounts, st.integers(0, 10**6))))

@@ -3,12 +3,13 @@
 import pytest
 
 from kvplane_operator.autoscaler.hold import chance_of_need, worth_keeping
-from kvplane_operator.autoscaler.series import Series
+from kvplane_operator.autoscaler.series import Series, Steps
 
 
 def minutes(*demands: float | None) -> Series:
     """Of each minute the highest; None: not known."""
-    return Series(minutes=tuple((minute, demand) for minute, demand in enumerate(demands) if demand is not None))
+    known = ((minute, demand) for minute, demand in enumerate(demands) if demand is not None)
+    return Series(minutes=Steps.of(known))
 
 
 BURSTS = (3.0, *[0.5] * 4) * 5

@@ -11,7 +11,7 @@ from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.law import Decision, Reason, decide
 from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
-from kvplane_operator.autoscaler.series import Series
+from kvplane_operator.autoscaler.series import Series, Steps
 from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Signals
 from kvplane_operator.autoscaler.startup import StartTimes
@@ -159,16 +159,16 @@ class TestDown:
 
     def test_the_highest_of_the_window_counts(self) -> None:
         minute = int(START // 60)
-        before = replace(watched(HISTORY), series=Series(minutes=((minute - 4, 2.0),)))
+        before = replace(watched(HISTORY), series=Series(minutes=Steps.of([(minute - 4, 2.0)])))
         got = decided(signals(*[reading(0.1)] * 5), history=before)
         assert got.desired == 3  # 2.0 / 0.7
-        long_ago = replace(before, series=Series(minutes=((minute - 6, 2.0),)))
+        long_ago = replace(before, series=Series(minutes=Steps.of([(minute - 6, 2.0)])))
         assert decided(signals(*[reading(0.1)] * 5), history=long_ago).desired == 1
 
     def test_a_long_start_makes_the_window_longer(self) -> None:
         minute = int(START // 60)
         slow = replace(
-            watched(HISTORY), starts=StartTimes(pulled=(295.0,)), series=Series(minutes=((minute - 9, 2.0),))
+            watched(HISTORY), starts=StartTimes(pulled=(295.0,)), series=Series(minutes=Steps.of([(minute - 9, 2.0)]))
         )
         assert decided(signals(*[reading(0.1)] * 5), history=slow).desired == 3
 
@@ -185,7 +185,7 @@ class TestDown:
         """Every eight minutes 4.5 replicas for one; the last time seven minutes ago."""
         minute = int(START // 60)
         bursts = tuple((minute - back, 4.5 if back % 8 == 7 else 0.5) for back in range(47, 0, -1))
-        before = replace(watched(HISTORY), series=Series(minutes=bursts))
+        before = replace(watched(HISTORY), series=Series(minutes=Steps.of(bursts)))
         got = decided(signals(*[reading(0.1)] * 5), history=before)
         assert (got.desired, got.reason) == (5, Reason.HELD)
         cheap = replace(SETTINGS, cost_of_miss=1.0)

@@ -1,11 +1,12 @@
 """Demand so far: what is kept, for how long, and what it says."""
 
 import math
+import sys
 
 import pytest
 
 from kvplane_api.service import Autoscaling
-from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, RECENT_MOST, Series
+from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, RECENT_MOST, Series, Steps
 from tests.kvplane_operator.autoscaler.world import START
 
 DAY = 86_400.0
@@ -35,13 +36,51 @@ class TestBounds:
         series = noted(9.0).noted(1.0, now=START + 10 * DAY)
         assert [demand for _, demand in series.recent] == [1.0]
         assert [demand for _, demand in series.minutes] == [1.0]
-        assert [bucket.mean for bucket in series.buckets] == [1.0]
+        assert [mean for _, mean in series.buckets] == [1.0]
 
     def test_what_is_from_the_future_is_dropped(self) -> None:
         series = noted(9.0, start=START + DAY).noted(1.0, now=START)
         assert [demand for _, demand in series.recent] == [1.0]
         assert [demand for _, demand in series.minutes] == [1.0]
-        assert [bucket.mean for bucket in series.buckets] == [1.0]
+        assert [mean for _, mean in series.buckets] == [1.0]
+
+
+class TestSteps:
+    def test_what_was_not_known_is_left_out(self) -> None:
+        steps = Steps().noted(7, 1.0, most=5).noted(9, 0.0, most=5)
+        assert steps == Steps.of([(7, 1.0), (9, 0.0)])
+        assert (list(steps), len(steps), steps.last) == ([(7, 1.0), (9, 0.0)], 3, 9)
+        assert [steps.at(step) for step in (6, 7, 8, 9, 10)] == [None, 1.0, None, 0.0, None]
+
+    def test_the_last_ones_are_kept(self) -> None:
+        """Of 7, 9 and 12 the first is too old, and the time up to 9 goes with it."""
+        steps = Steps.of([(7, 1.0), (9, 3.0)]).noted(12, 2.0, most=5)
+        assert steps == Steps.of([(9, 3.0), (12, 2.0)])
+
+    def test_a_step_again_takes_its_place_and_the_future_is_dropped(self) -> None:
+        steps = Steps.of([(7, 1.0), (8, 2.0), (9, 3.0)])
+        assert steps.noted(9, 5.0, most=5) == Steps.of([(7, 1.0), (8, 2.0), (9, 5.0)])
+        assert steps.noted(8, 5.0, most=5) == Steps.of([(7, 1.0), (8, 5.0)])
+        assert steps.noted(5, 5.0, most=5) == Steps.of([(5, 5.0)])
+        assert list(steps) == [(7, 1.0), (8, 2.0), (9, 3.0)]
+
+    def test_highest(self) -> None:
+        steps = Steps.of([(7, 3.0), (9, 1.0)])
+        assert [steps.highest(since=step) for step in (0, 7, 8, 9, 10)] == [3.0, 3.0, 1.0, 1.0, 0.0]
+        assert Steps().highest(since=0) == 0.0
+
+    def test_none(self) -> None:
+        assert (Steps.of([]), list(Steps()), Steps().last, Steps().at(0)) == (Steps(), [], None, None)
+
+    def test_two_days_of_a_service_are_small(self) -> None:
+        """A thousand services keep them in the memory of one operator."""
+        series = Series()
+        for step in range(BUCKETS):
+            series = series.noted(1.0 + step, now=START + 300 * step)
+        for step in range(MINUTES):
+            series = series.noted(1.0, now=START + 300 * BUCKETS + 60 * step)
+        size = sum(sys.getsizeof(steps.values) for steps in (series.minutes, series.buckets))
+        assert size <= 10 * (MINUTES + BUCKETS)
 
 
 def test_the_longest_window_that_a_spec_can_ask_for_is_kept() -> None:
@@ -113,4 +152,4 @@ class TestYesterday:
 
     def test_several_looks_make_a_mean(self) -> None:
         series = noted(1.0, 2.0, 6.0)
-        assert [(bucket.mean, bucket.count) for bucket in series.buckets] == [(3.0, 3)]
+        assert ([mean for _, mean in series.buckets], series.looks) == ([3.0], 3)
