@@ -14,10 +14,13 @@ from bench.operator.autoscaled.sidecars import Load, Sidecars, state_of
 from bench.operator.requests import Requests
 from kvplane_api.service import LLMServiceSpec
 from kvplane_api.wire import SidecarState
+from kvplane_operator.autoscaler import document
 from kvplane_operator.autoscaler.history import fresh
 from kvplane_operator.autoscaler.law import decide
+from kvplane_operator.autoscaler.series import BUCKETS, MINUTES
 from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Replica, Signals, read
+from kvplane_operator.autoscaler.startup import SAMPLES
 
 
 def desired(load: Load) -> int:
@@ -46,6 +49,15 @@ class TestPods:
         spec = LLMServiceSpec.parse(fleet.service("svc-1", replicas=2)["spec"])
         assert spec.autoscaling is not None
         assert (spec.autoscaling.policy, spec.autoscaling.min_replicas) == ("Native", 2)
+
+    def test_what_was_learned_is_as_much_as_is_ever_kept(self) -> None:
+        state = fleet.state("svc-1", uid="u1", now=1_700_000_000.0)
+        assert state["metadata"]["ownerReferences"][0]["uid"] == "u1"
+        assert len(state["data"]["state.json"]) <= document.MOST_BYTES
+        history = document.load(state["data"]["state.json"], Tuning())
+        assert (len(history.series.minutes), len(history.series.buckets)) == (MINUTES, BUCKETS)
+        assert (len(history.starts.cached), len(history.starts.pulled)) == (SAMPLES, SAMPLES)
+        assert history.series.highest(since=0.0) < 0.7  # which one replica serves, and there are two
 
     def test_addresses_differ(self) -> None:
         found = Fleet(Size(services=600, pods_each=2, busy=7))

@@ -101,8 +101,10 @@ async def measure(size: Size, control_plane: ControlPlane, progress: Progress) -
     ):
         with progress.step("the API server alone"):
             noise = await _requests_per_second(client, size.noise_seconds)
+        with progress.step(f"{size.services} services and what was learned of them"):
+            await _known(all_of_them, size, client)
         operator.process.start()
-        with progress.step(f"{size.services} services and their pods"):
+        with progress.step("their children and pods"):
             await _made(all_of_them, size, client, operator.process)
         with progress.step("all pods read"):
             await _until(all_of_them.sidecars.all_read, operator.process, "All pods were not read")
@@ -163,11 +165,25 @@ async def _requests_per_second(client: Client, seconds: float) -> float:
     return after.since(before).total() / (end - begin)
 
 
-async def _made(found: Fleet, size: Size, client: Client, process: Process) -> None:
-    """Services, then their children by the operator, then their pods, which serve at once."""
+async def _known(found: Fleet, size: Size, client: Client) -> None:
+    """Services, and what two days taught: an operator that has just begun holds less than one that runs for long."""
     await asyncio.gather(
         *(client.create(fleet.SERVICES, fleet.service(name, replicas=size.pods_each)) for name in found.names)
     )
+    services = (await client.get(fleet.SERVICES))["items"]
+    now = time.time()
+    await asyncio.gather(
+        *(
+            client.create(
+                fleet.CONFIG_MAPS, fleet.state(each["metadata"]["name"], uid=each["metadata"]["uid"], now=now)
+            )
+            for each in services
+        )
+    )
+
+
+async def _made(found: Fleet, size: Size, client: Client, process: Process) -> None:
+    """The children by the operator, then their pods, which serve at once."""
 
     async def complete() -> bool:
         return await client.count(fleet.DEPLOYMENTS) == len(found.names)
