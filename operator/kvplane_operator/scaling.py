@@ -14,6 +14,7 @@ import asyncio
 import logging
 import random
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -260,7 +261,7 @@ class Autoscaler:
             mode=mode,
             history=history,
             woken=woken,
-            save_at=now + SAVE_SECONDS,
+            save_at=now + first_save_seconds(snapshot.uid),
             saved=(history.panic.until is not None, woken),
         )
 
@@ -305,6 +306,11 @@ class Autoscaler:
         else:
             metrics.AUTOSCALER_STATE_WRITES.labels("written").inc()
             track.save_at = now + SAVE_SECONDS
+
+
+def first_save_seconds(uid: str) -> float:
+    """Until a service's first write, anywhere within SAVE_SECONDS: services that are found together are not written together."""
+    return SAVE_SECONDS * zlib.crc32(uid.encode()) / 2**32
 
 
 def _wake(annotations: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ The law itself is tested in ``autoscaler/``; here is what stands around it, with
 import asyncio
 import json
 import re
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from kvplane_api import names
 from kvplane_operator import metrics
 from kvplane_operator.autoscaler.document import MOST_BYTES
 from kvplane_operator.plan.snapshot import Scaler
-from kvplane_operator.scaling import EVENT_SECONDS, EVENTS_AT_ONCE, SAVE_SECONDS
+from kvplane_operator.scaling import EVENT_SECONDS, EVENTS_AT_ONCE, SAVE_SECONDS, first_save_seconds
 from kvplane_operator.scaling_metrics import Report
 from tests.kvplane_operator.scaling_world import STATE, Stage
 from tests.kvplane_operator.world import HF, NATIVE
@@ -396,6 +397,12 @@ class TestExternal:
 
 
 class TestState:
+    def test_services_found_together_are_not_written_together(self) -> None:
+        seconds = [first_save_seconds(f"uid-{number}") for number in range(1000)]
+        assert all(0 <= each < SAVE_SECONDS for each in seconds)
+        tenths = Counter(int(10 * each / SAVE_SECONDS) for each in seconds)
+        assert all(50 <= tenths[tenth] <= 150 for tenth in range(10))
+
     async def test_is_kept_every_few_minutes_small_and_owned(self, stage: Stage) -> None:
         async with stage.running():
             await loaded(stage, 0.6, seconds=1000)
@@ -421,12 +428,12 @@ class TestState:
         def count(result: str) -> float:
             return metrics.REGISTRY.get_sample_value("kvplane_autoscaler_state_writes_total", {"result": result}) or 0.0
 
-        before = count("failed"), count("written")
         async with stage.running():
-            await loaded(stage, 0.6, seconds=200)
+            await loaded(stage, 0.6, seconds=200)  # the first write is after 136 s
+            before = count("failed"), count("written")
             stage.broken = True
-            await asyncio.sleep(200)
-            assert count("failed") - before[0] == 2
+            await asyncio.sleep(400)  # the second is due after 436 s to 447 s
+            assert count("failed") - before[0] == 3
             stage.broken = False
             await asyncio.sleep(70)
             assert count("written") - before[1] == 1
