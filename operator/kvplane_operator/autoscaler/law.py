@@ -375,7 +375,8 @@ def _down(s: _Situation) -> _Verdict:
     checks: tuple[Callable[[_Situation], tuple[Reason, str] | None], ...] = (_blind, _panicking, _settling)
     for check in checks:
         if (objection := check(s)) is not None:
-            return _Verdict(s.asked, *objection, kept)
+            # What is not seen is no need: replicas that go in a line go on where they were.
+            return _Verdict(s.asked, *objection, kept if s.in_panic else panic)
     highest = max(s.history.series.highest(since=s.now - s.window), s.needed)
     if _late(s, highest):
         why = f"{highest:.2f} were needed within {s.window:.0f} s, and not all that were asked for are there in time"

@@ -252,6 +252,20 @@ class TestPanic:
         assert counts[-1] == 1
         assert any(decision.reason is Reason.GLIDING for decision in decisions)
 
+    def test_a_missing_signal_does_not_begin_the_line_anew(self) -> None:
+        """Else a fleet of which one poll in a minute fails would never get down."""
+        world = World(lambda seconds: 8.0 if 600 <= seconds < 700 else 0.5, startup=30.0)
+        world.blind = lambda name: name == "old-0" and (world.now - START) % 60 == 0
+        assert max(decision.desired for decision in world.run(1200.0)) >= 8
+        assert world.run(1200.0)[-1].desired == 1
+
+    def test_a_need_does(self) -> None:
+        gliding = replace(watched(HISTORY), panic=Panic(peak=10, gliding_since=START - 50))
+        unseen = decided(signals(*[reading()] * 4, None), history=gliding)
+        needed = decided(signals(*[reading(0.9)] * 5), history=gliding)
+        assert (unseen.reason, unseen.history.panic.gliding_since) == (Reason.BLIND, START - 50)
+        assert (needed.reason, needed.history.panic) == (Reason.STEADY, Panic(peak=10))
+
 
 class TestZero:
     IDLE = reading(admitted_total=5.0)
