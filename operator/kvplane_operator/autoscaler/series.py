@@ -3,6 +3,7 @@ hours, and the mean of each five minutes of the last two days.
 """
 
 import math
+import statistics
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ DAY_BUCKETS: Final = 288
 BUCKETS: Final = 2 * DAY_BUCKETS + 2
 """Two days, and what is under way at either end."""
 _NOISE_SECONDS: Final = 60.0
+_OF_MEDIAN: Final = 1.4826
+"""Standard deviation over the median of the absolute value, of the normal distribution."""
 _UNKNOWN: Final = -1.0
 
 
@@ -120,13 +123,13 @@ class Series:
     def noise(self, *, now: float) -> float:
         """Standard deviation of the last minute's demand around its trend, 0 where too little is known.
 
-        From squared differences of neighbours (von Neumann 1941), which a trend hardly moves.
+        From differences of neighbours (von Neumann 1941), which a trend hardly moves; by their median, as a scale is estimated
+        where a value may be no noise (Hampel 1974): a step is one large difference, and all of it is in the demand already.
         """
         values = [demand for at, demand in self.recent if at > now - _NOISE_SECONDS]
         if len(values) < 3:
             return 0.0
-        squares = [(after - before) ** 2 for before, after in pairwise(values)]
-        return math.sqrt(sum(squares) / (2 * len(squares)))
+        return _OF_MEDIAN * statistics.median(abs(after - before) for before, after in pairwise(values)) / math.sqrt(2)
 
     def yesterday(self, *, at: float) -> float | None:
         """Mean demand one day before the five minutes of ``at``; ``None`` before two days are known."""

@@ -1,6 +1,7 @@
 """Demand so far: what is kept, for how long, and what it says."""
 
 import math
+import random
 import sys
 
 import pytest
@@ -117,12 +118,22 @@ class TestNoise:
         assert noted(*[2.0] * 12).noise(now=START + 60) == 0.0
 
     def test_a_trend_has_little(self) -> None:
-        """A replica more each 5 s: its differences are 1, so it counts as sqrt(1/2) however far it goes."""
-        assert noted(*(float(n) for n in range(12))).noise(now=START + 60) == pytest.approx(math.sqrt(0.5))
+        """A replica more each 5 s: its differences are 1, so it counts as that however far it goes."""
+        assert noted(*(float(n) for n in range(12))).noise(now=START + 60) == pytest.approx(1.4826 / math.sqrt(2))
 
     def test_it_is_the_standard_deviation_of_independent_values(self) -> None:
-        """Up and down by 1: differences of 2, so sqrt(4 / 2)."""
-        assert noted(*[1.0, 3.0] * 6).noise(now=START + 60) == pytest.approx(math.sqrt(2.0))
+        """A hundred of a normal distribution, within the error of so many."""
+        gauss = random.Random(1).gauss  # noqa: S311
+        series = noted(*(gauss(100.0, 2.0) for _ in range(100)), step=0.5)
+        assert series.noise(now=START + 50) == pytest.approx(2.0, rel=0.25)
+
+    @pytest.mark.parametrize("after", [1, 2, 3, 9])
+    def test_a_step_is_none(self, after: int) -> None:
+        """Of a quiet service, which is looked at every 15 s, and every 5 s from then on."""
+        series = noted(0.0, 0.0, 0.0, step=15.0)
+        for look in range(after):
+            series = series.noted(3.2, now=START + 45 + 5 * look)
+        assert series.noise(now=START + 45 + 5 * after) == 0.0
 
     def test_only_the_last_minute_counts(self) -> None:
         assert noted(*[1.0, 3.0] * 6, *[2.0] * 13).noise(now=START + 125) == 0.0
