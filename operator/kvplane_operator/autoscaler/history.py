@@ -1,7 +1,7 @@
 """What one decision leaves to the next.
 
-Everything is bounded: by the replicas there are (``meters``, ``known``), or by a fixed number. Part of it survives a restart
-of the operator, see ``document``; the rest is seen again within one window, in which nothing goes down.
+Everything is bounded: by the replicas there are (``meters``, ``known``, ``refused``), or by a fixed number. Part of it survives
+a restart of the operator, see ``document``; the rest is seen again within one window, in which nothing goes down.
 """
 
 from collections.abc import Mapping
@@ -44,6 +44,8 @@ class History:
     meters: Mapping[str, Meter] = field(default_factory=dict)
     known: frozenset[str] | None = None
     """Replicas that were ready before, or may have been, so that each start is timed once; ``None``: nobody has looked yet."""
+    refused: Mapping[str, float] = field(default_factory=dict)
+    """Seconds for which each replica that is not ready yet was seen refused."""
     asked: tuple[tuple[float, int], ...] = ()
     """(time, replicas) of the decisions within ``step_seconds``."""
 
@@ -68,5 +70,6 @@ def resumed(history: History, *, now: float) -> History:
         watched_at=None,
         meters={},
         known=None,
+        refused={},
         asked=(),
     )

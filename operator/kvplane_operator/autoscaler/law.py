@@ -23,12 +23,15 @@ from kvplane_operator.autoscaler.forecast import Forecast, Method, look_ahead
 from kvplane_operator.autoscaler.history import GAP_SECONDS, History, resumed
 from kvplane_operator.autoscaler.hold import worth_keeping
 from kvplane_operator.autoscaler.learned import learn
+from kvplane_operator.autoscaler.series import REMEMBERED_SECONDS
 from kvplane_operator.autoscaler.settings import Settings
 from kvplane_operator.autoscaler.signals import Signals
 from kvplane_operator.autoscaler.startup import StartTimes
 
 _ROUNDING: Final = 1e-9
 _ASKED_MOST: Final = 32
+_REFUSED_COUNTED_SECONDS: Final = 600.0
+"""Of the time for which a replica was refused, what counts as its start: a node that is added for it takes minutes."""
 _REPLACED: Final = 2
 """Times the replicas needed: up to so many are asked for while those that were asked for before do not come."""
 
@@ -127,7 +130,8 @@ class _Situation:
 
     @property
     def window(self) -> float:
-        return max(float(self.settings.scale_down_window_seconds), 2 * self.horizon)
+        """Of two starts or more, and no longer than demand is remembered."""
+        return max(float(self.settings.scale_down_window_seconds), min(2 * self.horizon, REMEMBERED_SECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,7 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
     meters = metered(history.meters, signals.ready)
     demand = measure(signals, meters, history.learned, tuning)
     complete = bool(signals.ready) and not signals.unread
+    seconds = 0.0 if history.decided_at is None else min(max(0.0, now - history.decided_at), GAP_SECONDS)
     starts, known = _starts(signals, history, now)
     # Nobody knows to which node the next replica will go, and whether that one has the image: of all starts.
     horizon = starts.p90(None, unknown=tuning.unknown_startup_seconds) + tuning.tick_seconds
@@ -205,7 +210,6 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
         now=now,
         tuning=tuning,
     )
-    seconds = 0.0 if history.decided_at is None else min(max(0.0, now - history.decided_at), GAP_SECONDS)
     return _Situation(
         signals=signals,
         settings=settings,
@@ -232,6 +236,11 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
             watched_at=watched_at,
             meters=meters,
             known=known,
+            refused={
+                replica.name: history.refused.get(replica.name, 0.0) + (seconds if replica.refused else 0.0)
+                for replica in signals.pending
+                if replica.refused or replica.name in history.refused
+            },
         ),
         demand=demand,
         forecast=forecast,
@@ -247,7 +256,8 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
 def _starts(signals: Signals, history: History, now: float) -> tuple[StartTimes, frozenset[str]]:
     """The start times with those of replicas that are ready for the first time; and the replicas that have been.
 
-    Where nobody has looked before, one that is no longer young may have served already, and only falter.
+    Where nobody has looked before, one that is no longer young may have served already, and only falter. Hours in which no
+    node took a replica are none of its start, but the minutes in which a node is added are.
     """
     starts = history.starts
     ready = frozenset(replica.name for replica in signals.ready)
@@ -255,7 +265,8 @@ def _starts(signals: Signals, history: History, now: float) -> tuple[StartTimes,
         return starts, ready | {each.name for each in signals.replicas if now - each.created_at > GAP_SECONDS}
     for replica in signals.ready:
         if replica.name not in history.known:
-            starts = starts.noted(now - replica.created_at, image_cached=replica.image_cached)
+            waited = max(0.0, history.refused.get(replica.name, 0.0) - _REFUSED_COUNTED_SECONDS)
+            starts = starts.noted(now - replica.created_at - waited, image_cached=replica.image_cached)
     there = frozenset(replica.name for replica in signals.replicas)
     return starts, ready | (history.known & there)
 

@@ -15,6 +15,7 @@ RECENT_MOST: Final = 128
 MINUTE: Final = 60.0
 MINUTES: Final = 241
 """Four hours, the longest window that a spec can ask for, and the minute under way."""
+REMEMBERED_SECONDS: Final = MINUTE * (MINUTES - 1)
 BUCKET: Final = 300.0
 DAY_BUCKETS: Final = 288
 BUCKETS: Final = 2 * DAY_BUCKETS + 2

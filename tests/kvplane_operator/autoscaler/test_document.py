@@ -37,7 +37,7 @@ def test_what_is_of_this_process_does_not() -> None:
     world.run(600.0)
     loaded = load(dump(world.history), TUNING)
     assert (loaded.began_at, loaded.decided_at, loaded.watched_since, loaded.idle_since) == (None, None, None, None)
-    assert (loaded.meters, loaded.known, loaded.asked) == ({}, None, ())
+    assert (loaded.meters, loaded.known, loaded.refused, loaded.asked) == ({}, None, {}, ())
     assert loaded.series.recent == ()
 
 

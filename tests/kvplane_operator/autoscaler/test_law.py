@@ -362,6 +362,23 @@ class TestTime:
         back = decide(Signals(asked=1, replicas=(serves,)), first.history, SETTINGS, START + 5)
         assert back.history.starts.pulled[-1] == 35.0
 
+    def test_hours_in_which_no_node_took_it_are_none_of_a_start(self) -> None:
+        """Three hours without a node, then a start of two minutes: ten minutes of waiting count."""
+        waits, history = replica("p", ready=False, created_at=START, refused=True), watched(HISTORY)
+        for minute in range(182):
+            now = START + 60 * minute
+            serving, waits = replica("r0", reading=reading(0.5, at=now)), replace(waits, refused=minute <= 180)
+            history = decide(Signals(asked=2, replicas=(serving, waits)), history, SETTINGS, now).history
+        now += 60
+        pair = tuple(replace(each, ready=True, reading=reading(0.3, at=now)) for each in (serving, waits))
+        got = decide(Signals(asked=2, replicas=pair), history, SETTINGS, now)
+        assert got.history.starts.pulled[-1] == 715.0
+        assert got.history.refused == {}
+
+    def test_the_window_is_no_longer_than_demand_is_remembered(self) -> None:
+        slow = replace(watched(HISTORY), starts=StartTimes(pulled=(10_800.0,)), watched_since=START - 14_400)
+        assert decided(signals(*[reading(0.1)] * 5), history=slow).reason is Reason.DOWN
+
     def test_a_clock_set_back_is_a_restart(self) -> None:
         late = decided(signals(reading(0.5))).history
         early = decide(signals(*[reading()] * 4), late, SETTINGS, START - 7200)

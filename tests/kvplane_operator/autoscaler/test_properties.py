@@ -241,6 +241,7 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(history.meters) == 3
     assert history.known is not None
     assert len(history.known) == 3
+    assert len(history.refused) == 0
     assert len(history.asked) <= 32
     assert len(history.starts.pulled) == SAMPLES
     assert len(history.series.recent) <= RECENT_MOST
