@@ -20,6 +20,9 @@ from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
 MOST_AGE_SECONDS: Final = 20.0
 """Quiet services are read every 15 s, and a read takes up to 2 s: one that was missed makes a replica's signals missing."""
 
+_MADE_SECONDS: Final = 60.0
+"""A StatefulSet makes all pods of a ring at once: those that are not there after so long are kept away, as by a quota. Only its
+events would say so, which the operator may not read."""
 _NO_BOUND: Final = 10_000
 _OVER: Final = ("Succeeded", "Failed")
 _NO_START: Final = frozenset(
@@ -81,15 +84,17 @@ def _groups(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ..
     for group in groups(snapshot):
         held = snapshot.children[Ref(Kind.STATEFUL_SET, set_name(snapshot.name, group.number))]
         ranks = [pod for pod in snapshot.pods if number_of(pod) == group.number]
+        made_at = _made_at(held, now)
+        kept_away = len(ranks) < group.size and now - made_at > _MADE_SECONDS
         found.append(
             Replica(
                 name=set_name(snapshot.name, group.number),
-                created_at=_made_at(held, now),
+                created_at=made_at,
                 ready=group.formed,
                 draining=group.draining,
                 image_cached=True if ranks and all(cached(pod) for pod in ranks) else None,
                 # One that was given up is of no use, and another one would end as it did.
-                refused=not group.size or any(_refused(pod) for pod in ranks),
+                refused=not group.size or kept_away or any(_refused(pod) for pod in ranks),
                 reading=_reading(snapshot, group.leader.pod, now) if group.leader else None,
             )
         )

@@ -11,6 +11,7 @@ from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Replica, Signals
 from kvplane_operator.autoscaler.view import MOST_AGE_SECONDS, Images, settings, signals
 from kvplane_operator.plan.mode import Mode
+from kvplane_operator.plan.ring.groups import number_of
 from kvplane_operator.plan.signals import answered
 from kvplane_operator.plan.snapshot import Manifest, Reading
 from tests.kvplane_operator.ring_world import RING, formed
@@ -151,6 +152,16 @@ class TestGroups:
         world.run(8)
         (found,) = seen(world, mode="Ring").replicas
         assert (found.ready, found.refused) == (False, True)
+
+    def test_one_whose_pods_are_kept_away_is_refused(self) -> None:
+        """Else a quota would have one empty group made after the other."""
+        world = formed({**RING, "replicas": 2})
+        world.pods = [each for each in world.pods if number_of(each) != 1]
+        for seconds, refused in ((30, False), (90, True)):
+            at = world.now - timedelta(seconds=seconds)
+            world.stateful_set(1)["metadata"]["creationTimestamp"] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+            one, other = seen(world, mode="Ring", asked=2).replicas
+            assert (one.refused, other.ready, other.refused) == (False, False, refused)
 
     def test_one_that_is_drained_counts_no_more(self) -> None:
         world = formed({**RING, "replicas": 2})
