@@ -90,8 +90,6 @@ class Decision:
     """Replicas that serve and whose signals are missing."""
     active: bool
     """ScalingActive: whether replicas can go both ways as far as signals are concerned."""
-    next_seconds: float
-    """When to decide again."""
     history: History
 
 
@@ -159,7 +157,6 @@ def decide(signals: Signals, history: History, settings: Settings, now: float) -
         panic=situation.in_panic,
         unread=signals.unread,
         active=situation.complete or not signals.ready,
-        next_seconds=settings.tuning.tick_seconds if verdict.desired else settings.tuning.tick_at_zero_seconds,
         history=replace(seen, panic=verdict.panic, asked=asked[-_ASKED_MOST:]),
     )
 

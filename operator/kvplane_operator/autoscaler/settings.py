@@ -8,9 +8,8 @@ class Tuning:
     """Parameters of the law, tuned once in ``bench/autoscaling``; no service changes them."""
 
     tick_seconds: float = 5.0
-    """Between two decisions. A start takes tens of seconds: deciding more often finds nothing new."""
-    tick_at_zero_seconds: float = 1.0
-    """The same while nothing runs: the first request waits for it."""
+    """Between two decisions on a service that is used. A start takes tens of seconds: deciding more often finds nothing new. Who
+    calls the law may leave one that is not used alone for longer, and decides at once when it is woken."""
     usable_start: float = 0.85
     """Share of a replica's KV memory that is planned with before anything was learned."""
     usable_least: float = 0.6

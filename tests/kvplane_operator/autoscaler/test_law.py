@@ -276,7 +276,7 @@ class TestZero:
 
     def test_after_a_time_without_requests(self) -> None:
         got = decided(signals(self.IDLE), history=self.idle(600), settings=SLEEPY)
-        assert (got.desired, got.reason, got.next_seconds) == (0, Reason.TO_ZERO, 1.0)
+        assert (got.desired, got.reason) == (0, Reason.TO_ZERO)
 
     def test_not_before(self) -> None:
         assert decided(signals(self.IDLE), history=self.idle(599), settings=SLEEPY).desired == 1
@@ -319,9 +319,9 @@ class TestZero:
 
     def test_stays_until_somebody_asks(self) -> None:
         got = decided(Signals(asked=0), settings=SLEEPY)
-        assert (got.desired, got.reason, got.next_seconds) == (0, Reason.ASLEEP, 1.0)
+        assert (got.desired, got.reason) == (0, Reason.ASLEEP)
         got = decided(Signals(asked=0, wake=True), settings=replace(SLEEPY, min_replicas=2))
-        assert (got.desired, got.reason, got.next_seconds) == (2, Reason.WOKEN, 5.0)
+        assert (got.desired, got.reason) == (2, Reason.WOKEN)
 
     def test_there_and_back(self) -> None:
         world = World(lambda seconds: 0.3 if seconds < 100 or seconds > 1200 else 0.0, settings=SLEEPY, startup=30.0)
@@ -384,10 +384,6 @@ class TestTime:
         early = decide(signals(*[reading()] * 4), late, SETTINGS, START - 7200)
         assert (early.desired, early.reason) == (4, Reason.SETTLING)
         assert early.history.began_at == START - 7200
-
-    def test_five_seconds_between_decisions_one_at_zero(self) -> None:
-        assert decided(signals(reading(0.5))).next_seconds == 5.0
-        assert decided(Signals(asked=0), settings=SLEEPY).next_seconds == 1.0
 
 
 class TestPrompts:

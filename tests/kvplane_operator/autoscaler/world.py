@@ -103,8 +103,8 @@ class World:
         while len(self.created) < decision.desired:
             self.born += 1
             self.created[f"new-{self.born}"] = self.now
-        self.admitted += 10 * decision.next_seconds if self.demand(self.now - START) else 0.0
-        self.now += decision.next_seconds
+        self.admitted += 10 * TUNING.tick_seconds if self.demand(self.now - START) else 0.0
+        self.now += TUNING.tick_seconds
         return decision
 
     def run(self, seconds: float) -> list[Decision]:
