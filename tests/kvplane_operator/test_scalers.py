@@ -27,12 +27,16 @@ class Listed:
     def __init__(self, *found: dict[str, Any]) -> None:
         self.found = list(found)
         self.error: ApiError | None = None
+        self.forbidden: set[str | None] = set()
+        """Namespaces that may not be listed."""
         self.asked: list[tuple[float, str | None]] = []
 
     async def list_pod_autoscalers(self, namespace: str | None) -> list[dict[str, Any]]:
         self.asked.append((asyncio.get_running_loop().time(), namespace))
         if self.error is not None:
             raise self.error
+        if namespace in self.forbidden:
+            raise RefusedError("forbidden", code=403)
         return self.found
 
 
@@ -118,6 +122,15 @@ async def test_without_the_right_or_the_api_nobody_is_known_and_it_is_asked_rare
     await looked(store, listed, seconds=REFUSED_SECONDS + 1)
     assert scalers(store) == ()
     assert len(listed.asked) == 2
+
+
+async def test_a_namespace_that_may_not_be_listed_hides_no_other(store: Store) -> None:
+    listed = Listed(hpa("a", DEPLOYMENT))
+    listed.forbidden = {"other"}
+    await looked(store, listed, seconds=100, watch_namespaces=("other", "team"))
+    assert scalers(store) == (Scaler("a", "Deployment", "chat"),)
+    asked = [namespace for _, namespace in listed.asked]
+    assert (asked.count("other"), asked.count("team")) == (1, 4)
 
 
 async def test_an_outage_changes_nothing(store: Store) -> None:
