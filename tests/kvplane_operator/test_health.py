@@ -24,7 +24,7 @@ class Watched(Collector):
 
 
 def test_metrics_are_taken_on_the_loop_and_put_into_words_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a loop of its own, as a thread takes real time."""
+    """On a loop of its own, as a thread takes real time."""
     words: list[int] = []
 
     def render(registry: Collector) -> bytes:
@@ -33,7 +33,12 @@ def test_metrics_are_taken_on_the_loop_and_put_into_words_beside_it(monkeypatch:
 
     monkeypatch.setattr(health, "generate_latest", render)
     watched = Watched()
-    text = asyncio.run(health.exposition(watched))
+    loop = asyncio.new_event_loop()
+    try:
+        text = loop.run_until_complete(health.exposition(watched))
+        loop.run_until_complete(loop.shutdown_default_executor())
+    finally:
+        loop.close()
     assert text == b"# HELP kvplane_test A test.\n# TYPE kvplane_test gauge\nkvplane_test 1.0\n"
     assert watched.threads == [threading.get_ident()]
     assert len(words) == 1
