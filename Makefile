@@ -51,7 +51,7 @@ dashboards-preview: setup ## draw the dashboards into dist/dashboards (needs Nod
 	@$(PYTHON) -m charts.preview $(if $(PROMETHEUS),--prometheus $(PROMETHEUS))
 
 images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
-	@$(PYTHON) -m images.build control engine-cpu demo-model $(if $(PUSH),--push $(PUSH))
+	@$(PYTHON) -m images.build control engine-cpu ring-cpu demo-model $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
