@@ -24,14 +24,16 @@ test: setup lint verify ## everything: lint, drift, unit, integration and end-to
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile --durations=25
 	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py --durations=25
+	@$(PYTHON) -m pytest e2e/rings --durations=25
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
 	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm prometheus
 	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
 
-e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the real vLLM (root)
+e2e: setup ## end-to-end tests: the cluster itself, kvplane on it with the real vLLM, then rings that lose ranks (root)
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest e2e/tests
+	@$(PYTHON) -m pytest e2e/rings
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
@@ -76,7 +78,7 @@ bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first 
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
 clean: ## remove clusters, build output and .venv; keep the cache
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; fi
 	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

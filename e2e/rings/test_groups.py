@@ -1,0 +1,176 @@
+"""Two groups: a crash loop of one is no business of the other, and neither is a node that both lose a rank with."""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pytest
+
+from e2e.cluster.errors import ApiError
+from e2e.rings.conftest import RESTART_BUDGET, SERVICE, Mistakes, Service
+from e2e.rings.drill import Work
+from e2e.rings.ring import Ring, restarts, serves
+from e2e.rings.service import SIZE
+from e2e.rings.streams import AGAIN_SECONDS, Answer, ask, longest_pause
+from e2e.rings.times import tell
+from e2e.rings.watching import PodWatch
+from e2e.stack import SYSTEM_NAMESPACE, Stack
+from e2e.tests.client import address
+from e2e.tests.sidecar import eventually
+from kvplane_api import names
+
+WORK = Work(output_tokens=200)
+NEXT_TOKEN_SECONDS = 3.0
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_a_crash_loop_ends_in_a_verdict_and_touches_nobody_else(service: Service, mistakes: Mistakes) -> None:
+    """Rank 0 of group 0 ends whenever it is started, so that group forms no ring; group 1 is well."""
+    began = time.monotonic()
+    service.apply(groups=2, crashing=True)
+    crashing, other = service.ring(0), service.ring(1)
+    _eventually(lambda: service.pool().get("failedGroups") == [0], service.pool)
+    tell(
+        f"crash loop: the verdict {time.monotonic() - began:.1f} s after kubectl apply, the loads of both groups within"
+    )
+    _eventually(lambda: not crashing.pods(), lambda: [pod["metadata"]["name"] for pod in crashing.pods()])
+    other.await_whole()
+    before = [(pod["metadata"]["uid"], restarts(pod)) for pod in other.pods()]
+    assert [count for _, count in before] == [0] * SIZE
+
+    def degraded() -> dict[str, Any]:
+        return service.stack.conditions(service.namespace, SERVICE).get("Degraded", {})
+
+    _eventually(lambda: degraded().get("reason") == "RestartBudgetExhausted", degraded)
+    assert degraded()["status"] == "True"
+    message = degraded()["message"]
+    assert f"more than ring.recovery.restartBudget ({RESTART_BUDGET})" in message
+    assert "KVPLANE_RING_MAX_SEQUENCES is 00" in message, "the last log lines of the first crash"
+    (entry,) = [entry for entry in service.pool()["restarts"] if entry["group"] == 0]
+    assert entry["count"] > RESTART_BUDGET
+    prompt = WORK.prompt(seed=100)
+    where = address(service.stack, service.namespace, SERVICE)
+    answer = ask(where, SERVICE, prompt, count=WORK.output_tokens)
+    assert answer.error is None
+    assert mistakes(prompt, answer.tokens) == []
+
+    retried = time.monotonic()
+    service.heal()
+    crashing.await_whole()
+    tell(f"crash loop: whole {time.monotonic() - retried:.1f} s after its cause was taken away and a retry asked for")
+    assert "failedGroups" not in service.pool()
+    assert [(pod["metadata"]["uid"], restarts(pod)) for pod in other.pods()] == before
+
+
+def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
+    service: Service, stack: Stack, mistakes: Mistakes
+) -> None:
+    service.apply(groups=2, crashing=False)
+    rings = [service.ring(group) for group in (0, 1)]
+    for ring in rings:
+        ring.await_whole()
+    node = _shared_node(rings, stack)
+    with PodWatch(stack, service.namespace, SERVICE) as watch, ExitStack() as callers:
+        calling = [callers.enter_context(Caller(ring, seed=1000 * (ring.group + 1))) for ring in rings]
+        for caller in calling:
+            _eventually(caller.begun, lambda: "no answer has begun")
+        began = time.monotonic()
+        try:
+            stack.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
+            drained = time.monotonic()
+            for ring in rings:
+                ring.await_whole()
+        finally:
+            stack.kubectl("uncordon", node)
+        whole = time.monotonic()
+    tell(f"drain of a node with ranks of two groups: over after {drained - began:.1f} s, whole {whole - began:.1f} s")
+    assert most_short_at_once(watch) == 1, "while one group is short of a rank, no other loses one"
+    for caller in calling:
+        whole_answers = [(prompt, answer) for prompt, answer in caller.answers if answer.error is None]
+        cut = [answer.error for _, answer in caller.answers if answer.error is not None and answer.tokens]
+        assert whole_answers
+        pause = max(longest_pause(answer.at, after=0.0).seconds for _, answer in whole_answers)
+        tell(f"… group {caller.ring.group}: {len(whole_answers)} answers, {len(cut)} cut, longest pause {pause:.2f} s")
+        assert cut == []
+        assert [found for prompt, answer in whole_answers if (found := mistakes(prompt, answer.tokens))] == []
+        if caller.leader_stayed():
+            assert pause <= NEXT_TOKEN_SECONDS
+
+
+def most_short_at_once(watch: PodWatch) -> int:
+    """Most groups that were short of a rank at the same instant: from when a rank goes until all are Ready again."""
+    whole: set[str] = set()
+    short: set[str] = set()
+    most = 0
+    for _, pods in watch.instants():
+        for group in {pod["metadata"]["labels"][names.LABEL_GROUP] for pod in pods.values()} | whole:
+            mine = [pod for pod in pods.values() if pod["metadata"]["labels"][names.LABEL_GROUP] == group]
+            if len(mine) == SIZE and all(serves(pod) for pod in mine):
+                whole.add(group)
+                short.discard(group)
+            elif group in whole and (len(mine) < SIZE or any("deletionTimestamp" in p["metadata"] for p in mine)):
+                short.add(group)
+        most = max(most, len(short))
+    return most
+
+
+@dataclass
+class Caller:
+    """Asks a group's rank 0 for one answer after the other while in the context, as a client that comes back does."""
+
+    ring: Ring
+    seed: int
+    answers: list[tuple[list[int], Answer]] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Self:
+        self._leader = self.ring.pod(0)["metadata"]["uid"]
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def begun(self) -> bool:
+        """Whether tokens have come."""
+        return any(answer.tokens for _, answer in self.answers)
+
+    def leader_stayed(self) -> bool:
+        """Whether rank 0 is the pod that it was at the beginning."""
+        return bool(self.ring.pod(0)["metadata"]["uid"] == self._leader)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self.seed += 1
+            prompt, answer = WORK.prompt(self.seed), Answer()
+            try:
+                where = f"{self.ring.pod(0)['status']['podIP']}:{names.PORT_SERVING}"
+            except (ApiError, KeyError):  # it is being made again
+                self._stop.wait(AGAIN_SECONDS)
+                continue
+            self.answers.append((prompt, answer))
+            ask(where, SERVICE, prompt, count=WORK.output_tokens, into=answer)
+            if answer.error is not None:
+                self._stop.wait(AGAIN_SECONDS)
+
+
+def _shared_node(rings: list[Ring], stack: Stack) -> str:
+    """A node with a rank of each: three ranks of each are on four nodes, so there are two at least.
+
+    Best one without the operator, which is one pod here, and without a rank 0, whose streams would have to end first.
+    """
+    found = stack.get(SYSTEM_NAMESPACE, "pods", "-l", "app.kubernetes.io/component=operator")
+    operators = {pod["spec"].get("nodeName") for pod in found}
+    placed = [[ring.node(rank) for rank in range(SIZE)] for ring in rings]
+    shared = set.intersection(*map(set, placed))
+    return min(shared, key=lambda node: (node in operators, sum(nodes[0] == node for nodes in placed), node))
+
+
+def _eventually(holds: Callable[[], bool], otherwise: Callable[[], object]) -> None:
+    eventually(holds, seconds=240, otherwise=otherwise)
