@@ -77,8 +77,12 @@ bench-admission: setup ## admission beside the peers' on the real vLLM and on re
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
+.PHONY: bench-ring-recovery
+bench-ring-recovery: setup ## a rank of a ring on a real cluster killed, beside LeaderWorkerSet with the same engine (root; QUICK=1: one of each)
+	@$(PYTHON) -m bench.ring_recovery $(if $(QUICK),--quick)
+
 clean: ## remove clusters, build output and .venv; keep the cache
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; $(PYTHON) -m e2e.cluster --name ringbench down; fi
 	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

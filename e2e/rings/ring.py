@@ -34,11 +34,14 @@ class Ring:
         """Of a rank's pod."""
         return f"{self.service}-ring-{self.group}-{rank}"
 
+    @property
+    def selector(self) -> str:
+        """Of its pods."""
+        return f"{names.LABEL_SERVICE}={self.service},{names.LABEL_GROUP}={self.group}"
+
     def pods(self) -> list[Json]:
         """Those that there are, also those on their way out, by rank."""
-        selector = f"{names.LABEL_SERVICE}={self.service},{names.LABEL_GROUP}={self.group}"
-        found = self.cluster.api.get(f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={selector}")["items"]
-        return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+        return pods_of(self.cluster, self.namespace, self.selector)
 
     def pod(self, rank: int) -> Json:
         """A rank's pod; raises ApiError where there is none."""
@@ -87,6 +90,12 @@ class Ring:
             seconds=WHOLE_SECONDS,
         )
         return time.monotonic()
+
+
+def pods_of(cluster: Cluster, namespace: str, selector: str) -> list[Json]:
+    """Pods with these labels, also those on their way out, by name."""
+    found = cluster.api.get(f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}")["items"]
+    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
 
 def await_true(holds: Callable[[], bool], *, what: Callable[[], str], seconds: float) -> None:

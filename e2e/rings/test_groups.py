@@ -12,11 +12,11 @@ import pytest
 from e2e.cluster.errors import ApiError
 from e2e.rings.conftest import RESTART_BUDGET, SERVICE, Mistakes, Service
 from e2e.rings.drill import Work
-from e2e.rings.ring import Ring, restarts, serves
+from e2e.rings.ring import Ring, restarts
 from e2e.rings.service import SIZE
 from e2e.rings.streams import AGAIN_SECONDS, Answer, ask, longest_pause
 from e2e.rings.times import tell
-from e2e.rings.watching import PodWatch
+from e2e.rings.watching import PodWatch, most_short_at_once
 from e2e.stack import SYSTEM_NAMESPACE, Stack
 from e2e.tests.client import address
 from e2e.tests.sidecar import eventually
@@ -74,7 +74,7 @@ def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
     for ring in rings:
         ring.await_whole()
     node = _shared_node(rings, stack)
-    with PodWatch(stack, service.namespace, SERVICE) as watch, ExitStack() as callers:
+    with PodWatch(stack, service.namespace, f"{names.LABEL_SERVICE}={SERVICE}") as watch, ExitStack() as callers:
         calling = [callers.enter_context(Caller(ring, seed=1000 * (ring.group + 1))) for ring in rings]
         for caller in calling:
             _eventually(caller.begun, lambda: "no answer has begun")
@@ -88,7 +88,7 @@ def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
             stack.kubectl("uncordon", node)
         whole = time.monotonic()
     tell(f"drain of a node with ranks of two groups: over after {drained - began:.1f} s, whole {whole - began:.1f} s")
-    assert most_short_at_once(watch) == 1, "while one group is short of a rank, no other loses one"
+    assert most_short_at_once(watch, size=SIZE) == 1, "while one group is short of a rank, no other loses one"
     for caller in calling:
         whole_answers = [(prompt, answer) for prompt, answer in caller.answers if answer.error is None]
         cut = [answer.error for _, answer in caller.answers if answer.error is not None and answer.tokens]
@@ -99,23 +99,6 @@ def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
         assert [found for prompt, answer in whole_answers if (found := mistakes(prompt, answer.tokens))] == []
         if caller.leader_stayed():
             assert pause <= NEXT_TOKEN_SECONDS
-
-
-def most_short_at_once(watch: PodWatch) -> int:
-    """Most groups that were short of a rank at the same instant: from when a rank goes until all are Ready again."""
-    whole: set[str] = set()
-    short: set[str] = set()
-    most = 0
-    for _, pods in watch.instants():
-        for group in {pod["metadata"]["labels"][names.LABEL_GROUP] for pod in pods.values()} | whole:
-            mine = [pod for pod in pods.values() if pod["metadata"]["labels"][names.LABEL_GROUP] == group]
-            if len(mine) == SIZE and all(serves(pod) for pod in mine):
-                whole.add(group)
-                short.discard(group)
-            elif group in whole and (len(mine) < SIZE or any("deletionTimestamp" in p["metadata"] for p in mine)):
-                short.add(group)
-        most = max(most, len(short))
-    return most
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Every change of a service's pods, in order: what was true at no instant cannot be seen by looking now and then."""
+"""Every change of some pods, in order: what was true at no instant cannot be seen by looking now and then."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from e2e.cluster.api import Json
+from e2e.rings.ring import serves
 from e2e.stack import Stack
 from kvplane_api import names
 
@@ -19,17 +20,17 @@ Pods = Mapping[str, Json]
 
 @dataclass
 class PodWatch:
-    """The pods of a service while in the context, from those that are there at its beginning on."""
+    """The pods of a namespace with some labels while in the context, from those that are there at its beginning on."""
 
     stack: Stack
     namespace: str
-    service: str
+    selector: str
     events: list[tuple[float, str, Json]] = field(default_factory=list)
     """When (monotonic clock), what (ADDED, MODIFIED, DELETED), and the pod as it was then."""
 
     def __enter__(self) -> Self:
         command = [str(self.stack.programs["kubectl"]), "get", "pods", "-n", self.namespace]
-        command += ["-l", f"{names.LABEL_SERVICE}={self.service}", "--watch", "--output-watch-events", "-o", "json"]
+        command += ["-l", self.selector, "--watch", "--output-watch-events", "-o", "json"]
         environment = {**os.environ, "KUBECONFIG": str(self.stack.kubeconfig)}
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         self._thread = threading.Thread(target=self._read)
@@ -65,3 +66,22 @@ class PodWatch:
     def uids(self) -> set[str]:
         """Of all pods that there were."""
         return {pod["metadata"]["uid"] for _, _, pod in self.events}
+
+
+def most_short_at_once(watch: PodWatch, *, size: int) -> int:
+    """Most groups that were short of a rank at the same instant: from when a rank goes until all are Ready again."""
+    whole: set[str] = set()
+    short: set[str] = set()
+    most = 0
+    for _, pods in watch.instants():
+        ranks: dict[str, list[Json]] = {group: [] for group in whole}
+        for pod in pods.values():
+            ranks.setdefault(pod["metadata"]["labels"][names.LABEL_GROUP], []).append(pod)
+        for group, mine in ranks.items():
+            if len(mine) == size and all(map(serves, mine)):
+                whole.add(group)
+                short.discard(group)
+            elif group in whole and (len(mine) < size or any("deletionTimestamp" in p["metadata"] for p in mine)):
+                short.add(group)
+        most = max(most, len(short))
+    return most
