@@ -110,7 +110,8 @@ class Service:
             {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_POD_INDEX}']"}}},
             {"name": "KVPLANE_RING_MAX_SEQUENCES", "value": "$(FIRST)$(GROUP)$(RANK)"},
         ]
-        recovery = {"restartBudget": RESTART_BUDGET, "reformGraceSeconds": REFORM_GRACE_SECONDS}
+        budget = RESTART_BUDGET if crashing else 100
+        recovery = {"restartBudget": budget, "reformGraceSeconds": REFORM_GRACE_SECONDS}
         self.stack.apply(
             {
                 "apiVersion": "v1",
