@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from kvplane_runtime.ring import settings
-from kvplane_runtime.ring.metrics import METRICS
+from kvplane_runtime.ring.metrics import METRICS, WORKER_METRICS
 from kvplane_runtime.ring.reference import metrics_page, settings_page
 
 
@@ -24,5 +24,5 @@ def test_a_default_that_is_fixed_is_told() -> None:
 
 def test_every_metric_is_described() -> None:
     page = metrics_page()
-    assert all(metric.description in page for metric in METRICS)
+    assert all(metric.description in page for metric in (*METRICS, *WORKER_METRICS))
     assert "| `kvplane_ring_steps_total` | counter |  | Steps that all ranks have done. |" in page
