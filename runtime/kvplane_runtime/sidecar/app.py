@@ -31,6 +31,7 @@ from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.engine_process import end_engine
 from kvplane_runtime.sidecar.kv_events import KvEventReader
+from kvplane_runtime.sidecar.leader import LeaderDrain, address
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Settings:
     port: int = PORT_SERVING
     admin_port: int = PORT_ADMIN
     engine_port: int = PORT_ENGINE
+    ring: bool = False
+    """The engine is a rank of a ring; which one is told by the end of ``pod``."""
 
 
 async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio.Event | None = None) -> None:
@@ -62,14 +65,15 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     clock = time.monotonic
     config = WatchedConfig(settings.config_file)
     limits = limits or Limits()
-    engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock)
+    engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock, ring=settings.ring)
     drain = DrainGate(engine=engine, clock=clock)
-    admission = Admission(config=config.current, uniform=random.random)
+    admission = Admission(config=config.current, uniform=random.random, ring=settings.ring)
     gate = AdmissionGate(drain=drain, admission=admission, config=config, engine=engine, clock=clock)
     upstream = UpstreamPool(host=_LOOPBACK, port=settings.engine_port, limits=limits)
     proxy = Proxy(gate=gate, upstream=upstream, limits=limits, max_body_bytes=lambda: config.current.max_body_bytes)
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
+    rank_0 = address(settings.pod) if settings.ring else None
     admin = Admin(
         pod=settings.pod,
         config=config,
@@ -80,6 +84,7 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
         close_idle=proxy.close_idle,
         end_engine=partial(end_engine, port=settings.engine_port),
         clock=clock,
+        leader=LeaderDrain(base_url=rank_0, clock=clock) if rank_0 is not None else None,
     )
 
     runner = web.AppRunner(
