@@ -78,6 +78,10 @@ PAGED_ENGINE_FIELDS = (
 )
 """Fields of ``spec.engine`` that the ring engine does not have. A ring refuses them: a field is never ignored."""
 
+PAGED_ADMISSION_FIELDS = ("reservation", "kvHardCapPercent", "kvPeakPercent")
+"""Fields of ``spec.admission`` by which a sidecar holds KV memory back. A ring's own scheduler knows its memory, and refuses them
+too."""
+
 RING_ENV = ("WORLD_SIZE", "PROMPT_SPLIT_STRATEGY", "POD_IP", "POD_UID")
 """Environment that the operator sets in a ring's engines, beside KVPLANE_*."""
 

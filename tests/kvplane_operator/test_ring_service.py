@@ -428,6 +428,18 @@ def test_what_a_ring_cannot_do_is_not_accepted_from_auto() -> None:
     assert "engine.blockSize, an hf:// model.source" in accepted["message"]
 
 
+@pytest.mark.parametrize("bound", [{"reservation": "Worst"}, {"kvHardCapPercent": 90}, {"kvPeakPercent": 100}])
+def test_bounds_on_kv_memory_that_no_ring_keeps_are_not_accepted(bound: dict[str, Any]) -> None:
+    accepted = RingWorld({**RING, "admission": {"policy": "Enforce", **bound}}).wanted("Accepted")
+    assert accepted["reason"] == "UnsupportedByRing"
+    assert f"does not take admission.{next(iter(bound))}: remove that" in accepted["message"]
+    assert RingWorld({**RING, "admission": {"policy": "Observe"}}).wanted("Accepted")["reason"] == "Valid"
+
+
+def test_what_a_ring_takes_is_told_without_the_cap_of_paged_replicas() -> None:
+    assert formed().ring_pool()["maxContextTokens"] == 4096  # as its engine says
+
+
 @pytest.mark.parametrize(
     ("ring", "reason", "text"),
     [

@@ -163,7 +163,7 @@ def _told(
         told, others = ring_status.told(snapshot, rings, accepted=accepted, signals=signals), []
     if choice is not None and objection is None and serving != choice.mode:
         told = _changing(told, snapshot, spec, choice.mode)
-    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now)
+    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now, ring=serving == "Ring")
     wanted = wanted_status(snapshot, told, figures=figures, others=others, now=now)
     return Plan(status=wanted, choice=choice, wake_after_seconds=figures.wake_after_seconds)
 
