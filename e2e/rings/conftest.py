@@ -131,9 +131,11 @@ class Service:
     def pool(self) -> dict[str, Any]:
         """Its entry in ``status.pools``; empty while there is none."""
         status = self.stack.get(self.namespace, "llmservice", SERVICE).get("status", {})
-        return next(iter(status.get("pools", ())), {})
+        found: dict[str, Any] = next(iter(status.get("pools", ())), {})
+        return found
 
     def ring(self, group: int) -> Ring:
+        """One of its groups."""
         return Ring(self.cluster, self.namespace, SERVICE, SIZE, group)
 
     def groups(self) -> list[int]:
