@@ -188,6 +188,7 @@ def manifest(images: Images, *, ranks: int) -> Json:
     pod = {
         # The engine is not pid 1 then, and heeds SIGTERM as soon as it is told.
         "shareProcessNamespace": True,
+        "terminationGracePeriodSeconds": 5,
         "affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}},
         "containers": [
             {
@@ -227,7 +228,7 @@ def manifest(images: Images, *, ranks: int) -> Json:
 
 @contextmanager
 def controller(stack: Stack, cluster: Cluster, folder: Path, progress: Progress) -> Iterator[None]:
-    """LeaderWorkerSet's controller with its webhooks, while in the context."""
+    """LeaderWorkerSet's controller with its webhooks, while in the context; the webhooks stay with the cluster."""
     program, source, host = lws.program(progress), lws.sources(), cluster.addresses.host
     certificates = folder / "lws-certificates"
     pki.issue(certificates, "lws-ca", [pki.Certificate(_CERTIFICATE, "lws-webhooks", names=(f"IP:{host}",))])
@@ -266,7 +267,6 @@ def controller(stack: Stack, cluster: Cluster, folder: Path, progress: Progress)
         stack.apply(*webhooks(documents, url=f"https://{host}:{port}", authority=authority))
         yield
     finally:
-        stack.kubectl("delete", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "--all")
         process.kill()
 
 
