@@ -11,6 +11,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -102,10 +103,12 @@ def _lose_a_rank(
             cluster.kill_pod_process(NAMESPACE, f"{_LEADER}-{victim}", container=CONTAINER)
             first = asking.finish()
         went_on = first.error is None
-        answer = first if went_on else _ask_until_answered(cluster, prompt, work)
-        # The engine goes on by itself until its group is deleted, so the group may still be the old one.
-        _await_whole(cluster, ranks, without=before)
-        whole = time.monotonic()
+        with ThreadPoolExecutor(max_workers=1) as client:
+            asked = None if went_on else client.submit(_ask_until_answered, cluster, prompt, work)
+            # The engine goes on by itself until its group is deleted, so the group may still be the old one.
+            _await_whole(cluster, ranks, without=before)
+            whole = time.monotonic()
+            answer = first if asked is None else asked.result()
     if answer.error is not None:
         kept = float("inf")
     elif went_on:
