@@ -410,6 +410,20 @@ def test_a_ring_decides_on_its_own_room() -> None:
     assert (state.running, state.kv_peak_ratio, state.kappa) == (6, None, 1.0)
 
 
+def test_what_a_ring_turns_away_holds_nothing_and_counts_as_refused() -> None:
+    world = World(configuration(admission={"fairness": {"tokensPerSecond": 1}}), ring=True)
+    world.scrape()
+    entry = world.offer(1000)
+    world.admission.turned_away(entry, Reason.KV, now=world.now)
+    world.admission.turned_away(entry, Reason.KV, now=world.now)
+    world.finish(entry, 5)
+    state = world.admission.state(now=world.now)
+    assert (state.running, state.reserved_tokens, state.admitted_total, state.refused_total) == (0, 0, 1, 1)
+    assert state.shed_reservation_tokens_total > 1000
+    assert world.admission.decisions["refused", Reason.KV] == 1
+    assert world.offer(1000).admitted_at is not None, "the tenant has not paid for it"
+
+
 def test_in_front_of_a_ring_a_long_prefill_holds_up_nobody() -> None:
     world = World(configuration(engine={"maxBatchedTokens": 300}), ring=True)
     world.scrape()

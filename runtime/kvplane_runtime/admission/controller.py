@@ -224,6 +224,21 @@ class Admission:
         else:
             self._queue.put(self._wait(entry, held_by=Reason.QUEUE_FULL, returned=True, now=now), now=now)
 
+    def turned_away(self, entry: Entry, reason: Reason, *, now: float) -> None:
+        """A ring has no room for a request that was let in, and has told its client so."""
+        running = self._flight.get(entry)
+        if running is None:
+            return
+        self._release(running, now=now)
+        self._charge(
+            entry.demand,
+            prompt_tokens=-entry.demand.prompt_tokens,
+            output_tokens=-running.expected_output,
+            now=now,
+        )
+        self._count_refused(entry.demand, reason)
+        self._changed(now)
+
     def end(
         self,
         entry: Entry,
@@ -569,11 +584,14 @@ class Admission:
 
     def _refuse(self, entry: Entry, refusal: Refused, *, now: float) -> None:
         entry.refusal = refusal
-        if refusal.reason is not Reason.CONTEXT:
-            self._shed += self._reservation(entry.demand)
-            self._backlog.refused(entry.demand.prompt_tokens)
+        self._count_refused(entry.demand, refusal.reason)
+
+    def _count_refused(self, demand: Demand, reason: Reason) -> None:
+        if reason is not Reason.CONTEXT:
+            self._shed += self._reservation(demand)
+            self._backlog.refused(demand.prompt_tokens)
         self._refused += 1
-        self.decisions["refused", refusal.reason] += 1
+        self.decisions["refused", reason] += 1
 
     def _release(self, running: Running, *, now: float) -> None:
         """Gives back all that a request reserved."""
