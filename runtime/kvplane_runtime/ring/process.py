@@ -3,9 +3,9 @@
 Rank 0: the API on the main thread, the model on a second, the control connections on a third. Workers: the model on the
 main thread, the control connection on a second, what they answer about themselves on a third. SIGTERM ends rank 0 when its
 requests are done, at most after the drain's time, and a worker when it has left its ring; while weights are loaded, at once.
-What ends a process by its own fault ends all of it, with status 1 and the
-reason in its log; what it was told wrongly (settings, a model that the ring does not serve, a refusal by rank 0) with
-status 2, since another start would end the same way.
+What ends a process by its own fault ends all of it, with status 1 and the reason in its log; what it was told wrongly
+(settings, a model that the ring does not serve, a refusal by rank 0) with status 2, since another start would end the same
+way.
 """
 
 import asyncio
