@@ -52,7 +52,7 @@ class Lost:
     prompt: list[int]
     answer: Answer
     pause: Pause
-    """In the answer: the longest of those that had begun when the fault was over (``abrupt``), or of all."""
+    """In the answer, that of the fault."""
     next_token_seconds: float
     """Until the token that ended the pause."""
     whole_seconds: float
@@ -87,12 +87,9 @@ class Retried:
         return ranks * (len(self.prompt) - cached) / len(self.prompt)
 
 
-def lose_a_rank(
-    ring: Ring, where: str, *, work: Work, seed: int, fault: Callable[[], object], abrupt: bool = True
-) -> Lost:
-    """``fault`` hurts a rank other than 0 in the midst of an answer at ``where`` (host:port).
-
-    ``abrupt``: the rank is gone, or silent, as soon as ``fault`` is called, and so are the tokens; else it is told to go.
+def lose_a_rank(ring: Ring, where: str, *, work: Work, seed: int, fault: Callable[[], object]) -> Lost:
+    """``fault`` ends or silences a rank other than 0 in the midst of an answer at ``where`` (host:port), as soon as it is
+    called; what it does after that may take its time.
     """
     prompt, epoch, before = work.prompt(seed), ring.epoch(), _refilled(ring)
     with Asking(where, ring.service, prompt, count=work.output_tokens) as asking:
@@ -103,7 +100,7 @@ def lose_a_rank(
         whole = ring.await_whole(after_epoch=epoch)
         answer = asking.finish()
     ring.await_idle()
-    pause = longest_pause(answer.at, after=hurt, begun_by=hurt + ON_ITS_WAY_SECONDS if abrupt else float("inf"))
+    pause = longest_pause(answer.at, after=hurt, begun_by=hurt + ON_ITS_WAY_SECONDS)
     return Lost(
         prompt=prompt,
         answer=answer,

@@ -12,6 +12,7 @@ from typing import Any, Final
 from e2e.cluster.api import Json, condition
 from e2e.cluster.cgroups import processes_below
 from e2e.cluster.cluster import Cluster
+from e2e.cluster.errors import ApiError
 from e2e.tests import sidecar
 from kvplane_api import names
 
@@ -79,7 +80,7 @@ class Ring:
             return False
         try:
             return self.value("kvplane_ring_members") == self.size and self.epoch() > after_epoch
-        except (OSError, KeyError):
+        except (OSError, KeyError, ApiError):
             return False
 
     def await_whole(self, *, after_epoch: int = -1) -> float:

@@ -1,20 +1,18 @@
 """Two groups: a crash loop of one is no business of the other, and neither is a node that both lose a rank with."""
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from e2e.cluster.errors import ApiError
+from e2e.rings.callers import Caller
 from e2e.rings.conftest import RESTART_BUDGET, SERVICE, Mistakes, Service
 from e2e.rings.drill import Work
 from e2e.rings.ring import Ring, restarts
 from e2e.rings.service import SIZE
-from e2e.rings.streams import AGAIN_SECONDS, Answer, ask, longest_pause
+from e2e.rings.streams import ask
 from e2e.rings.times import tell
 from e2e.rings.watching import PodWatch, most_short_at_once
 from e2e.stack import SYSTEM_NAMESPACE, Stack
@@ -75,9 +73,9 @@ def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
         ring.await_whole()
     node = _shared_node(rings, stack)
     with PodWatch(stack, service.namespace, f"{names.LABEL_SERVICE}={SERVICE}") as watch, ExitStack() as callers:
-        calling = [callers.enter_context(Caller(ring, seed=1000 * (ring.group + 1))) for ring in rings]
+        calling = [callers.enter_context(Caller(ring, WORK, seed=1000 * (ring.group + 1))) for ring in rings]
         for caller in calling:
-            _eventually(caller.begun, lambda: "no answer has begun")
+            caller.await_tokens()
         began = time.monotonic()
         try:
             stack.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
@@ -90,57 +88,14 @@ def test_a_node_with_ranks_of_two_groups_is_drained_one_rank_after_the_other(
     tell(f"drain of a node with ranks of two groups: over after {drained - began:.1f} s, whole {whole - began:.1f} s")
     assert most_short_at_once(watch, size=SIZE) == 1, "while one group is short of a rank, no other loses one"
     for caller in calling:
-        whole_answers = [(prompt, answer) for prompt, answer in caller.answers if answer.error is None]
-        cut = [answer.error for _, answer in caller.answers if answer.error is not None and answer.tokens]
-        assert whole_answers
-        pause = max(longest_pause(answer.at, after=0.0).seconds for _, answer in whole_answers)
-        tell(f"… group {caller.ring.group}: {len(whole_answers)} answers, {len(cut)} cut, longest pause {pause:.2f} s")
-        assert cut == []
-        assert [found for prompt, answer in whole_answers if (found := mistakes(prompt, answer.tokens))] == []
+        pause = caller.longest_pause()
+        tell(
+            f"… group {caller.ring.group}: {len(caller.whole())} answers, {len(caller.cut())} cut, longest pause {pause:.2f} s"
+        )
+        assert caller.cut() == []
+        assert [found for prompt, answer in caller.whole() if (found := mistakes(prompt, answer.tokens))] == []
         if caller.leader_stayed():
             assert pause <= NEXT_TOKEN_SECONDS
-
-
-@dataclass
-class Caller:
-    """Asks a group's rank 0 for one answer after the other while in the context, as a client that comes back does."""
-
-    ring: Ring
-    seed: int
-    answers: list[tuple[list[int], Answer]] = field(default_factory=list)
-    _stop: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._leader = self.ring.pod(0)["metadata"]["uid"]
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def begun(self) -> bool:
-        """Whether tokens have come."""
-        return any(answer.tokens for _, answer in self.answers)
-
-    def leader_stayed(self) -> bool:
-        """Whether rank 0 is the pod that it was at the beginning."""
-        return bool(self.ring.pod(0)["metadata"]["uid"] == self._leader)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self.seed += 1
-            prompt, answer = WORK.prompt(self.seed), Answer()
-            try:
-                where = f"{self.ring.pod(0)['status']['podIP']}:{names.PORT_SERVING}"
-            except (ApiError, KeyError):  # it is being made again
-                self._stop.wait(AGAIN_SECONDS)
-                continue
-            self.answers.append((prompt, answer))
-            ask(where, SERVICE, prompt, count=WORK.output_tokens, into=answer)
-            if answer.error is not None:
-                self._stop.wait(AGAIN_SECONDS)
 
 
 def _shared_node(rings: list[Ring], stack: Stack) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from e2e.cluster.api import Json
 from e2e.cluster.cluster import Cluster
+from e2e.rings.callers import Caller
 from e2e.rings.conftest import REFORM_GRACE_SECONDS, Mistakes
 from e2e.rings.drill import Lost, Work, lose_a_rank, lose_rank_0
 from e2e.rings.ring import Ring, await_true, engine_processes, restarts
@@ -70,15 +71,23 @@ def test_a_process_that_stands_still_comes_back_as_it_was(ring: Ring, where: str
 
 
 def test_a_deleted_pod(ring: Ring, where: str, stack: Stack, mistakes: Mistakes) -> None:
-    before = _uids(ring.pods())
-
-    def delete() -> None:
+    """It goes when its drain is over, seconds later: so callers ask one answer after the other until it is back."""
+    before, epoch = _uids(ring.pods()), ring.epoch()
+    with Caller(ring, Work(output_tokens=200), seed=3000) as caller:
+        caller.await_tokens()
+        told = time.monotonic()
         stack.kubectl("delete", "pod", ring.name(VICTIM), "-n", ring.namespace, "--wait=false")
-
-    lost = lose_a_rank(ring, where, work=WORK, seed=12, fault=delete, abrupt=False)
-    _judge("kubectl delete of a rank's pod", lost, mistakes)
+        whole_seconds = ring.await_whole(after_epoch=epoch) - told
+    tell(
+        f"kubectl delete of a rank's pod: back to {SIZE} ranks {whole_seconds:.1f} s, {len(caller.whole())} answers, "
+        f"{len(caller.cut())} cut, longest pause {caller.longest_pause():.2f} s"
+    )
     after = _uids(ring.pods())
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, False]
+    assert caller.cut() == []
+    assert [found for prompt, answer in caller.whole() if (found := mistakes(prompt, answer.tokens))] == []
+    assert caller.longest_pause() <= NEXT_TOKEN_SECONDS
+    assert whole_seconds <= WHOLE_SECONDS
 
 
 def test_a_node_that_is_cut_off_and_comes_back(
