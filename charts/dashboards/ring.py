@@ -5,7 +5,19 @@ as the others, on a plateau while a long prompt is computed, and next to no time
 ranks, so a ring is named by the pod of its rank 0.
 """
 
-from charts.dashboards.panels import CHOSEN_PODS, Query, Row, Variable, bars, board, graph, quantiles, rate, stat
+from charts.dashboards.panels import (
+    CHOSEN_PODS,
+    CHOSEN_SERVICES,
+    Query,
+    Row,
+    Variable,
+    bars,
+    board,
+    graph,
+    quantiles,
+    rate,
+    stat,
+)
 from charts.dashboards.phrases import TOKENS, TOKENS_PER_SECOND
 
 UID = "kvplane-ring"
@@ -193,8 +205,13 @@ def _lost() -> Row:
             ),
             graph(
                 "Ranks",
-                "Members of each ring that is, or was last.",
+                "Members of each ring that is, or was last, as its rank 0 tells; and, of each service, workers that are inside a "
+                "ring that works, as they tell themselves: what there is to see while a rank 0 is gone.",
                 Query(_by_pod("kvplane_ring_members"), "{{pod}}"),
+                Query(
+                    f"sum by (namespace, service) (kvplane_ring_worker_inside{{{CHOSEN_SERVICES}}})",
+                    "workers of {{namespace}}/{{service}}",
+                ),
                 unit="none",
             ),
             graph(
@@ -206,7 +223,7 @@ def _lost() -> Row:
             ),
             graph(
                 "Formed anew, by cause",
-                "Within the last hour. lost: a rank is gone, by a fault. joined: one came, or came back.",
+                "Within the last hour. lost: a rank is gone, by a fault. left: one was told to go. joined: one came, or came back.",
                 Query(f"sum by (cause) (increase(kvplane_ring_reforms_total{{{CHOSEN_PODS}}}[1h]))", "{{cause}}"),
                 unit="none",
                 span=12,

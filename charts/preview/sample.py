@@ -240,6 +240,10 @@ def _rings() -> Iterator[Series]:
     )
     for rank in range(_RANKS):
         yield from _rank(gauge, counter, rank, load)
+    for rank in range(1, _RANKS):
+        here = about | {"pod": f"long-ring-0-{rank}"}
+        lost: Course = without_a_rank if rank == _RANKS - 1 else _always(0)
+        yield "gauge", "kvplane_ring_worker_inside", here, _not(lost)
     for cause, at in (("lost", _RANK_LOST_AT), ("joined", _RANK_BACK_AT)):
         yield counter("reforms", _once(at), cause=cause)
 
@@ -270,6 +274,10 @@ def _rank(gauge: Callable[..., Series], counter: Callable[..., Series], number: 
 
 def _always(value: float) -> Course:
     return lambda _: value
+
+
+def _not(course: Course) -> Course:
+    return lambda second: 1 - course(second)
 
 
 def _times(factor: float, course: Course) -> Course:

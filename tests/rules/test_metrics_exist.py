@@ -18,7 +18,7 @@ def exported() -> Iterator[str]:
     """Every series name of sidecar, operator and, through its sidecar, the ring engine."""
     for metric in sidecar_metrics.METRICS:
         yield from _series(metric.name, "histogram" if metric.kind is Kind.HISTOGRAM else metric.kind.value)
-    for of_ring in ring_metrics.METRICS:
+    for of_ring in (*ring_metrics.METRICS, *ring_metrics.WORKER_METRICS):
         yield from _series(of_ring.name, of_ring.kind.value)
     for collector in operator_metrics.METRICS:
         for family in collector.describe():
