@@ -17,6 +17,7 @@ from e2e.rings.times import tell
 from e2e.rings.watching import PodWatch, most_short_at_once
 from e2e.stack import SYSTEM_NAMESPACE, Stack
 from e2e.tests.client import address
+from e2e.tests.fleet import reachable
 from e2e.tests.sidecar import eventually
 from kvplane_api import names
 
@@ -31,12 +32,16 @@ def test_a_crash_loop_ends_in_a_verdict_and_touches_nobody_else(service: Service
     began = time.monotonic()
     service.apply(groups=2, crashing=True)
     crashing, other = service.ring(0), service.ring(1)
-    _eventually(lambda: service.pool().get("failedGroups") == [0], service.pool)
-    tell(
-        f"crash loop: the verdict {time.monotonic() - began:.1f} s after kubectl apply, the loads of both groups within"
+    seconds = _moments(
+        began,
+        formed=other.is_whole,
+        judged=lambda: bool(service.pool().get("failedGroups") == [0]),
+        freed=lambda: bool(service.pool().get("failedGroups")) and not crashing.pods(),
     )
-    _eventually(lambda: not crashing.pods(), lambda: [pod["metadata"]["name"] for pod in crashing.pods()])
-    other.await_whole()
+    tell(f"a group of {SIZE} is whole {seconds['formed']:.1f} s after kubectl apply, which made two of them")
+    tell(
+        f"crash loop: the verdict {seconds['judged']:.1f} s, its pods gone {seconds['freed']:.1f} s after kubectl apply"
+    )
     before = [(pod["metadata"]["uid"], restarts(pod)) for pod in other.pods()]
     assert [count for _, count in before] == [0] * SIZE
 
@@ -51,8 +56,8 @@ def test_a_crash_loop_ends_in_a_verdict_and_touches_nobody_else(service: Service
     (entry,) = [entry for entry in service.pool()["restarts"] if entry["group"] == 0]
     assert entry["count"] > RESTART_BUDGET
     prompt = WORK.prompt(seed=100)
-    where = address(service.stack, service.namespace, SERVICE)
-    answer = ask(where, SERVICE, prompt, count=WORK.output_tokens)
+    reachable(service.stack, service.namespace, SERVICE)
+    answer = ask(address(service.stack, service.namespace, SERVICE), SERVICE, prompt, count=WORK.output_tokens)
     assert answer.error is None
     assert mistakes(prompt, answer.tokens) == []
 
@@ -108,6 +113,20 @@ def _shared_node(rings: list[Ring], stack: Stack) -> str:
     placed = [[ring.node(rank) for rank in range(SIZE)] for ring in rings]
     shared = set.intersection(*map(set, placed))
     return min(shared, key=lambda node: (node in operators, sum(nodes[0] == node for nodes in placed), node))
+
+
+def _moments(began: float, **holds: Callable[[], bool]) -> dict[str, float]:
+    """Seconds from ``began`` until each of these held for the first time."""
+    seconds: dict[str, float] = {}
+
+    def all_have_held() -> bool:
+        for name in holds.keys() - seconds.keys():
+            if holds[name]():
+                seconds[name] = time.monotonic() - began
+        return len(seconds) == len(holds)
+
+    _eventually(all_have_held, lambda: f"held: {seconds}, wanted: {sorted(holds)}")
+    return seconds
 
 
 def _eventually(holds: Callable[[], bool], otherwise: Callable[[], object]) -> None:
