@@ -443,17 +443,18 @@ async def draining(sidecar: Running) -> bool:
 
 async def test_a_worker_goes_after_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "ASK_SECONDS", 0.01)
-    rank_0 = FakeRank0()
+    rank_0 = FakeRank0(said={"draining": True, "drained": False})
     await rank_0.start()
     monkeypatch.setattr(app, "address", lambda pod: f"http://127.0.0.1:{rank_0.port}")
-    async with running(tmp_path, pod="chat-ring-0-1", ring=True) as sidecar:
-        rank_0.said = {"draining": True, "drained": False}
-        drained = asyncio.ensure_future(sidecar.admin("/drain"))
-        await until(rank_0.was_asked_twice)
-        assert not drained.done()
-        rank_0.said = {"draining": True, "drained": True}
-        assert (await drained)[0] == 200
-    await rank_0.stop()
+    try:
+        async with running(tmp_path, pod="chat-ring-0-1", ring=True) as sidecar:
+            drained = asyncio.ensure_future(sidecar.admin("/drain"))
+            await until(rank_0.was_asked_twice)
+            assert not drained.done()
+            rank_0.said = {"draining": True, "drained": True}
+            assert (await drained)[0] == 200
+    finally:
+        await rank_0.stop()
 
 
 @dataclass
