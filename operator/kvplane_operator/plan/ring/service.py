@@ -118,9 +118,11 @@ def ring_plan(
     variant = pods.variant(spec, service=snapshot.name, size=ranks, settings=settings)
     record = shared.current_record(snapshot, spec, settings, variant, ring=ranks)
     config = shared.current_config(snapshot, spec, record=record)
-    staying = [g for g in rings.groups if g.number in planned.staying and g.number not in failed]
+    kept = [group for group in rings.groups if group.number in planned.staying]
+    staying = [group for group in kept if group.number not in failed]
     renewed = renewal(
         staying,
+        given_up=[group for group in kept if group.number in failed],
         template=pods.template_hash(record.template),
         now=now,
         grace_seconds=recovery.reform_grace_seconds,
