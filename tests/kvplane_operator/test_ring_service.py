@@ -129,6 +129,12 @@ class TestLosingARank:
         world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=ago(3600))}
         (deletion,) = world.plan().pod_deletions
         assert (deletion.pod, deletion.force) == ("chat-ring-0-1", True)
+        # One that may write to a claim waits, also where its service's template has none any more.
+        lost["spec"] |= {
+            "volumes": [{"name": "state", "persistentVolumeClaim": {"claimName": "state"}}],
+            "containers": [{"volumeMounts": [{"name": "state", "mountPath": "/state"}]}],
+        }
+        assert world.plan().pod_deletions == ()
 
 
 class TestVerdict:

@@ -23,7 +23,7 @@ from kvplane_operator.plan.ring.restarts import Ledger
 from kvplane_operator.plan.ring.rollout import renewal
 from kvplane_operator.plan.ring.scale import Scale, scale
 from kvplane_operator.plan.ring.status import Rings
-from kvplane_operator.plan.ring.stuck import stuck, writes_to_claim
+from kvplane_operator.plan.ring.stuck import stuck
 from kvplane_operator.plan.snapshot import Snapshot
 from kvplane_operator.plan.status import DEFAULT_STARTUP_SECONDS
 from kvplane_operator.settings import OperatorSettings
@@ -156,7 +156,6 @@ def ring_plan(
         [pod for pod in snapshot.pods if number_of(pod) is not None],
         snapshot.nodes,
         grace_seconds=recovery.reform_grace_seconds,
-        writes_to_claim=writes_to_claim(record.template),
         now=now,
     )
     drains = tuple(_drains([*renewed.drain, *draining]))
