@@ -404,6 +404,18 @@ class TestChangeOfMode:
         assert sets(world) == []
         assert world.status["mode"] == "Paged"
 
+    def test_ranks_find_rank_0_until_the_last_of_them_is_gone(self) -> None:
+        """Those that are told to go wait for its drain, and ask for it by the name that their Service gives."""
+        world = formed()
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.settle()
+        world.counts(replicas=1, ready=1)
+        headless = Ref(Kind.SERVICE, "chat-ring-0")
+        assert [deletion.ref for deletion in world.settle().deletions] == [Ref(Kind.STATEFUL_SET, "chat-ring-0")]
+        world.pods.clear()
+        assert [deletion.ref for deletion in world.plan().deletions] == [headless]
+
     def test_what_cannot_come_up_is_told_and_the_old_pool_stays(self) -> None:
         world = self.serving_paged()
         world.change(mode="Ring", ring={"size": 3})

@@ -104,7 +104,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     return replace(
         plan,
         writes=tuple(_writes(snapshot, wanted.children)),
-        deletions=tuple(_deletions(snapshot, wanted.children, kept)),
+        deletions=tuple(_deletions(snapshot, wanted.children, kept | _asked_by_ranks(snapshot))),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
         drains=rings.drains if rings else (),
@@ -196,6 +196,15 @@ def _workloads(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
     if mode == "Paged":
         return frozenset(ref for ref in snapshot.children if ref.kind is Kind.DEPLOYMENT)
     return frozenset(ref for ref in snapshot.children if set_number(ref.name, snapshot.name) is not None)
+
+
+def _asked_by_ranks(snapshot: Snapshot) -> frozenset[Ref]:
+    """The headless Services of groups that still have pods: by them a worker asks whether rank 0 still drains, and goes
+    before it where nobody answers."""
+    present = {number for pod in snapshot.pods if (number := number_of(pod)) is not None}
+    return frozenset(
+        ref for ref in snapshot.children if ref.kind is Kind.SERVICE and set_number(ref.name, snapshot.name) in present
+    )
 
 
 def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, mode: Mode) -> Told:
