@@ -525,13 +525,14 @@ class Admission(_Model):
     reservation: Literal["Expected", "Worst"] = "Expected"
     """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
     its prompt and all that it may generate (max_tokens), so that the engine never has to preempt; fewer run at the same
-    time. Default: Expected."""
+    time. Default: Expected. Refused for rings."""
     kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
     """kvHardCapPercent of a replica's KV memory that prompts and outputs may take, a cap below the theoretical maximum
-    that is never learned. A prompt above it is answered 400. Default: 95."""
+    that is never learned. A prompt above it is answered 400. Default: 95. Refused for rings."""
     kv_peak_percent: Annotated[int, Field(ge=85, le=200)] | None = None
     """kvPeakPercent: upper bound of the predicted KV peak of the requests let through, as a percentage of a replica's KV
-    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost."""
+    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost.
+    Refused for rings."""
     queue: AdmissionQueue = AdmissionQueue()
     """queue: how many requests wait for room, and how long."""
     fairness: Fairness = Fairness()
@@ -765,6 +766,13 @@ _SPEC_RULES = _rules(
             f"!has(self.engine) || !has(self.engine.env) || self.engine.env.all(e, !(e.name in {_cel_list(RING_ENV)}))"
         ),
         f"mode Ring sets {', '.join(RING_ENV)} itself; remove them from engine.env.",
+    ),
+    _cel(
+        _of_ring(
+            f"!has(self.admission) || !({' || '.join(f'has(self.admission.{name})' for name in PAGED_ADMISSION_FIELDS)})"
+        ),
+        f"mode Ring has no admission.{', admission.'.join(PAGED_ADMISSION_FIELDS)}: a ring knows what each of its ranks holds, "
+        "and admits by that. Remove them, or set mode: Paged.",
     ),
     _cel(
         _of_ring("!has(self.rollout)"),
