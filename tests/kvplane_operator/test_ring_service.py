@@ -167,6 +167,7 @@ class TestVerdict:
         assert "was given up" in degraded["message"]
         assert "no such model" in degraded["message"]  # long after the pods are gone
         assert sets(world) == ["chat-ring-0", "chat-ring-1"]  # and nobody takes its place
+        assert world.wanted("Progressing")["message"] == "Nothing is being changed."
 
     def test_status_tells_before_anything_is_done(self) -> None:
         world = formed()

@@ -119,7 +119,9 @@ def _progressing(rings: Rings) -> Condition:
         group = forming[0]
         text = f"Ring group {group.number} has {group.members} of {group.size} ranks in its ring."
         return Condition(kind, "True", Reason.RE_FORMING, text)
-    return Condition(kind, "False", Reason.STABLE, "Everything asked for is there.")
+    given_up = any(group.number in rings.ledger.failed for group in rings.groups)
+    text = "Nothing is being changed." if given_up else "Everything asked for is there."
+    return Condition(kind, "False", Reason.STABLE, text)
 
 
 def _rolling(rings: Rings) -> Condition:
