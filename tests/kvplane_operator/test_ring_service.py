@@ -341,6 +341,17 @@ class TestRollout:
         world.run(30)
         assert not before & uids(world, 0, 1)
 
+    def test_a_group_that_was_given_up_with_the_last_template_is_in_nobodys_way(self) -> None:
+        world = formed({**RING, "replicas": 2}, rollout_on_upgrade=True)
+        world.crash(0, 0, times=6)
+        world.run(10)
+        assert world.ring_pool()["failedGroups"] == [0]
+        before = uids(world, 1)
+        world.settings = world.settings.model_copy(update={"ring_image": "example.com/ring:2"})
+        world.run(30)
+        assert world.group(1).whole
+        assert not before & uids(world, 1)
+
     @hypothesis_settings(max_examples=10, deadline=None)
     @given(
         st.integers(1, 3),

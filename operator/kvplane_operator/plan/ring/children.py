@@ -38,12 +38,13 @@ def wanted_children(
 ) -> Wanted:
     """All children that should exist.
 
-    A group that was given up asks for no pods. One whose turn in a rollout has not come (it is not in ``take``) keeps the
-    StatefulSet that it has, as does one that still drains (it is not in ``gone``). ``clients``: labels of the pods that
-    clients are led to.
+    A group that was given up asks for no pods; its StatefulSet then tells of the template that it failed with. One whose turn
+    in a rollout has not come (it is not in ``take``) keeps the StatefulSet that it has, as does one that still drains (it
+    is not in ``gone``). ``clients``: labels of the pods that clients are led to.
     """
     name = snapshot.name
     current = {group.number for group in groups if group.template == pods.template_hash(record.template)}
+    to_free = set(failed) & {group.number for group in groups if group.size}
     children = [
         config_map(name, config, record),
         service(name, clients),
@@ -57,7 +58,7 @@ def wanted_children(
     for number in (*scale.staying, *scale.made):
         ranks = 0 if number in failed else size
         children.append(_headless(name, number))
-        if number in scale.made or number in failed or number in current or number in take:
+        if number in scale.made or number in to_free or number in current or number in take:
             children.append(_stateful_set(name, number, ranks=ranks, template=record.template))
         else:
             kept.add(Ref(Kind.STATEFUL_SET, set_name(name, number)))
