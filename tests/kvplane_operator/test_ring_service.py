@@ -424,9 +424,21 @@ class TestChangeOfMode:
         world.settle()
         world.counts(replicas=1, ready=1)
         headless = Ref(Kind.SERVICE, "chat-ring-0")
-        assert [deletion.ref for deletion in world.settle().deletions] == [Ref(Kind.STATEFUL_SET, "chat-ring-0")]
+        assert Ref(Kind.STATEFUL_SET, "chat-ring-0") in {deletion.ref for deletion in world.settle().deletions}
         world.pods.clear()
         assert [deletion.ref for deletion in world.plan().deletions] == [headless]
+
+    def test_the_disruption_budget_is_of_the_pods_that_serve(self) -> None:
+        world = formed({**RING, "replicas": 2})
+        budget = Ref(Kind.PDB, "chat")
+        rings = world.children[budget]["spec"]["selector"]
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(2)
+        assert world.children[budget]["spec"]["selector"] == rings
+        world.counts(replicas=2, ready=2)
+        world.run(2)
+        assert world.children[budget]["spec"]["selector"] != rings
 
     def test_what_cannot_come_up_is_told_and_the_old_pool_stays(self) -> None:
         world = self.serving_paged()

@@ -87,7 +87,10 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         wanted, config = rings.wanted, rings.config
     else:
         wanted, config = _paged_children(snapshot, spec, settings, clients=clients)
-    kept = wanted.kept if serving == choice.mode else wanted.kept | _workloads(snapshot, serving)
+    children, kept = wanted.children, wanted.kept | _asked_by_ranks(snapshot)
+    if serving != choice.mode:
+        children = {ref: child for ref, child in children.items() if ref.kind is not Kind.PDB}
+        kept |= _of_pool(snapshot, serving)
     plan = _told(
         snapshot,
         spec,
@@ -103,8 +106,8 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     waits = (_wake(snapshot), plan.wake_after_seconds, *(rings.waits if rings else ()))
     return replace(
         plan,
-        writes=tuple(_writes(snapshot, wanted.children)),
-        deletions=tuple(_deletions(snapshot, wanted.children, kept | _asked_by_ranks(snapshot))),
+        writes=tuple(_writes(snapshot, children)),
+        deletions=tuple(_deletions(snapshot, children, kept)),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
         drains=rings.drains if rings else (),
@@ -191,11 +194,14 @@ def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
     return spec.replicas > 0 and serves[_other(mode)] and not serves[mode]
 
 
-def _workloads(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
-    """The children that make up the pods of a mode."""
-    if mode == "Paged":
-        return frozenset(ref for ref in snapshot.children if ref.kind is Kind.DEPLOYMENT)
-    return frozenset(ref for ref in snapshot.children if set_number(ref.name, snapshot.name) is not None)
+def _of_pool(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
+    """The children that make up the pods of a mode, and the disruption budget, which is theirs as long as they serve."""
+
+    def belongs(ref: Ref) -> bool:
+        makes_pods = ref.kind is Kind.DEPLOYMENT if mode == "Paged" else set_number(ref.name, snapshot.name) is not None
+        return makes_pods or ref.kind is Kind.PDB
+
+    return frozenset(filter(belongs, snapshot.children))
 
 
 def _asked_by_ranks(snapshot: Snapshot) -> frozenset[Ref]:
