@@ -3,9 +3,9 @@
 A cluster of its own, since nodes are cut and drained here, and what takes seconds beside an idle vLLM takes long beside one
 that starts. Four nodes: a ring of three, and a place for the rank of a node that is lost.
 
-All tests look at one service. It begins with two groups (test_groups.py), one of which crashes; the modules after it, in
-the order of their names, see it scaled down to one. Each state is brought about by whoever needs it, so that any module can
-be run alone.
+All tests look at one service of two groups. Rank 0 of group 0 ends whenever it is started, until group 0 is given up
+(test_crash_loop.py). So group 1 is the only ring, and what befalls it is all that goes on, until somebody asks for another
+try of group 0 (test_two_groups.py, which comes last). Any module can be run alone.
 """
 
 import json
@@ -26,16 +26,16 @@ from e2e.prometheus import Prometheus, watching
 from e2e.prometheus import running as running_prometheus
 from e2e.rings.ring import Ring
 from e2e.rings.service import SIZE, ring_service
-from e2e.rings.times import PROGRESS, TOLD, tell
+from e2e.rings.times import PROGRESS, TOLD
 from e2e.stack import Images, Stack, prepare_images
 from e2e.tests.client import address
 from e2e.tests.fleet import reachable, unpacked_model
-from e2e.tests.sidecar import eventually
 from kvplane_api import names
 from tests.ring.tiny import wrong
 
 SERVICE: Final = "long"
-RESTART_BUDGET: Final = 2
+RESTART_BUDGET: Final = 3
+"""Of each group. The engines that are killed in group 1 stay below it."""
 REFORM_GRACE_SECONDS: Final = 5
 _LIMITS: Final = "limits"
 """A ConfigMap: the one thing outside of the spec that decides whether rank 0 of group 0 can start."""
@@ -96,37 +96,15 @@ class Service:
     stack: Stack
     cluster: Cluster
     namespace: str
-    source: str
-
-    def apply(self, *, groups: int, crashing: bool) -> None:
-        """Have it with so many groups; ``crashing``: rank 0 of group 0 ends as soon as it is started.
-
-        What the engine gets is $(FIRST), the group and the rank, as one number: 0 for that rank alone where FIRST is empty.
-        """
-        first = {"name": _LIMITS, "key": "first"}
-        env = [
-            {"name": "FIRST", "valueFrom": {"configMapKeyRef": first}},
-            {"name": "GROUP", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_GROUP}']"}}},
-            {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_POD_INDEX}']"}}},
-            {"name": "KVPLANE_RING_MAX_SEQUENCES", "value": "$(FIRST)$(GROUP)$(RANK)"},
-        ]
-        budget = RESTART_BUDGET if crashing else 100
-        recovery = {"restartBudget": budget, "reformGraceSeconds": REFORM_GRACE_SECONDS}
-        self.stack.apply(
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {"name": _LIMITS, "namespace": self.namespace},
-                "data": {"first": "" if crashing else "1"},
-            },
-            ring_service(SERVICE, self.namespace, self.source, groups=groups, env=env, recovery=recovery),
-        )
+    applied: float
+    """When it was, on the monotonic clock."""
 
     def heal(self) -> None:
         """Take away what makes the rank crash, and ask for another try; the spec stays as it is."""
         data = json.dumps({"data": {"first": "1"}})
         self.stack.kubectl("patch", "configmap", _LIMITS, "-n", self.namespace, "--type=merge", "-p", data)
-        self.stack.kubectl("annotate", "llms", SERVICE, "-n", self.namespace, f"{names.ANNOTATION_RETRY}=once")
+        annotation = f"{names.ANNOTATION_RETRY}=once"
+        self.stack.kubectl("annotate", "llms", SERVICE, "-n", self.namespace, "--overwrite", annotation)
 
     def pool(self) -> dict[str, Any]:
         """Its entry in ``status.pools``; empty while there is none."""
@@ -138,30 +116,39 @@ class Service:
         """One of its groups."""
         return Ring(self.cluster, self.namespace, SERVICE, SIZE, group)
 
-    def groups(self) -> list[int]:
-        """Numbers of the groups that have a StatefulSet, or pods on their way out."""
-        objects = self.stack.get(self.namespace, "statefulsets,pods", "-l", f"{names.LABEL_SERVICE}={SERVICE}")
-        return sorted({int(found["metadata"]["labels"][names.LABEL_GROUP]) for found in objects or ()})
-
 
 @pytest.fixture(scope="session")
 def service(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus) -> Service:
-    """Not there yet: in a namespace of its own, watched by a Prometheus."""
+    """Just applied, in a namespace of its own, watched by a Prometheus.
+
+    What the engine gets is $(FIRST), the group and the rank, as one number: 0 for rank 0 of group 0 alone, as FIRST is empty.
+    """
     namespace = f"rings-{uuid.uuid4().hex[:6]}"
     stack.make_namespace(namespace)
-    return Service(stack, cluster, namespace, f"oci://{images.model}")
+    first = {"name": _LIMITS, "key": "first"}
+    env = [
+        {"name": "FIRST", "valueFrom": {"configMapKeyRef": first}},
+        {"name": "GROUP", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_GROUP}']"}}},
+        {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_POD_INDEX}']"}}},
+        {"name": "KVPLANE_RING_MAX_SEQUENCES", "value": "$(FIRST)$(GROUP)$(RANK)"},
+    ]
+    recovery = {"restartBudget": RESTART_BUDGET, "reformGraceSeconds": REFORM_GRACE_SECONDS}
+    stack.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": _LIMITS, "namespace": namespace},
+            "data": {"first": ""},
+        },
+        ring_service(SERVICE, namespace, f"oci://{images.model}", groups=2, env=env, recovery=recovery),
+    )
+    return Service(stack, cluster, namespace, time.monotonic())
 
 
 @pytest.fixture(scope="session")
 def ring(service: Service) -> Ring:
-    """The service's only group, whole."""
-    began = time.monotonic()
-    service.apply(groups=1, crashing=False)
-    eventually(lambda: len(service.groups()) == 1, seconds=120, otherwise=lambda: f"groups: {service.groups()}")
-    tell(f"one group is left, or begins, {time.monotonic() - began:.1f} s after replicas: 1")
-    service.stack.wait_ready(service.namespace, SERVICE)
-    (group,) = service.groups()
-    ring = service.ring(group)
+    """Group 1, whole."""
+    ring = service.ring(1)
     ring.await_whole()
     reachable(service.stack, service.namespace, SERVICE)
     return ring
@@ -169,6 +156,6 @@ def ring(service: Service) -> Ring:
 
 @pytest.fixture
 def where(stack: Stack, ring: Ring) -> str:
-    """host:port of the ring's Service, once the ring is whole."""
+    """host:port of the service, whose only ring it is, once it is whole."""
     ring.await_whole()
     return address(stack, ring.namespace, ring.service)

@@ -30,8 +30,8 @@ class Work:
 
     prompt_tokens: int = 1536
     """More than a rank holds, less than two do."""
-    output_tokens: int = 600
-    """Enough to go on through the loss of a rank and its return."""
+    output_tokens: int = 300
+    """Enough to go on through the loss of a rank."""
 
     def __post_init__(self) -> None:
         if self.prompt_tokens + self.output_tokens > MODEL_TOKENS:

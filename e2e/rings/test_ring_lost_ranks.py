@@ -1,7 +1,7 @@
 """Whatever ends a rank, its stream goes on with the right tokens; what it cost is told, and held against what is promised.
 
 The bounds in seconds are promises of mode Ring, not measurements: `make bench-ring-recovery` measures. A node that is drained
-is in test_groups.py.
+is in test_two_groups.py.
 """
 
 import time
