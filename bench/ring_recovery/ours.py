@@ -1,7 +1,7 @@
 """A ring under kvplane's operator: a rank killed, and rank 0 killed, in turns."""
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from bench.ring_recovery.figures import Fault, Rank0
 from e2e.cluster.cluster import Cluster
@@ -35,7 +35,7 @@ def measure(
 ) -> tuple[list[Fault], list[Rank0]]:
     """The service is made, hurt and removed."""
     stack.make_namespace(NAMESPACE)
-    stack.apply(ring_service(NAME, NAMESPACE, f"oci://{images.model}", size=ranks))
+    stack.apply(service(images, ranks=ranks, rounds=rounds))
     stack.wait_ready(NAMESPACE, NAME)
     ring = Ring(cluster, NAMESPACE, NAME, ranks)
     ring.await_whole()
@@ -71,3 +71,9 @@ def measure(
             )
     stack.kubectl("delete", "namespace", NAMESPACE)
     return faults, leaders
+
+
+def service(images: Images, *, ranks: int, rounds: int) -> dict[str, Any]:
+    """One ring, with a budget for two kills in each round: with less it would be given up while its rank 0 loads."""
+    budget = {"restartBudget": 2 * rounds}
+    return ring_service(NAME, NAMESPACE, f"oci://{images.model}", size=ranks, recovery=budget)

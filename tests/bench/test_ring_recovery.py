@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.ring_recovery import theirs
+from bench.ring_recovery import ours, theirs
 from bench.ring_recovery.figures import Fault, Rank0, Results, spread
 from e2e.stack import Images
 
 OURS = Fault(0.8, 14.0, 1.01, pods_recreated=0, went_on=True, equal=True)
 THEIRS = Fault(21.0, 22.0, 4.0, pods_recreated=4, went_on=False, equal=True)
+IMAGES = Images(control="control:1", engine="engine:1", model="model:1", ring="ring:1")
 LEADER = Rank0(12.5, 12.0, 1.05, equal=True)
 RESULTS = Results(
     ranks=4,
@@ -54,9 +55,13 @@ def test_a_single_value_has_no_spread() -> None:
     assert spread([2.0]) == "2.00"
 
 
+def test_the_budget_bears_every_kill() -> None:
+    recovery = ours.service(IMAGES, ranks=4, rounds=5)["spec"]["ring"]["recovery"]
+    assert recovery["restartBudget"] == 10
+
+
 def test_the_group_runs_the_engine_of_our_rings() -> None:
-    images = Images(control="control:1", engine="engine:1", model="model:1", ring="ring:1")
-    wanted = theirs.manifest(images, ranks=4)
+    wanted = theirs.manifest(IMAGES, ranks=4)
     template = wanted["spec"]["leaderWorkerTemplate"]
     assert (template["size"], template["restartPolicy"]) == (4, "RecreateGroupOnPodRestart")
     (container,) = template["workerTemplate"]["spec"]["containers"]
