@@ -1,5 +1,6 @@
 """What the watches show of ring groups, as values."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -44,6 +45,14 @@ def test_time_to_idle(seconds: float | None, left: float | None) -> None:
 
 def test_a_group_without_pods_is_idle() -> None:
     assert group(0, size=0).idle(NOW, 30)
+
+
+def test_a_group_whose_rank_0_is_cut_off_may_serve() -> None:
+    found = group(0, down_seconds=100)
+    leader, *others = found.ranks
+    assert found.idle(NOW, 30)
+    assert not Group(0, 3, found.template, (replace(leader, cut_off=True), *others)).idle(NOW, 30)
+    assert Group(0, 3, found.template, (replace(leader, cut_off=True, going=True), *others)).idle(NOW, 30)
 
 
 def test_the_last_change_counts() -> None:

@@ -321,6 +321,20 @@ class TestRollout:
         assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
         assert world.condition("Progressing")[1] == "RollingOut"
 
+    def test_rings_whose_nodes_do_not_answer_are_left_alone(self) -> None:
+        """They are not Ready by the cluster's word alone, and all of them at once."""
+        world = formed({**RING, "replicas": 2}, read_nodes=True)
+        world.down = {(number, ordinal) for number in (0, 1) for ordinal in range(3)}
+        world.nodes = {p["spec"]["nodeName"]: NodeView(ready=False, since=world.now) for p in world.pods}
+        world.step()
+        self.roll(world)
+        assert not any(world.step().pod_deletions for _ in range(20))
+        world.nodes = {}
+        world.down.clear()
+        world.run(40)
+        assert world.condition("Ready") == ("True", "Serving")
+        assert len({group.template for group in world.groups()}) == 1
+
     def test_another_size(self) -> None:
         world = formed({**RING, "replicas": 2})
         world.change(ring={"size": 4})

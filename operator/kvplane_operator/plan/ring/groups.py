@@ -38,6 +38,8 @@ class Rank:
     in_flight: int | None = None
     """Requests that its sidecar holds; None where that is not known."""
     ip: str = ""
+    cut_off: bool = False
+    """Its node is known, and not ready: that the pod is not Ready is what the cluster supposes, and it may serve all the same."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,12 @@ class Group:
         return float("inf") if known is None else known
 
     def seconds_to_idle(self, now: datetime, grace_seconds: float) -> float | None:
-        """Time until it has served nobody for the grace, 0 from then on; None while it serves, or is drained.
+        """Time until it has served nobody for the grace, 0 from then on; None while it serves, or may, or is drained.
 
-        A ring that forms anew takes seconds and holds requests meanwhile, so it is not taken for one that serves nobody.
+        A ring that forms anew takes seconds and holds requests meanwhile, so it is not taken for one that serves nobody. Nor
+        is one whose rank 0 is cut off: when many nodes cannot reach the API server, it is no time to renew all rings.
         """
-        if self.formed or self.draining:
+        if self.formed or self.draining or (self.leader is not None and self.leader.cut_off):
             return None
         last = max((rank.since for rank in self.ranks), default=LONG_AGO)
         return max(0.0, grace_seconds - (now - last).total_seconds())
@@ -174,6 +177,7 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
     reading = snapshot.readings.get(metadata["name"])
     state = reading.state if reading and reading.state and reading.state.pod == metadata["name"] else None
     changed = pod_condition(pod, "Ready").get("lastTransitionTime") or metadata.get("creationTimestamp")
+    node = snapshot.nodes.get(pod["spec"].get("nodeName") or "")
     return Rank(
         ordinal=ordinal,
         pod=metadata["name"],
@@ -186,6 +190,7 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
         draining=state is not None and state.draining,
         in_flight=state.in_flight if state else None,
         ip=pod["status"].get("podIP", ""),
+        cut_off=node is not None and not node.ready,
     )
 
 
