@@ -148,10 +148,12 @@ class RingWorld(World):
             before |= {"status": str(ready), "lastTransitionTime": self._stamp()}
         exits = self.exited.get(found["metadata"]["uid"], 0)
         (engine,) = found["status"]["containerStatuses"]
+        waits = exits > 0 and (number_of(found), ordinal_of(found)) in self.down
         if exits:
             ended = {"exitCode": 1, "reason": "Error", "message": self.log}
-            engine |= {"restartCount": exits, "lastState": {"terminated": ended}}
-        engine["state"] = {"running": {"startedAt": self._stamp()}}
+            engine |= {"restartCount": exits - waits, "lastState": {"terminated": ended}}
+        running = {"running": {"startedAt": self._stamp()}}
+        engine["state"] = {"waiting": {"reason": "CrashLoopBackOff"}} if waits else running
 
     @staticmethod
     def _going(found: Manifest) -> bool:

@@ -111,8 +111,8 @@ class TestCounting:
 
 
 class TestVerdict:
-    def judged(self, exits: int, *, down_seconds: float | None) -> bool:
-        found = group(0, down_seconds=down_seconds)
+    def judged(self, exits: int, *, down_seconds: float | None, exited: tuple[int, ...] = (0,)) -> bool:
+        found = group(0, down_seconds=down_seconds, exited=exited)
         spent = Restarts(0, exits, NOW)
         return restarts.given_up(found, spent, budget=5, now=NOW, grace_seconds=30)
 
@@ -125,11 +125,19 @@ class TestVerdict:
     def test_a_ring_that_forms_anew_is_given_its_grace(self) -> None:
         assert not self.judged(6, down_seconds=29)
 
+    @pytest.mark.parametrize(("exited", "verdict"), [((), False), ((2,), False), ((0,), True), ((1, 2), True)])
+    def test_what_loads_is_left_alone_unless_others_keep_it_from_a_ring(
+        self, exited: tuple[int, ...], verdict: bool
+    ) -> None:
+        """A rank 0 that was moved to another node may load for minutes, while another rank has used up the budget."""
+        assert self.judged(100, down_seconds=3600, exited=exited) is verdict
+
     def test_a_ring_that_serves_goes_on(self) -> None:
         assert not self.judged(100, down_seconds=None)
 
     def test_without_exits_there_is_nothing_to_judge(self) -> None:
-        assert not restarts.given_up(group(0, down_seconds=9999), None, budget=0, now=NOW, grace_seconds=30)
+        found = group(0, down_seconds=9999, exited=(0,))
+        assert not restarts.given_up(found, None, budget=0, now=NOW, grace_seconds=30)
 
 
 class TestLedger:

@@ -4,7 +4,7 @@ A group is a StatefulSet and its pods, a rank is a pod. A rank is Ready only as 
 all: the ring of a group is *formed* while rank 0 is Ready, and *whole* while all N are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,6 +14,9 @@ from kvplane_operator.plan.findings import pod_condition, ready
 from kvplane_operator.plan.snapshot import Kind, Manifest, Snapshot
 
 LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_OURS: Final = (names.CONTAINER_ENGINE, names.CONTAINER_SIDECAR)
+"""Containers that make up a rank: what a user adds to the pod is no part of the ring."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Rank:
     in_flight: int | None = None
     """Requests that its sidecar holds; None where that is not known."""
     ip: str = ""
+    exited: bool = False
+    """Its engine or its sidecar has exited, and does not run yet."""
     cut_off: bool = False
     """Its node is known, and not ready: that the pod is not Ready is what the cluster supposes, and it may serve all the same."""
 
@@ -75,6 +80,12 @@ class Group:
     def whole(self) -> bool:
         """Whether the ring serves with all of its ranks."""
         return self.formed and self.members == self.size
+
+    @property
+    def crashed(self) -> bool:
+        """Whether exits keep it from forming a ring, for which it needs rank 0 and all others but one."""
+        exited = [rank.ordinal for rank in self.ranks if rank.exited and not rank.going]
+        return 0 in exited or len(exited) > 1
 
     @property
     def draining(self) -> bool:
@@ -190,8 +201,21 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
         draining=state is not None and state.draining,
         in_flight=state.in_flight if state else None,
         ip=pod["status"].get("podIP", ""),
+        exited=any(has_exited(status) for status in containers(pod)),
         cut_off=node is not None and not node.ready,
     )
+
+
+def containers(pod: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The statuses of a rank's engine and sidecar, which is an init container."""
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        yield from (status for status in pod["status"].get(kind, ()) if status["name"] in _OURS)
+
+
+def has_exited(status: Mapping[str, Any]) -> bool:
+    """Whether a container has exited and was not started again, also while it waits for that."""
+    state, last = status.get("state", {}), status.get("lastState", {})
+    return "terminated" in state or ("waiting" in state and "terminated" in last)
 
 
 def _template_hash(stateful_set: Manifest) -> str:
