@@ -126,7 +126,7 @@ def service(stack: Stack, cluster: Cluster, images: Images, prometheus: Promethe
     namespace = f"rings-{uuid.uuid4().hex[:6]}"
     stack.make_namespace(namespace)
     first = {"name": _LIMITS, "key": "first"}
-    env = [
+    env: list[dict[str, Any]] = [
         {"name": "FIRST", "valueFrom": {"configMapKeyRef": first}},
         {"name": "GROUP", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_GROUP}']"}}},
         {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.LABEL_POD_INDEX}']"}}},
