@@ -321,6 +321,19 @@ class TestRollout:
         assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
         assert world.condition("Progressing")[1] == "RollingOut"
 
+    def test_a_template_that_a_group_was_given_up_with_stalls_the_rollout(self) -> None:
+        world = formed({**RING, "replicas": 2})
+        self.roll(world)
+        world.step()
+        world.down = {(0, ordinal) for ordinal in range(3)}
+        world.run(3)
+        world.crash(0, 0, times=6)
+        world.run(10)
+        assert world.ring_pool()["failedGroups"] == [0]
+        assert world.group(1).formed
+        assert world.condition("Progressing") == ("False", "RolloutStalled")
+        assert "Ring group 0 was given up with the new one" in world.wanted("Progressing")["message"]
+
     def test_rings_whose_nodes_do_not_answer_are_left_alone(self) -> None:
         """They are not Ready by the cluster's word alone, and all of them at once."""
         world = formed({**RING, "replicas": 2}, read_nodes=True)

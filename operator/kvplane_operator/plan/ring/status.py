@@ -135,8 +135,11 @@ def _rolling(rings: Rings) -> Condition:
         )
         return Condition(kind, "False", Reason.ROLLOUT_STALLED, text)
     waits = ", ".join(map(str, rings.renewal.waits_for))
+    if rings.ledger.failed.intersection(rings.renewal.waits_for):
+        text = f"{pending} ring groups keep the old template. Ring group {waits} was given up with the new one; see Degraded."
+        return Condition(kind, "False", Reason.ROLLOUT_STALLED, text)
     text = f"{pending} of {len(rings.groups)} ring groups are yet to get the newest template." + (
-        f" They wait for group {waits}, which is short of a rank or was given up." if waits else ""
+        f" They wait for group {waits}, which is short of a rank." if waits else ""
     )
     return Condition(kind, "True", Reason.ROLLING_OUT, text)
 
