@@ -30,12 +30,14 @@ class Rank0:
     said: list[dict[str, Any]] = field(default_factory=list)
     """Its answers, one after another; the last one again and again."""
     asked: asyncio.Queue[int] = field(default_factory=asyncio.Queue)
-    hangs: bool = False
+    hangs: int = 0
+    """So many questions are never answered."""
     port: int = 0
 
     async def state(self, _: web.Request) -> web.Response:
         self.asked.put_nowait(1)
         if self.hangs:
+            self.hangs -= 1
             await asyncio.Event().wait()
         return web.json_response(STATE | (self.said.pop(0) if len(self.said) > 1 else self.said[0]))
 
@@ -86,6 +88,13 @@ async def test_it_is_over_when_rank_0_is_done(rank_0: Rank0) -> None:
     assert rank_0.asked.qsize() == 4
 
 
+async def test_an_answer_that_comes_late_is_not_the_end_of_rank_0(rank_0: Rank0) -> None:
+    rank_0.said = [{"draining": True}, {"draining": True, "drained": True}]
+    rank_0.hangs = 2
+    await drain(rank_0.port).over(until=LATER)
+    assert rank_0.asked.qsize() == 4
+
+
 async def test_it_has_an_end_whatever_rank_0_says(rank_0: Rank0) -> None:
     rank_0.said = [{"draining": True}]
     clock = Clock()
@@ -103,7 +112,7 @@ async def test_a_rank_0_that_cannot_be_asked_is_not_waited_for(rank_0: Rank0, fa
     port = rank_0.port
     match fault:
         case "hangs":
-            rank_0.hangs = True
+            rank_0.hangs = 99
         case "gone":
             with socket.create_server(("127.0.0.1", 0)) as closed:
                 port = closed.getsockname()[1]

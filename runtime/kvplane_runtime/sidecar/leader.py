@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 ASK_SECONDS: Final = 0.5
 """Between two questions."""
 ANSWER_SECONDS: Final = 2.0
-"""Who does not answer in this time is gone, or cut off: its requests are not to be saved from here."""
+UNANSWERED: Final = 3
+"""Who does not answer in this time, so often in a row, is gone or cut off: its requests are not to be saved from here. One answer
+that comes late is a busy node, and all workers would leave for it."""
 
 
 def address(pod: str) -> str | None:
@@ -39,19 +41,28 @@ class LeaderDrain:
 
     async def over(self, *, until: float) -> None:
         """Returns when rank 0 does not drain, or is done, or is gone; at ``until`` on the clock at the latest."""
-        waited = False
+        waited, unanswered = False, 0
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS)) as session:
-            while self._clock() < until and await self._drains(session):
+            while self._clock() < until and unanswered < UNANSWERED:
+                drains = await self._drains(session)
+                if drains is None:
+                    unanswered += 1
+                    continue
+                if not drains:
+                    return
                 if not waited:
                     log.info("Rank 0 drains; this rank goes after it.")
-                waited = True
+                waited, unanswered = True, 0
                 await asyncio.sleep(ASK_SECONDS)
 
-    async def _drains(self, session: aiohttp.ClientSession) -> bool:
+    async def _drains(self, session: aiohttp.ClientSession) -> bool | None:
+        """None: it did not answer in time."""
         try:
             async with session.get(f"{self._base_url}/state", allow_redirects=False) as response:
                 state = SidecarState.model_validate_json(await whole(response))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except TimeoutError:
+            return None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             log.info("Rank 0 does not say whether it drains: %s", str(error) or type(error).__name__)
             return False
         return state.draining and not state.drained
