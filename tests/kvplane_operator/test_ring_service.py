@@ -342,9 +342,11 @@ class TestRollout:
         world.step()
         self.roll(world)
         assert not any(world.step().pod_deletions for _ in range(20))
-        world.nodes = {}
+        world.nodes = {node: NodeView(ready=True, since=world.now) for node in world.nodes}
         world.down.clear()
-        world.run(40)
+        for _ in range(40):
+            world.step()
+            assert sum(not group.whole for group in world.groups()) <= 1
         assert world.condition("Ready") == ("True", "Serving")
         assert len({group.template for group in world.groups()}) == 1
 

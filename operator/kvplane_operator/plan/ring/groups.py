@@ -33,7 +33,8 @@ class Rank:
     template: str = ""
     """Hash of the template it was made from."""
     since: datetime = LONG_AGO
-    """When its readiness changed last; of a pod that never had any, when it was made."""
+    """When its readiness, or that of its node, changed last; of a pod that never had any, when it was made. A pod on a node that
+    is back is Ready some seconds after it."""
     drain_since: datetime | None = None
     """Since when the operator drains it."""
     draining: bool = False
@@ -196,7 +197,7 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
         ready=ready(pod),
         going="deletionTimestamp" in metadata,
         template=annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
-        since=time_of(changed) or LONG_AGO,
+        since=max(time_of(changed) or LONG_AGO, node.since if node else LONG_AGO),
         drain_since=time_of(annotations.get(names.ANNOTATION_DRAIN_SINCE)),
         draining=state is not None and state.draining,
         in_flight=state.in_flight if state else None,
