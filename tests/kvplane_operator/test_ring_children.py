@@ -8,7 +8,7 @@ from kvplane_api import names
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_runtime.ring import settings as engine_settings
 from kvplane_runtime.sidecar.__main__ import parse
-from kvplane_runtime.sidecar.leader import address
+from kvplane_runtime.sidecar.leader import rank_0
 from tests.kvplane_operator.ring_world import RING, RingWorld, with_ring
 from tests.kvplane_operator.world import CONFIG_MAP, PDB
 
@@ -185,7 +185,7 @@ class TestEngine:
         }
         found = parse([], told)
         assert found.ring
-        assert address(found.pod) == "http://chat-ring-0-0.chat-ring-0:8001"
+        assert rank_0(found.pod) == "chat-ring-0-0.chat-ring-0"
 
     def test_publishes_no_kv_events(self) -> None:
         assert '"kvEvents": false' in made().children[CONFIG_MAP]["data"][names.FILE_SIDECAR_CONFIG]

@@ -442,10 +442,19 @@ async def draining(sidecar: Running) -> bool:
 
 
 async def test_a_worker_goes_after_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its name is gone before it, as when the service is deleted."""
     monkeypatch.setattr(leader, "ASK_SECONDS", 0.01)
     rank_0 = FakeRank0(said={"draining": True, "drained": False})
     await rank_0.start()
-    monkeypatch.setattr(app, "address", lambda pod: f"http://127.0.0.1:{rank_0.port}")
+    names = ["127.0.0.1"]
+
+    async def once(host: str) -> str:
+        if not names:
+            raise OSError(f"{host} is not known any more")
+        return names.pop()
+
+    monkeypatch.setattr(app, "ip_of", once)
+    monkeypatch.setattr(app, "PORT_ADMIN", rank_0.port)
     try:
         async with running(tmp_path, pod="chat-ring-0-1", ring=True) as sidecar:
             drained = asyncio.ensure_future(sidecar.admin("/drain"))

@@ -11,7 +11,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from kvplane_runtime.sidecar import leader
-from kvplane_runtime.sidecar.leader import LeaderDrain, address
+from kvplane_runtime.sidecar.leader import LeaderDrain
 from tests.sidecar.clock import Clock
 
 STATE = {"pod": "chat-ring-0-0", "servedName": "chat", "engineReady": True, "draining": False, "inFlight": 1}
@@ -56,8 +56,23 @@ async def rank_0() -> AsyncIterator[Rank0]:
     await runner.cleanup()
 
 
-def drain(port: int, clock: Clock | None = None) -> LeaderDrain:
-    return LeaderDrain(base_url=f"http://127.0.0.1:{port}", clock=clock or Clock())
+class Names:
+    """What rank 0's name gives each time that it is looked up, and then nothing any more."""
+
+    def __init__(self, *found: str) -> None:
+        self._found = list(found)
+
+    async def __call__(self, host: str) -> str:
+        assert host == "chat-ring-0-0.chat-ring-0"
+        if not self._found:
+            raise OSError("Name or service not known")
+        return self._found.pop(0)
+
+
+def drain(port: int, clock: Clock | None = None, *, names: Names | None = None) -> LeaderDrain:
+    return LeaderDrain(
+        host="chat-ring-0-0.chat-ring-0", port=port, clock=clock or Clock(), look_up=names or Names("127.0.0.1")
+    )
 
 
 LATER = Clock().now + 600
@@ -66,14 +81,18 @@ LATER = Clock().now + 600
 @pytest.mark.parametrize(
     ("pod", "found"),
     [
-        ("chat-ring-0-2", "http://chat-ring-0-0.chat-ring-0:8001"),
-        ("chat-ring-12-10", "http://chat-ring-12-0.chat-ring-12:8001"),
+        ("chat-ring-0-2", "chat-ring-0-0.chat-ring-0"),
+        ("chat-ring-12-10", "chat-ring-12-0.chat-ring-12"),
         ("chat-ring-0-0", None),
         ("chat", None),
     ],
 )
 def test_rank_0_is_found_by_the_name_of_the_pod(pod: str, found: str | None) -> None:
-    assert address(pod) == found
+    assert leader.rank_0(pod) == found
+
+
+async def test_an_address_is_its_own_name() -> None:
+    assert await leader.ip_of("127.0.0.1") == "127.0.0.1"
 
 
 async def test_where_rank_0_does_not_drain_nothing_is_waited_for(rank_0: Rank0) -> None:
@@ -93,6 +112,38 @@ async def test_an_answer_that_comes_late_is_not_the_end_of_rank_0(rank_0: Rank0)
     rank_0.hangs = 2
     await drain(rank_0.port).over(until=LATER)
     assert rank_0.asked.qsize() == 4
+
+
+async def test_rank_0_is_waited_for_also_when_its_name_went_first(rank_0: Rank0) -> None:
+    """Who deletes the service deletes the Services too, and the pods are the last to go."""
+    rank_0.said = [{"draining": True}] * 2 + [{"draining": True, "drained": True}]
+    found = drain(rank_0.port, names=Names("127.0.0.1"))
+    looks = asyncio.create_task(found.run())
+    await asyncio.sleep(0)  # the first look
+    await found.over(until=LATER)
+    looks.cancel()
+    assert rank_0.asked.qsize() == 3
+
+
+async def test_a_rank_0_that_was_made_anew_is_asked_where_it_is_now(rank_0: Rank0) -> None:
+    rank_0.said = [{"draining": True}, {"draining": True, "drained": True}]
+    found = drain(rank_0.port, names=Names("127.0.0.9", "127.0.0.1"))
+    looks = asyncio.create_task(found.run())
+    await asyncio.sleep(0)
+    await found.over(until=LATER)
+    looks.cancel()
+    assert rank_0.asked.qsize() == 2
+
+
+async def test_another_pod_at_its_address_is_not_waited_for(rank_0: Rank0) -> None:
+    rank_0.said = [{"pod": "mail-ring-0-0", "draining": True}]
+    await drain(rank_0.port).over(until=LATER)
+    assert rank_0.asked.qsize() == 1
+
+
+async def test_a_rank_0_whose_name_was_never_known_is_not_waited_for(rank_0: Rank0) -> None:
+    await drain(rank_0.port, names=Names()).over(until=LATER)
+    assert rank_0.asked.qsize() == 0
 
 
 async def test_it_has_an_end_whatever_rank_0_says(rank_0: Rank0) -> None:

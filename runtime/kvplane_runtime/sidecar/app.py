@@ -31,7 +31,7 @@ from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.engine_process import end_engine
 from kvplane_runtime.sidecar.kv_events import KvEventReader
-from kvplane_runtime.sidecar.leader import LeaderDrain, address
+from kvplane_runtime.sidecar.leader import LeaderDrain, ip_of, rank_0
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     proxy = Proxy(gate=gate, upstream=upstream, limits=limits, max_body_bytes=lambda: config.current.max_body_bytes)
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
-    rank_0 = address(settings.pod) if settings.ring else None
+    host = rank_0(settings.pod) if settings.ring else None
+    leader = LeaderDrain(host=host, port=PORT_ADMIN, clock=clock, look_up=ip_of) if host is not None else None
     admin = Admin(
         pod=settings.pod,
         config=config,
@@ -84,7 +85,7 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
         close_idle=proxy.close_idle,
         end_engine=partial(end_engine, port=settings.engine_port),
         clock=clock,
-        leader=LeaderDrain(base_url=rank_0, clock=clock) if rank_0 is not None else None,
+        leader=leader,
     )
 
     runner = web.AppRunner(
@@ -101,6 +102,8 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
             work = [engine.run(), gate.run(), _watch(config)]
             if config.current.engine.kv_events:
                 work.append(KvEventReader(ledger=engine.kv.ledger, clock=clock).run())
+            if leader is not None:
+                work.append(leader.run())
             polls = [background.create_task(coroutine) for coroutine in work]
             await stop.wait()
             proxy.stop_accepting()
