@@ -35,12 +35,14 @@ def wanted_children(
     take: Collection[int],
     gone: Collection[int],
     clients: Mapping[str, str],
+    long_down: bool,
 ) -> Wanted:
     """All children that should exist.
 
     A group that was given up asks for no pods; its StatefulSet then tells of the template that it failed with. One whose turn
     in a rollout has not come (it is not in ``take``) keeps the StatefulSet that it has, as does one that still drains (it
-    is not in ``gone``). ``clients``: labels of the pods that clients are led to.
+    is not in ``gone``). ``clients``: labels of the pods that clients are led to. ``long_down``: no ring has served for longer
+    than one takes to load.
     """
     name = snapshot.name
     current = {group.number for group in groups if group.template == pods.template_hash(record.template)}
@@ -52,8 +54,10 @@ def wanted_children(
     ]
     if spec.disruption.pdb == "Auto" and spec.replicas > 0:
         # One budget over all ranks of all groups: while one group is short of a rank, no other loses one to a drain. A rank
-        # that is not Ready may hold KV in a ring that just forms anew, so it is no free game as other pods are.
-        children.append(disruption_budget(name, pods.selector(name), unhealthy="IfHealthyBudget"))
+        # that is not Ready may hold KV in a ring that just forms anew, so it is no free game as other pods are, unless rings
+        # do not form at all: then a drain would wait without end.
+        unhealthy = "AlwaysAllow" if long_down else "IfHealthyBudget"
+        children.append(disruption_budget(name, pods.selector(name), unhealthy=unhealthy))
     kept: set[Ref] = set()
     for number in (*scale.staying, *scale.made):
         ranks = 0 if number in failed else size

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kvplane_api import names
+from kvplane_api.conditions import Type
 from kvplane_api.service import LLMServiceSpec, Ring
 from kvplane_operator.plan import children as shared
 from kvplane_operator.plan import record as records
@@ -18,7 +19,7 @@ from kvplane_operator.plan.findings import findings
 from kvplane_operator.plan.ring import pods, restarts, size
 from kvplane_operator.plan.ring.children import Wanted, wanted_children
 from kvplane_operator.plan.ring.drain import drained, remaining_seconds
-from kvplane_operator.plan.ring.groups import Group, groups, number_of, numbers_taken
+from kvplane_operator.plan.ring.groups import Group, groups, number_of, numbers_taken, time_of
 from kvplane_operator.plan.ring.restarts import Ledger
 from kvplane_operator.plan.ring.rollout import renewal
 from kvplane_operator.plan.ring.scale import Scale, scale
@@ -151,6 +152,7 @@ def ring_plan(
         take=renewed.take,
         gone=gone,
         clients=clients,
+        long_down=_long_down(snapshot, rings, seconds=spec.engine.startup_timeout_seconds, now=now),
     )
     ended = stuck(
         [pod for pod in snapshot.pods if number_of(pod) is not None],
@@ -197,6 +199,14 @@ def _ledger(snapshot: Snapshot) -> Ledger:
     if held.spec != spec or (retry and retry != held.retry):
         return restarts.reset(held, retry=retry, spec=spec)
     return held
+
+
+def _long_down(snapshot: Snapshot, rings: Rings, *, seconds: int, now: datetime) -> bool:
+    """Whether no ring has served for so long. Since when is told by status: a pod that was made anew says nothing of it."""
+    available = next((c for c in snapshot.status.get("conditions") or () if c["type"] == Type.AVAILABLE.value), {})
+    since = time_of(available.get("lastTransitionTime"))
+    down = not rings.serving and available.get("status") == "False"
+    return down and since is not None and (now - since).total_seconds() >= seconds
 
 
 def _drains(found: list[Group]) -> list[Drain]:
