@@ -49,7 +49,9 @@ class TestExits:
             ({"engine": {**crashed(restarts=1), **RUNNING}}, 1),  # runs again
             ({"engine": crashed(restarts=1)}, 2),  # exited a second time
             ({"engine": waiting("ImagePullBackOff")}, 0),
-            ({"engine": crashed(restarts=2), "sidecar": {**crashed(restarts=1), **RUNNING}}, 4),
+            ({"engine": crashed(restarts=2), "sidecar": {**crashed(restarts=1), **RUNNING}}, 3),
+            ({"engine": RUNNING, "sidecar": {**crashed(restarts=1), **RUNNING}}, 1),
+            ({kind: {**crashed(restarts=3), **RUNNING} for kind in ("engine", "sidecar")}, 3),  # its node was rebooted
         ],
     )
     def test_are_restarts_and_those_that_wait_for_one(self, statuses: dict[str, Any], exits: int) -> None:

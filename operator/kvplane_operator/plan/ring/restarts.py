@@ -48,11 +48,12 @@ class Ledger:
 
 
 def exits(pod: Mapping[str, Any]) -> int:
-    """How often the engine and the sidecar of a pod have exited.
+    """How often the engine or the sidecar of a pod have exited: of the two, that which has more often. A node that is rebooted
+    ends both, and that is one exit.
 
     A container that exited and was not started again is one ahead of its restartCount, and stays so while it waits.
     """
-    return sum(int(status.get("restartCount", 0)) + has_exited(status) for status in containers(pod))
+    return max((int(status.get("restartCount", 0)) + has_exited(status) for status in containers(pod)), default=0)
 
 
 def counted(
