@@ -136,6 +136,25 @@ class TestLosingARank:
         }
         assert world.plan().pod_deletions == ()
 
+    @pytest.mark.parametrize(
+        "fields",
+        [{"model": {"source": "path:///models"}}, {"hybrid": {"size": 2}}, {"mode": "Paged"}],
+        ids=["not accepted", "of a newer CRD", "Paged"],
+    )
+    def test_a_pod_on_a_lost_node_is_ended_whatever_the_spec_says(self, fields: dict[str, Any]) -> None:
+        """Nothing else is done about a spec that is not accepted; a rank that waits for its pod is no part of it."""
+        world = formed(read_nodes=True)
+        lost = world.rank(0, 1)
+        lost["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        if "mode" in fields:
+            del world.spec["ring"]
+        world.change(**fields)
+        world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=world.now)}
+        early = world.plan()
+        assert (early.pod_deletions, early.wake_after_seconds) == ((), 30)
+        world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=ago(3600))}
+        assert [(deletion.pod, deletion.force) for deletion in world.plan().pod_deletions] == [("chat-ring-0-1", True)]
+
 
 class TestVerdict:
     def crash_loop(self, world: RingWorld, *ordinals: int, times: int = 6) -> None:

@@ -27,7 +27,7 @@ from kvplane_operator.plan.ring import pods as ring_pods
 from kvplane_operator.plan.ring import status as ring_status
 from kvplane_operator.plan.ring.children import Wanted
 from kvplane_operator.plan.ring.groups import groups, number_of, set_number
-from kvplane_operator.plan.ring.service import RingPlan, look, ring_plan
+from kvplane_operator.plan.ring.service import RingPlan, forced, look, ring_plan
 from kvplane_operator.plan.ring.status import Rings
 from kvplane_operator.plan.snapshot import Kind, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.plan.status import Told, wanted_status
@@ -103,7 +103,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         now=now,
     )
     wanted_hash = config_hash(config)
-    waits = (_wake(snapshot), plan.wake_after_seconds, *(rings.waits if rings else ()))
+    ended, until_ended = forced(snapshot, spec, now=now)
     return replace(
         plan,
         writes=tuple(_writes(snapshot, children)),
@@ -111,8 +111,10 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
         drains=rings.drains if rings else (),
-        pod_deletions=rings.pod_deletions if rings else (),
-        wake_after_seconds=min((wait for wait in waits if wait is not None), default=None),
+        pod_deletions=(*(rings.pod_deletions if rings else ()), *ended),
+        wake_after_seconds=_soonest(
+            _wake(snapshot), plan.wake_after_seconds, until_ended, *(rings.waits if rings else ())
+        ),
         dry_run_first=spec.pod_template is not None and spec.pod_template.spec is not None,
     )
 
@@ -135,14 +137,16 @@ def _status_only(
     *,
     now: datetime,
 ) -> Plan:
-    """What is said of what runs while nothing is changed."""
+    """What is said of what runs while nothing is changed; only what is to go already goes."""
     choice = choose(spec) if spec else None
     runs = snapshot.status.get("mode")
     mode: Mode = runs if runs in ("Paged", "Ring") else (choice.mode if choice else "Paged")
     rings = look(snapshot, spec, now=now)[0]
-    return _told(
+    plan = _told(
         snapshot, spec, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
     )
+    ended, until_ended = forced(snapshot, spec, now=now)
+    return replace(plan, pod_deletions=ended, wake_after_seconds=_soonest(plan.wake_after_seconds, until_ended))
 
 
 def _told(
@@ -271,7 +275,11 @@ def _wake(snapshot: Snapshot) -> float | None:
         Obstacle.LEFTOVER: LEFTOVER_RETRY_SECONDS,
         Obstacle.REJECTED: REJECTED_RETRY_SECONDS,
     }
-    return min((after[blocked.obstacle] for blocked in snapshot.blocked), default=None)
+    return _soonest(*(after[blocked.obstacle] for blocked in snapshot.blocked))
+
+
+def _soonest(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _explain(error: ValidationError) -> str:

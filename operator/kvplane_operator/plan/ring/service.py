@@ -154,16 +154,9 @@ def ring_plan(
         clients=clients,
         long_down=_long_down(snapshot, rings, seconds=spec.engine.startup_timeout_seconds, now=now),
     )
-    ended = stuck(
-        [pod for pod in snapshot.pods if number_of(pod) is not None],
-        snapshot.nodes,
-        grace_seconds=recovery.reform_grace_seconds,
-        now=now,
-    )
     drains = tuple(_drains([*renewed.drain, *draining]))
     waits = [
         renewed.wake_after_seconds,
-        ended.wake_after_seconds,
         0.0 if new_verdict else None,
         ASK_AGAIN_SECONDS if drains else None,
         *(remaining_seconds(group, now=now, drain_seconds=drain_seconds) for group in draining if group.draining),
@@ -176,15 +169,24 @@ def ring_plan(
         config=config,
         wanted=wanted,
         drains=drains,
-        pod_deletions=(
-            *(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
-            *(
-                PodDeletion(pod["metadata"]["name"], pod["metadata"]["uid"], "its node does not answer", force=True)
-                for pod in ended.pods
-            ),
-        ),
+        pod_deletions=tuple(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
         waits=tuple(wait for wait in waits if wait is not None),
     )
+
+
+def forced(
+    snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime
+) -> tuple[tuple[PodDeletion, ...], float | None]:
+    """Ring pods to delete by force, and after how many seconds to look again.
+
+    Neither the mode nor an objection to the spec matters: somebody told these pods to go, and a rank, or its group, waits for it.
+    """
+    recovery = (size.asked(spec) if spec else Ring()).recovery
+    mine = [pod for pod in snapshot.pods if number_of(pod) is not None]
+    ended = stuck(mine, snapshot.nodes, grace_seconds=recovery.reform_grace_seconds, now=now)
+    found = (pod["metadata"] for pod in ended.pods)
+    deletions = (PodDeletion(pod["name"], pod["uid"], "its node does not answer", force=True) for pod in found)
+    return tuple(deletions), ended.wake_after_seconds
 
 
 def _ledger(snapshot: Snapshot) -> Ledger:
