@@ -127,22 +127,30 @@ def set_number(name: str, service: str) -> int | None:
 
 
 def number_of(pod: Mapping[str, Any]) -> int | None:
-    """The group that a pod belongs to, by its label; None if to none."""
-    text = (pod["metadata"].get("labels") or {}).get(names.LABEL_GROUP, "")
-    return int(text) if text.isdecimal() else None
+    """The group that a pod belongs to; None if to none."""
+    place = _place(pod)
+    return place[0] if place else None
 
 
 def ordinal_of(pod: Mapping[str, Any]) -> int | None:
-    """The rank of a pod, from the end of its name as the ring engine reads it; None for the pod of no ring."""
-    if number_of(pod) is None:
-        return None
-    ordinal = str(pod["metadata"]["name"]).rpartition("-")[2]
-    return int(ordinal) if ordinal.isdecimal() else None
+    """The rank of a pod; None for the pod of no ring."""
+    place = _place(pod)
+    return place[1] if place else None
 
 
 def serves_clients(pod: Mapping[str, Any]) -> bool:
     """Whether requests of clients come to this pod: of a ring, only rank 0."""
-    return ordinal_of(pod) in (None, 0)
+    return names.LABEL_GROUP not in (pod["metadata"].get("labels") or {}) or ordinal_of(pod) == 0
+
+
+def _place(pod: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Group and rank of a pod, if its name bears out its labels, which are anybody's to set: a StatefulSet's controller takes
+    in none by its labels alone either, and the ring engine reads the name."""
+    labels = pod["metadata"].get("labels") or {}
+    number, named = labels.get(names.LABEL_GROUP, ""), names.rank_of(pod["metadata"]["name"])
+    if named is None or not number.isdecimal():
+        return None
+    return (int(number), named[1]) if named[0] == set_name(labels.get(names.LABEL_SERVICE, ""), int(number)) else None
 
 
 def tells(pod: Mapping[str, Any]) -> bool:
