@@ -221,6 +221,21 @@ class TestVerdict:
         assert world.condition("Ready") == ("True", "Serving")
         assert "failedGroups" not in world.ring_pool()
 
+    def test_a_spec_that_is_not_accepted_does_not(self) -> None:
+        """Nothing is done about it, so status must not say that the group is starting."""
+        world = formed()
+        self.crash_loop(world, 0)
+        world.run(10)
+        world.down.clear()
+        world.change(model={"source": "path:///srv/m"})
+        world.annotations = {names.ANNOTATION_RETRY: "1"}
+        world.run(2)
+        assert world.ring_pool()["failedGroups"] == [0]
+        assert world.condition("Available") == ("False", "RestartBudgetExhausted")
+        world.change(model={"source": "pvc://models"})
+        world.run(6)
+        assert world.condition("Ready") == ("True", "Serving")
+
     def test_scaling_does_not(self) -> None:
         """Else an autoscaler would start a crash loop anew, each time it moves."""
         world = formed()

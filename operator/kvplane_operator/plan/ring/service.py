@@ -47,16 +47,17 @@ class RingPlan:
     """Seconds after which the plan may differ without an event."""
 
 
-def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime) -> tuple[Rings, bool]:
+def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, acts: bool, now: datetime) -> tuple[Rings, bool]:
     """The groups as they are, exits counted and verdicts given; and whether a verdict is new.
 
-    ``spec`` is None where it cannot be read: then nothing is counted and nobody judged.
+    ``spec`` is None where it cannot be read: then nothing is counted and nobody judged. ``acts``: it is acted upon, so that its
+    change gives the budgets back.
     """
     found = groups(snapshot)
     mine = tuple(pod for pod in snapshot.pods if number_of(pod) is not None)
     timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
     telling = tuple(findings(mine, startup_timeout_seconds=timeout))
-    held = _ledger(snapshot)
+    held = _ledger(snapshot, acts=acts)
     recovery = (size.asked(spec) if spec else Ring()).recovery
     judged = held
     if spec is not None:
@@ -112,8 +113,8 @@ def ring_plan(
     if ranks is None:
         raise ValueError("ring.size must be given or planned before rings are; the check ring_size_known sees to it.")
     recovery, drain_seconds = size.asked(spec).recovery, spec.disruption.drain_seconds
-    rings, new_verdict = look(snapshot, spec, now=now)
-    failed = _ledger(snapshot).failed  # those that status tells of
+    rings, new_verdict = look(snapshot, spec, acts=True, now=now)
+    failed = _ledger(snapshot, acts=True).failed  # those that status tells of
     planned = scale(rings.groups, replicas=spec.replicas, failed=failed, taken=numbers_taken(snapshot))
 
     variant = pods.variant(spec, service=snapshot.name, size=ranks, settings=settings)
@@ -189,13 +190,16 @@ def forced(
     return tuple(deletions), ended.wake_after_seconds
 
 
-def _ledger(snapshot: Snapshot) -> Ledger:
+def _ledger(snapshot: Snapshot, *, acts: bool) -> Ledger:
     """What status says, with the whole budget again where the spec changed, or a user asks for it.
 
-    How many groups there are is no change of what they run: an autoscaler must not start a crash loop anew.
+    How many groups there are is no change of what they run: an autoscaler must not start a crash loop anew. While a spec is not
+    acted upon, the groups are as the last one left them, and given up if they were.
     """
     pools: tuple[Mapping[str, Any], ...] = tuple(snapshot.status.get("pools") or ())
     held = restarts.ledger(next((pool for pool in pools if pool.get("kind") == "Ring"), {}))
+    if not acts:
+        return held
     retry = snapshot.annotations.get(names.ANNOTATION_RETRY, "")[:63]
     spec = records.digest({field: value for field, value in snapshot.spec.items() if field != "replicas"})
     if held.spec != spec or (retry and retry != held.retry):
