@@ -1,5 +1,6 @@
 """The restart budget: every exit counts once, whatever becomes of pods, leaders and windows."""
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -156,6 +157,14 @@ class TestLedger:
     def test_groups_that_are_gone_are_forgotten(self) -> None:
         held = restarts.ledger(restarts.written(self.LEDGER, existing={2}))
         assert (set(held.restarts), held.failed) == ({2}, frozenset())
+
+    def test_what_a_thousand_groups_say_can_be_written(self) -> None:
+        """etcd takes a request of 1.5 MiB."""
+        many = {number: Restarts(number, 6, NOW, "EngineCrashed", "x" * 9999, {}) for number in range(1000)}
+        found = restarts.written(Ledger(many, frozenset({999})), existing=range(1000))
+        assert len(json.dumps(found)) < 500_000
+        assert [entry["group"] for entry in found["restarts"]] == [*range(1000)]
+        assert [entry["group"] for entry in found["restarts"] if entry["message"]] == [*range(31), 999]
 
     def test_an_empty_one_says_nothing(self) -> None:
         assert restarts.written(Ledger(), existing={0}) == {}

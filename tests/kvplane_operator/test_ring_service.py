@@ -207,6 +207,13 @@ class TestVerdict:
         assert world.condition("Available") == ("False", "RestartBudgetExhausted")
         assert "no such model" in world.wanted("Available")["message"]
 
+    def test_a_verdict_whose_message_was_not_kept_is_a_sentence(self) -> None:
+        world = formed()
+        self.crash_loop(world, 0)
+        world.run(10)
+        world.status["pools"][0]["restarts"][0]["message"] = ""
+        assert world.wanted("Available")["message"].endswith("with a new value of kvplane.dev/retry.")
+
     @pytest.mark.parametrize("way", ["spec", "annotation"])
     def test_a_user_gives_it_another_budget(self, way: str) -> None:
         world = formed()

@@ -12,11 +12,15 @@ that forms none for another reason: exits of an hour ago are no reason to end ra
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from kvplane_api.conditions import MESSAGE_LIMIT, Reason
 from kvplane_operator.plan.findings import Finding
 from kvplane_operator.plan.ring.groups import LONG_AGO, Group, containers, has_exited, time_of
+
+MESSAGES_KEPT: Final = 32
+"""Groups whose first crash is kept in status with its log: those of a thousand groups would be more than etcd takes, and the
+verdicts would go unwritten with them."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Restarts:
     reason: str = ""
     """Of the first exit of the window, as a condition gives it."""
     message: str = ""
+    """Empty where it was not kept."""
     pods: Mapping[str, int] = field(default_factory=dict)
     """Exits seen of each pod, by uid; of those that are there and have any."""
 
@@ -115,13 +120,15 @@ def reset(held: Ledger, *, retry: str, spec: str) -> Ledger:
 
 def written(held: Ledger, *, existing: Collection[int]) -> dict[str, Any]:
     """The ledger as it stands in a pool's status, of groups that exist."""
+    in_order = sorted(held.restarts.keys() & set(existing), key=lambda number: (number not in held.failed, number))
+    told = frozenset(in_order[:MESSAGES_KEPT])
     restarts = [
         {
             "group": number,
             "count": entry.count,
             "windowStart": entry.window_start.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": entry.reason,
-            "message": entry.message[:MESSAGE_LIMIT],
+            "message": entry.message[:MESSAGE_LIMIT] if number in told else "",
             "pods": [{"uid": uid, "count": count} for uid, count in sorted(entry.pods.items())],
         }
         for number, entry in sorted(held.restarts.items())

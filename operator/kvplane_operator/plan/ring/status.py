@@ -176,9 +176,10 @@ def _exhausted(rings: Rings) -> str:
     else:
         fate = "has no ring now"
     others = f" So did {more} more." if more else ""
+    first = f" The first: {entry.message}" if entry.message else ""
     return (
         f"Ring group {entry.group} had {entry.count} exits, more than ring.recovery.restartBudget ({rings.budget}), and {fate}."
-        f"{others} The first: {entry.message}"
+        f"{others}{first}"
     )
 
 
