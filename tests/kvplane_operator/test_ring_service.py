@@ -8,6 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvplane_api import names
+from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Kind, NodeView, Ref
 from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.ring_groups import ago
@@ -509,6 +510,32 @@ class TestChangeOfMode:
         world.counts(replicas=2, ready=2)
         world.run(2)
         assert world.children[budget]["spec"]["selector"] != rings
+
+    def test_one_that_is_taken_back_rolls_no_pods_that_an_earlier_operator_made(self) -> None:
+        world = self.serving_paged()
+        before = world.template()
+        world.settings = world.settings.model_copy(update={"engine_image": "example.com/vllm:2"})
+        world.change(mode="Ring", ring={"size": 3})
+        world.down = {(0, 0)}
+        world.run(3)
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(3)
+        assert world.template() == before
+        assert RING_DATA_KEY not in world.children[CONFIG_MAP]["data"]  # the next ring is made by what there is then
+
+    def test_nor_ranks(self) -> None:
+        world = formed()
+        before = uids(world, 0)
+        world.settings = world.settings.model_copy(update={"ring_image": "example.com/ring:2"})
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(2)
+        world.change(mode="Ring", ring={"size": 3})
+        world.run(6)
+        assert uids(world, 0) == before
+        assert world.group(0).whole
+        assert DATA_KEY not in world.children[CONFIG_MAP]["data"]
 
     def test_what_cannot_come_up_is_told_and_the_old_pool_stays(self) -> None:
         world = self.serving_paged()

@@ -48,7 +48,7 @@ def wanted_children(
     current = {group.number for group in groups if group.template == pods.template_hash(record.template)}
     to_free = set(failed) & {group.number for group in groups if group.size}
     children = [
-        config_map(name, config, record),
+        config_map(snapshot, config, record, ring=True),
         service(name, clients),
         service(f"{name}-pods", clients, clusterIP="None"),
     ]
