@@ -209,10 +209,12 @@ def _ledger(snapshot: Snapshot, *, acts: bool) -> Ledger:
 
 def _long_down(snapshot: Snapshot, rings: Rings, *, seconds: int, now: datetime) -> bool:
     """Whether no ring has served for so long. Since when is told by status: a pod that was made anew says nothing of it."""
-    available = next((c for c in snapshot.status.get("conditions") or () if c["type"] == Type.AVAILABLE.value), {})
+    conditions = snapshot.status.get("conditions") or ()
+    available: Mapping[str, Any] = next((c for c in conditions if c["type"] == Type.AVAILABLE.value), {})
     since = time_of(available.get("lastTransitionTime"))
-    down = not rings.serving and available.get("status") == "False"
-    return down and since is not None and (now - since).total_seconds() >= seconds
+    if rings.serving or available.get("status") != "False" or since is None:
+        return False
+    return (now - since).total_seconds() >= seconds
 
 
 def _drains(found: list[Group]) -> list[Drain]:
