@@ -15,7 +15,6 @@ from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Re
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
-NODE: Final = "Node"
 
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 

@@ -96,7 +96,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         spec,
         choice,
         serving=serving,
-        rings=rings.rings if rings else look(snapshot, spec, acts=True, now=now)[0],
+        rings=rings.rings if rings else look(snapshot, spec, acts=True, now=now),
         objection=objection,
         notes=notes,
         signals=signals,
@@ -141,7 +141,7 @@ def _status_only(
     choice = choose(spec) if spec else None
     runs = snapshot.status.get("mode")
     mode: Mode = runs if runs in ("Paged", "Ring") else (choice.mode if choice else "Paged")
-    rings = look(snapshot, spec, acts=False, now=now)[0]
+    rings = look(snapshot, spec, acts=False, now=now)
     plan = _told(
         snapshot, spec, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
     )

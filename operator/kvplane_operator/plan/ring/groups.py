@@ -164,9 +164,8 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
     """The groups that have a StatefulSet, by number."""
     ranks: dict[int, list[Rank]] = {}
     for pod in snapshot.pods:
-        number, ordinal = number_of(pod), ordinal_of(pod)
-        if number is not None and ordinal is not None:
-            ranks.setdefault(number, []).append(_rank(pod, ordinal, snapshot))
+        if (place := _place(pod)) is not None:
+            ranks.setdefault(place[0], []).append(_rank(pod, place[1], snapshot))
     found = []
     for ref, held in snapshot.children.items():
         number = set_number(ref.name, snapshot.name)

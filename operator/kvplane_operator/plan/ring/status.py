@@ -24,6 +24,8 @@ class Rings:
 
     groups: tuple[Group, ...]
     ledger: Ledger
+    told_failed: frozenset[int]
+    """Groups that status says were given up: only what is told is acted upon."""
     findings: tuple[Finding, ...]
     """Of all ring pods, the most telling first."""
     size: int | None
