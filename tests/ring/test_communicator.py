@@ -33,7 +33,6 @@ def test_tensors_go_round_while_nobody_waits(rings: Rings) -> None:
         assert one.traffic.operations == 3
         assert one.traffic.sent_bytes == 3 * 4 * 4
         assert one.traffic.waited_seconds > 0
-        assert one.traffic.seconds > 0
         one.abort()
 
 

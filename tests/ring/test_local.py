@@ -32,6 +32,16 @@ def test_ranks_are_told_what_a_pod_would_be() -> None:
     assert told[0]["PATH"] == "/bin"
 
 
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1", "2"]), ("4,6", ["4", "6", ""])])
+def test_each_rank_gets_a_gpu_of_its_own(visible: str | None, gpus: list[str]) -> None:
+    trial = Trial(ranks=3, model=Path("/models/m"), port=8100, settings={"KVPLANE_RING_DEVICE": "cuda"})
+    base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    told = [environment(trial, rank, ports=(1, 2), base=base, cores=8) for rank in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in told] == gpus
+    found = [from_environment(each, hostname="laptop") for each in told]
+    assert {(each.device, each.kv_percent) for each in found} == {("cuda", 60)}, "each has its own memory"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

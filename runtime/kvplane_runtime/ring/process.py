@@ -29,9 +29,10 @@ from kvplane_runtime.ring import settings as ring_settings
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.architectures import UnsupportedArchitectureError
-from kvplane_runtime.ring.communicator import Ring
+from kvplane_runtime.ring.communicator import CPU, Ring
 from kvplane_runtime.ring.control import Hub, Severed, Tether
 from kvplane_runtime.ring.engine import About, Leader, RingEngine, Shutdown
+from kvplane_runtime.ring.kernel import CUDA_CAPABILITY
 from kvplane_runtime.ring.model import RingModel
 from kvplane_runtime.ring.openai import ServedModel
 from kvplane_runtime.ring.requests import Policy
@@ -61,11 +62,11 @@ def run(settings: Settings) -> int:
 def _load(settings: Settings, report: Callable[[int, int], None]) -> tuple[RingModel, messages.Join]:
     """The model, and what this process says of itself to join."""
     config_hash = ring_settings.config_hash(settings)
+    device = device_of(settings)
     began = time.monotonic()
-    model = RingModel.load(settings.model, dtype=_dtype(settings), progress=_sparsely(report))
-    capacity = ring_settings.capacity_tokens(
-        settings, kv_bytes_per_token=model.kv_bytes_per_token, free_bytes=ring_settings.free_bytes()
-    )
+    model = RingModel.load(settings.model, dtype=_dtype(settings), device=device, progress=_sparsely(report))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else ring_settings.free_bytes()
+    capacity = ring_settings.capacity_tokens(settings, kv_bytes_per_token=model.kv_bytes_per_token, free_bytes=free)
     log.info(
         "Rank %d of %d: %s loaded in %.1f s; room for %d KV tokens of %d bytes.",
         settings.ordinal,
@@ -77,6 +78,26 @@ def _load(settings: Settings, report: Callable[[int, int], None]) -> tuple[RingM
     )
     member = messages.Member(settings.ordinal, settings.pod, secrets.token_hex(8), settings.address)
     return model, messages.Join(member, settings.world_size, config_hash, capacity)
+
+
+def device_of(settings: Settings) -> torch.device:
+    """Where this rank computes; raises SettingsError where there is no such device."""
+    if settings.device == "cpu":
+        return CPU
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            "KVPLANE_RING_DEVICE is cuda, and torch sees no GPU: give the pod one (nvidia.com/gpu) and an image whose torch "
+            "is built for CUDA, or set cpu."
+        )
+    device = torch.device("cuda", 0)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CUDA_CAPABILITY:
+        raise SettingsError(
+            "KVPLANE_RING_DEVICE is cuda, and the GPU's compute capability is {}.{}; the kernels need {}.{}.".format(
+                *capability, *CUDA_CAPABILITY
+            )
+        )
+    return device
 
 
 def _dtype(settings: Settings) -> torch.dtype:
@@ -106,9 +127,9 @@ def _sparsely(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
 
 def _build(form: messages.Form, *, settings: Settings) -> Ring:
     """This rank's side of the ring of ``form``; raises RingBrokenError."""
-    size = len(form.members)
+    size, device = len(form.members), device_of(settings)
     if size == 1:
-        return Ring.alone(epoch=form.epoch)
+        return Ring.alone(epoch=form.epoch, device=device)
     host, _, port = form.store.rpartition(":")
     return Ring.form(
         store=communicator.connect(host=host, port=int(port), seconds=settings.limits.form),
@@ -117,6 +138,7 @@ def _build(form: messages.Form, *, settings: Settings) -> Ring:
         size=size,
         address=settings.address,
         form_seconds=settings.limits.form,
+        device=device,
     )
 
 
