@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine
+from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine, examine_device
 from kvplane_runtime.ring.attention import choose
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
 from kvplane_runtime.ring.layout import Layout
@@ -269,6 +269,15 @@ def test_a_model_that_hides_its_window_in_a_mask_is_refused() -> None:
 )
 def test_a_model_is_served_as_far_as_it_is_exact(options: dict[str, object], context: int) -> None:
     assert examine(configure(Tiny("llama", "llama", options))).context_tokens == context
+
+
+def test_a_head_that_no_kernel_of_a_gpu_takes_is_refused_there() -> None:
+    architecture = examine(configure(Tiny("llama", "llama", {"head_dim": 20})))
+    examine_device(architecture, "cpu")
+    with pytest.raises(
+        UnsupportedArchitectureError, match="on GPUs where a head has 20 numbers: their kernels take multiples of 8"
+    ):
+        examine_device(architecture, "cuda")
 
 
 def test_a_model_with_chunks_is_served_within_the_first() -> None:
