@@ -18,7 +18,9 @@ def windows(draw: st.DrawFn) -> tuple[Layout, Pieces]:
         for _ in range(draw(st.integers(0, 9))):
             layout.append_token(layout.length)
     if layout.length and draw(st.booleans()):
-        layout.lose(draw(st.integers(0, ranks - 1)))
+        lost = draw(st.integers(0, ranks - 1))
+        held = [() if rank == lost else layout.runs(rank) for rank in range(ranks)]
+        layout = Layout(ranks, held=held, length=layout.length)
     for _ in range(draw(st.integers(0, 2))):  # windows before the one in question
         if (missing := layout.missing()) and missing[0].last < layout.length:
             layout.append_window(missing[0].first, draw(st.integers(1, 20)))
