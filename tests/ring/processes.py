@@ -77,7 +77,7 @@ class Processes:
         self.model = model
         self._logs = logs
         self._settings = settings
-        self.port, self._control, self._store = free_ports(3)
+        self.port, self.control_port, self._store = free_ports(3)
         self.ranks: dict[int, subprocess.Popen[bytes]] = {}
         self.starts = 0
 
@@ -98,7 +98,7 @@ class Processes:
             "KVPLANE_RING_MODEL": str(self.model),
             "KVPLANE_RING_SERVED_NAME": "tiny",
             "KVPLANE_RING_PORT": str(self.port),
-            "KVPLANE_RING_CONTROL_PORT": str(self._control),
+            "KVPLANE_RING_CONTROL_PORT": str(self.control_port),
             "KVPLANE_RING_STORE_PORT": str(self._store),
             "KVPLANE_RING_THREADS": "1",
             "KVPLANE_RING_KV_TOKENS": "4096",
