@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
@@ -269,11 +269,21 @@ def end_with(parent: int) -> None:
         sys.exit(1)
 
 
+def bound_lookups(environment: MutableMapping[str, str]) -> None:
+    """Has the resolver ask once and for a second (resolv.conf(5), RES_OPTIONS), unless the environment says otherwise.
+
+    Both ends of a connection to torch's store look up the name of the other (getnameinfo in c10d's socket.cpp), whatever
+    address they were given. Where nobody answers for that zone, the default is 10 s for each new ring.
+    """
+    environment.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+
 def main(settings: Settings) -> int:
     """:func:`run` with logging and the parent's end taken care of."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s rank-{settings.ordinal} %(message)s"
     )
+    bound_lookups(os.environ)
     if settings.parent is not None:
         end_with(settings.parent)
     with contextlib.suppress(KeyboardInterrupt):
