@@ -222,6 +222,10 @@ class Ring:
     def previous(self) -> int:
         return (self.rank - 1) % self.size
 
+    @property
+    def _others(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(self.size) if rank != self.rank)
+
     def post(
         self,
         *,
@@ -261,7 +265,7 @@ class Ring:
         self._start(
             lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],
             buffers=[mine, everyone],
-            peers=tuple(rank for rank in range(self.size) if rank != self.rank),
+            peers=self._others,
             sent=mine.numel() * mine.element_size() * (self.size - 1),
         ).wait()
 
@@ -275,8 +279,8 @@ class Ring:
         end, until = self._streams.mark(), time.monotonic() + self._quiet.total_seconds()
         while not end.query() and self._broken is None:
             self._check_group()
-            if time.monotonic() > until:
-                self._lose(TimeoutError("it was silent"), [rank for rank in range(self.size) if rank != self.rank])
+            if time.monotonic() > until and self.size > 1:
+                self._lose(TimeoutError(f"nothing came for {self._quiet.total_seconds():g} s"), self._others)
             time.sleep(_SETTLE_POLL_SECONDS)
         self._check_group()  # a communicator that has failed lets its kernels end
         if self._broken is not None:
@@ -287,7 +291,7 @@ class Ring:
         """Takes in what NCCL's watchdog has found."""
         group = self._group
         if group is not None and self._broken is None and (found := group.get_error().name) != "SUCCESS":
-            self._lose(RuntimeError(f"NCCL says {found}"), [rank for rank in range(self.size) if rank != self.rank])
+            self._lose(RuntimeError(f"NCCL says {found}"), self._others)
 
     def abort(self, reason: str = "it was aborted") -> None:
         """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
