@@ -42,7 +42,8 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param.name)
     model = build(request.param)
     model.save_pretrained(folder)
-    ring = Processes(min(gpus, MOST), folder, tmp_path_factory.mktemp("logs"), KVPLANE_RING_DEVICE="cuda")
+    logs = tmp_path_factory.mktemp("logs")
+    ring = Processes(min(gpus, MOST), folder, logs, fresh=True, KVPLANE_RING_DEVICE="cuda")
     try:
         start(ring, *range(ring.size))
         ring.formed()

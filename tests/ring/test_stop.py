@@ -38,7 +38,7 @@ def drains(ring: Processes) -> bool:
 
 def test_a_stop_lets_answers_end_and_tells_the_others_to_retry(folder: Path, model: Any, tmp_path: Path) -> None:
     short, long = prompt(50, 1), prompt(60, 2)
-    with processes(2, folder, tmp_path, KVPLANE_RING_DRAIN_SECONDS="4") as ring:
+    with processes(2, folder, tmp_path, fresh=True, KVPLANE_RING_DRAIN_SECONDS="4") as ring:
         ring.formed()
         endless = ring.ask(long, 4000)
         under_way(ring, endless)
@@ -75,7 +75,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_ring_that_never_formed_stops_too(folder: Path, tmp_path: Path) -> None:
-    ring = Processes(3, folder, tmp_path)
+    ring = Processes(3, folder, tmp_path, fresh=True)
     try:
         ring.start(0)
         ring.until(lambda: ring.state() is not None)
