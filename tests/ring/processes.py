@@ -8,6 +8,7 @@ signals and exit status. What a fork does not show is how an interpreter begins 
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import multiprocessing
 import os
@@ -122,13 +123,31 @@ def _forks() -> ForkServerContext:
 
 
 def _rank(told: dict[str, str], log: Path) -> None:
-    """What a fork does: ``kvplane-ring serve`` with that environment, until the process that was forked ends."""
+    """What a fork does: ``kvplane-ring serve`` with that environment, until the process that was forked ends.
+
+    With ``FAULT_AT_SAMPLE`` in the environment rank 0's model thread meets a fault of its own when it samples for that time.
+    """
     with log.open("ab") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
     os.environ.clear()
     os.environ.update(told, KVPLANE_RING_PARENT=str(os.getppid()))
+    if "FAULT_AT_SAMPLE" in told:
+        _fail_at(int(told["FAULT_AT_SAMPLE"]))
     sys.exit(serve(os.environ))
+
+
+def _fail_at(number: int) -> None:
+    from kvplane_runtime.ring import engine
+
+    sample, numbers = engine.sample, itertools.count(1)
+
+    def failing(*given: Any) -> Any:
+        if next(numbers) == number:
+            raise ZeroDivisionError
+        return sample(*given)
+
+    engine.sample = failing
 
 
 class Processes:

@@ -41,6 +41,8 @@ from kvplane_runtime.ring.worker import Place, Worker
 
 log = logging.getLogger(__name__)
 
+FAULT: Final = 1
+"""Exit status after a fault of our own."""
 WRONG: Final = 2
 """Exit status of a process that would end the same way again."""
 _REPORT_SECONDS: Final = 0.5
@@ -213,27 +215,26 @@ def _lead(settings: Settings) -> int:
         vocabulary=model.config.get_text_config().vocab_size,
         stop_ids=tokens.stop_ids(settings.model),
     )
-    try:
-        return asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
-    finally:
-        hub.stop("rank 0 was told to stop.")
-        del store
+    asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
+    # After a fault this is not reached: the workers are told nothing, and keep what they hold for the next rank 0.
+    hub.stop("rank 0 was told to stop.")
+    del store  # it had to live until here
+    return 0
 
 
 async def _serve(
     settings: Settings, *, engine: RingEngine, leader: Leader, served: ServedModel, inbox: "SimpleQueue[Any]"
-) -> int:
-    """The API, until SIGTERM or SIGINT, or until the model's thread has failed."""
+) -> None:
+    """The API, until SIGTERM or SIGINT. Where the model's thread fails, the process ends."""
     loop = asyncio.get_running_loop()
-    stop, failed = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
 
     def work() -> None:
         try:
             leader.run()
-        except BaseException:  # a rank 0 whose model is gone serves nobody, whatever its port says
+        except BaseException:  # a rank 0 whose model is gone serves nobody: who waits for it is not to wait in vain
             log.critical("The model's thread failed; this process ends.", exc_info=True)
-            loop.call_soon_threadsafe(failed.set)
-            loop.call_soon_threadsafe(stop.set)
+            os._exit(FAULT)
 
     def first() -> None:
         stop.set()
@@ -247,17 +248,12 @@ async def _serve(
     door = api.Api(engine=engine, model=served)
     runner = await api.serve(door, host=settings.host, port=settings.port)
     log.info("Serving %s on http://%s:%d/v1.", settings.served_name, settings.host, settings.port)
-    try:
-        await stop.wait()
-        if failed.is_set():
-            return 1
-        log.info("Stopping, with %d requests in flight.", door.in_flight)
-        await door.drain(seconds=settings.drain_seconds)
-        inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
-        await asyncio.to_thread(thread.join)
-        return 0
-    finally:
-        await runner.cleanup()
+    await stop.wait()
+    log.info("Stopping, with %d requests in flight.", door.in_flight)
+    await door.drain(seconds=settings.drain_seconds)
+    inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
+    await asyncio.to_thread(thread.join)
+    await runner.cleanup()
 
 
 def end_with(parent: int) -> None:
