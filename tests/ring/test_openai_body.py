@@ -196,6 +196,13 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     assert caught.value.refusal.code == "malformed_json"
 
 
+def test_of_many_keys_the_one_that_is_given_twice_is_found_at_once() -> None:
+    """Looking through all for each of them would take minutes, and the interpreter with it."""
+    body = json.dumps(dict.fromkeys(map(str, range(200_000)))).removesuffix("}") + ', "199999": 1}'
+    with pytest.raises(BadRequestError, match="The key '199999' is given twice in one object"):
+        parse(body.encode(), chat=False, model=MODEL, random_seed=0)
+
+
 def test_another_model_is_not_found() -> None:
     with pytest.raises(BadRequestError) as caught:
         parse(b'{"model": "large", "prompt": "a"}', chat=False, model=MODEL, random_seed=0)

@@ -161,9 +161,13 @@ def _decode(body: bytes) -> dict[str, Any]:
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) != len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRequestError("malformed_json", f"The key {twice[:64]!r} is given twice in one object; give it once.")
+        seen: set[str] = set()
+        for name, _ in members:
+            if name in seen:
+                raise BadRequestError(
+                    "malformed_json", f"The key {name[:64]!r} is given twice in one object; give it once."
+                )
+            seen.add(name)
     return found
 
 
