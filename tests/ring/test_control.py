@@ -15,7 +15,7 @@ from kvplane_runtime.ring.control import FormOrder, Hub, Severed, Tether
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Limits, Lost
 
 HOST = "127.0.0.1"
-LIMITS = Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=0.2)
+LIMITS = Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=5.0)
 
 
 def joins(ordinal: int, size: int) -> messages.Join:
@@ -173,6 +173,26 @@ def test_what_is_no_rank_is_sent_away(sides: tuple[Leader, Worker, Worker], said
     leader.hub.step(messages.Step(0, 0))
     for worker in workers:
         worker.next(messages.Step)
+
+
+def test_who_asks_twice_over_one_connection_is_sent_away_and_rank_0_goes_on() -> None:
+    leader = Leader(2)
+    data = messages.encode(joins(1, 2))
+    try:
+        with socket.create_connection((HOST, leader.hub.port)) as twice:
+            twice.sendall(2 * (struct.pack(">I", len(data)) + data))
+            assert leader.next(Lost).ordinal == 1
+            leader.hub.stopped(leader.next(Fence).epoch)
+            twice.settimeout(10)
+            while twice.recv(4096):
+                pass
+        worker = Worker(leader, 1, 2)
+        order = leader.next(FormOrder)
+        assert leader.form(order)
+        assert worker.build().epoch == order.epoch
+        worker.tether.stop()
+    finally:
+        leader.hub.stop("the test is over.")
 
 
 def test_a_stop_reaches_the_workers(sides: tuple[Leader, Worker, Worker]) -> None:

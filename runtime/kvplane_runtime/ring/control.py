@@ -321,6 +321,8 @@ class Hub:
         membership = self._membership
         match message:
             case messages.Join():
+                if link in self._joins:  # no rank does; it would be taken for one that is back over a new connection
+                    raise messages.MalformedMessageError("It asks to be a member twice over one connection.")
                 self._joins[link] = message
                 self._carry_out(membership.joined(link, _candidate(message), now))
             case messages.Formed():
