@@ -120,6 +120,7 @@ def test_token_ids_need_no_tokenizer() -> None:
         ({"n": 2, "best_of": 3}, "unsupported_parameter", "best_of", "best_of must be n, which is 2"),
         ({"temperature": -0.1}, "decimal_below_min_value", "temperature", "from 0 to 2"),
         ({"temperature": 2.1}, "decimal_above_max_value", "temperature", "from 0 to 2"),
+        ({"temperature": 10**400}, "decimal_above_max_value", "temperature", "got one of 1329 bits"),
         ({"temperature": True}, "invalid_type", "temperature", "got true"),
         ({"top_p": 0}, "decimal_below_min_value", "top_p", "above 0"),
         ({"top_p": 1.5}, "decimal_above_max_value", "top_p", "from 0 to 1"),

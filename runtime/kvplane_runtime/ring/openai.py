@@ -383,7 +383,7 @@ def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float)
     if value is None:
         return None
     bounds = f"a number from {lowest:g} to {highest:g}"
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or (isinstance(value, float) and not math.isfinite(value)):
         raise _wrong_type(name, bounds, value)
     return float(_bounded(name, value, lowest, highest, bounds=bounds, kind="decimal"))
 
