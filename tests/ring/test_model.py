@@ -130,6 +130,15 @@ def test_a_step_that_breaks_half_way_changes_nothing(world: World, expected: tor
     assert close(world.prompt(1, TOKENS[120:200], 120, (80,)), expected[199])
 
 
+def test_a_window_that_lies_on_one_rank_ends_with_its_ring(world: World) -> None:
+    """It exchanges nothing in which it could hear of it."""
+    window = Window(sequence=1, start=0, tokens=TOKENS[:20], placement=2, logits=False)
+    world.rings[2].abort("rank 1 sent no heartbeat for 1 s")
+    with pytest.raises(RingBrokenError, match="no heartbeat"):
+        world.models[2].run(Step(epoch=world.rings[2].epoch, number=0, window=window))
+    assert world.models[2].layouts() == {}
+
+
 def test_a_rank_keeps_what_it_is_given_and_drops_the_rest(world: World, expected: torch.Tensor) -> None:
     """Another rank has computed a part of this one's anew meanwhile: it is to keep the rest, from between its slots."""
     world.prompt(1, TOKENS[:120], 0, (120,))

@@ -172,6 +172,7 @@ class WindowPass:
             self._shard.write(layer, self._slot, key[0], value[0])
 
     def attend(self, layer: int, query: Tensor, *, scale: float, window: int | None, sinks: Tensor | None) -> Tensor:
+        self._ring.check()  # alone it exchanges nothing, and would go on in a ring that was fenced
         mine = query if self.rows else query[:, :, :0]
         if window is not None and window < self._end:
             partial = self._bands(layer, mine, scale, window)

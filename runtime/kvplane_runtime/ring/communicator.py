@@ -297,6 +297,11 @@ class Ring:
         """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
         self._end(RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}."))
 
+    def check(self) -> None:
+        """Raises RingBrokenError if the ring works no more."""
+        if self._broken is not None:
+            raise self._reason()
+
     @property
     def broken(self) -> RingBrokenError | None:
         """Why it works no more; None while it does."""
