@@ -1,6 +1,7 @@
 """The same logits over a network that carries out one operation at a time, and over one that is slow for one rank."""
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -66,3 +67,19 @@ def test_one_rank_with_a_slow_network_makes_all_slower_and_nothing_else(
 ) -> None:
     monkeypatch.setattr(attention, "choose", lambda **_: way)
     talk(LLAMA, Formed(lambda ring: Late(ring, rank=rank, seconds=0.02)), 3)
+
+
+def test_a_prompt_may_take_its_rank_longer_than_a_peer_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies whole on that rank, which computes it alone; rank 0 waits for its logits meanwhile."""
+    world = World(Formed(lambda ring: ring, quiet_seconds=0.3), build(LLAMA), 2)  # type: ignore[arg-type]
+    forward = world.models[1]._forward
+
+    def slow(*given: Any, **named: Any) -> torch.Tensor:
+        time.sleep(1.0)
+        return forward(*given, **named)
+
+    monkeypatch.setattr(world.models[1], "_forward", slow)
+    found = world.prompt(1, SHORT, 0, (len(SHORT),), 1)
+    expected = logits(build(LLAMA), SHORT)[-1]
+    assert float((found - expected).abs().max()) < 5e-5 * max(1.0, float(expected.abs().max()))
+    world.close()

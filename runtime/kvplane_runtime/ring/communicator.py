@@ -37,6 +37,8 @@ FORM_SECONDS: Final = 30.0
 QUIET_SECONDS: Final = 60.0
 """Longest silence of a peer in the midst of a step. Whether a rank lives is for heartbeats to say, which are much faster;
 this bounds how long what was left behind keeps its buffers."""
+PATIENT_SECONDS: Final = 600.0
+"""The same, where a peer computes alone for as long as it takes before it sends: a window that lies whole on it."""
 CPU: Final = torch.device("cpu")
 _SETTLE_POLL_SECONDS: Final = 50e-6
 _Event: Final[Any] = torch.cuda.Event  # which is untyped
@@ -97,6 +99,7 @@ class Pending:
     buffers: list[Tensor]
     """Kept from being freed or reused until all is done."""
     peers: tuple[int, ...]
+    quiet: datetime.timedelta
     queued: bool = False
     broken: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
@@ -233,12 +236,14 @@ class Ring:
         receives: Sequence[tuple[Tensor, int]] = (),
         tag: int = 0,
         later: bool = False,
+        patient: bool = False,
     ) -> Pending:
         """Starts sending contiguous tensors to ranks and receiving into contiguous tensors from ranks.
 
         Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted together is one
         operation, and may not depend on what is posted after it. It is watched in that order too; ``later``: from ``wait`` on,
-        so that nothing that is posted after it waits for it (on CPUs; NCCL has one order).
+        so that nothing that is posted after it waits for it (on CPUs; NCCL has one order). ``patient``: the peer may compute for
+        long before it sends.
         """
 
         def start(group: Any) -> list[dist.Work]:
@@ -255,6 +260,7 @@ class Ring:
             peers=tuple(peer for _, peer in (*receives, *sends)),
             sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
             later=later,
+            quiet=datetime.timedelta(seconds=PATIENT_SECONDS) if patient else self._quiet,
         )
 
     def all_gather(self, mine: Tensor, everyone: Tensor) -> None:
@@ -315,8 +321,9 @@ class Ring:
         peers: tuple[int, ...],
         sent: int,
         later: bool = False,
+        quiet: datetime.timedelta | None = None,
     ) -> Pending:
-        pending = Pending(self, [], buffers, peers)
+        pending = Pending(self, [], buffers, peers, quiet or self._quiet)
         pending.done.acquire()
         try:
             if self._streams is not None:  # NCCL may wait for a peer here, and an abort must get through
@@ -364,7 +371,7 @@ class Ring:
         while (pending := self._queue.get()) is not None:
             try:
                 for work in pending.works:
-                    work.wait(self._quiet)
+                    work.wait(pending.quiet)
             except Exception as error:  # noqa: BLE001  (whoever waits for this thread has to hear of it)
                 self._lose(error, pending.peers)
             with self._guard:

@@ -234,7 +234,7 @@ class RingModel:
         elif ring.rank == 0:
             vocabulary = self.config.get_text_config().vocab_size
             logits = torch.empty((1, vocabulary), dtype=torch.float32, device=self._device)
-            ring.post(receives=[(logits, source)], tag=_LOGITS_TAG).wait()
+            ring.post(receives=[(logits, source)], tag=_LOGITS_TAG, patient=True).wait()
         return logits
 
     def _forward(self, tokens: Tensor, where: Tensor, run: Pass, *, logits: bool) -> Tensor:
