@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.membership import BUILT, Limits
 from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
 
@@ -75,6 +76,26 @@ def test_a_ring_that_breaks_after_a_long_time_fails_no_request(crew: Crew) -> No
     crew.workers[1].kill()
     assert got.over.wait(20)
     assert got.tokens == answer(prompt(200), 20)
+
+
+def test_a_rank_that_lives_and_never_ends_a_step_in_which_nobody_needs_it_is_left_out() -> None:
+    """No exchange waits for it: only rank 0, before it plans the next step."""
+    crew = Crew(4, limits=Limits(heartbeat=0.5, stop=1.0, form=5.0, gather=5.0))
+    try:
+        crew.formed(0, 1, 2, 3)
+        reached = in_step(crew, 1, "window")
+        got = crew.ask(prompt(60), 12)  # in several windows on rank 0
+        assert reached.wait(20)
+        crew.until(lambda: crew.leader.leader._finished == {0: 1, 1: BUILT, 2: 1, 3: 1})
+        crew.later = 500.0
+        assert not got.over.wait(1.5)
+        assert crew.leader.leader.state.formed
+        crew.later = 700.0
+        assert got.over.wait(20)
+        assert got.tokens == answer(prompt(60), 12)
+        assert crew.leader.leader.state.members == (0, 2, 3)
+    finally:
+        crew.close()
 
 
 def test_a_rank_that_stood_still_keeps_what_nobody_computed_anew(crew: Crew) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from kvplane_runtime.ring import messages, recovery, worker
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.api import RejectedError
-from kvplane_runtime.ring.communicator import RingBrokenError
+from kvplane_runtime.ring.communicator import PATIENT_SECONDS, RingBrokenError
 from kvplane_runtime.ring.control import FormOrder, Hub, Order, Seat
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Lost
@@ -122,7 +122,7 @@ class Leader:
         self._number = 0
         self._finished: dict[int, int] = {}
         """Last finished step by rank, of this epoch."""
-        self._began = self._expired_at = self._whole_at = clock()
+        self._began = self._expired_at = self._whole_at = self._progress_at = clock()
         self._startup_seconds: float | None = None
         self._cause = "joined"
         self._reforms = {"lost": 0, "joined": 0}
@@ -249,14 +249,15 @@ class Leader:
             return False
         if self._flight is not None:
             return self._land(self._flight)
-        if any(number < self._number - 2 for number in self._finished.values()):
-            return False  # a rank that has no part in these steps is behind; its answer wakes this loop
+        behind = next((rank for rank, number in self._finished.items() if number < self._number - 2), None)
+        if behind is not None:  # it has no part in these steps
+            return self._wait_for(behind)
         step = self._scheduler.plan(epoch=self._epoch, number=self._number, now=self._clock())
         if step is None:
             return False
         self._number += 1
         self._lag.begin(step, self._place.layouts())
-        began = self._clock()
+        began = self._progress_at = self._clock()
         self._hub.step(step)
         try:
             result = self._place.run(step)
@@ -275,7 +276,7 @@ class Leader:
         where = step.window.placement if step.window is not None and step.window.placement != "zigzag" else SELF
         if where != SELF:  # only that rank has computed it
             if self._finished.get(where, BUILT) < step.number:
-                return False
+                return self._wait_for(where)
             seconds = self._clock() - flight.began
         self._flight = None
         draws = self._scheduler.draws(step)
@@ -288,6 +289,16 @@ class Leader:
         self._publish(self._scheduler.complete(step, sampled, seconds=seconds))
         return True
 
+    def _wait_for(self, rank: int) -> bool:
+        """False: nothing can be done before that rank has answered, which wakes this loop. One that lives and never does breaks
+        the ring.
+        """
+        if self._clock() - self._progress_at > PATIENT_SECONDS:
+            self._halt()
+            reason = f"rank {rank} has not answered for {PATIENT_SECONDS:g} s"
+            self._hub.answer(messages.Fault(self._epoch, SELF, self._number - 1, reason, rank))
+        return False
+
     def _give_up(self, step: messages.Step, error: NotFiniteError) -> None:
         """The model computed nonsense: nobody gets a wrong token, and the next ring forgets what was computed."""
         log.error("%s", error)
@@ -298,6 +309,7 @@ class Leader:
     def _done(self, done: messages.Done) -> None:
         if done.epoch != self._epoch:
             return
+        self._progress_at = self._clock()
         self._finished[done.rank] = done.number
         ordinal = self._members[done.rank]
         before, cost = self._traffic.get(ordinal, RankTraffic()), done.traffic
