@@ -53,7 +53,7 @@ class Model:
 
 
 def form(epoch: int) -> messages.Form:
-    return messages.Form(epoch, 1, [MEMBER], "s:1", [messages.Table(5, [1, 2, 3], [[], [messages.Positions(0, 3)]])])
+    return messages.Form(epoch, 1, [MEMBER], "s:1", [messages.Table.of(5, [1, 2, 3], [[], [messages.Positions(0, 3)]])])
 
 
 def place(model: Model, build: Callable[[messages.Form], Any] = lambda form: Ring(form.epoch)) -> Place:
@@ -170,7 +170,7 @@ def test_a_rank_that_lost_rank_0_says_what_it_holds() -> None:
     assert isinstance(first, messages.Join)
     assert isinstance(again, messages.Join)
     assert (first.epoch, first.tables) == (-1, [])
-    assert (again.epoch, again.tables) == (3, [messages.Table(5, [1, 2, 3], [[messages.Positions(0, 3)]])])
+    assert (again.epoch, again.tables) == (3, [messages.Table.of(5, [1, 2, 3], [[messages.Positions(0, 3)]])])
 
 
 def test_a_ring_that_could_not_be_built_is_said_to_be_broken() -> None:

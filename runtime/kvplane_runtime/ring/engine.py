@@ -354,7 +354,9 @@ class Leader:
             seniority=sorted(range(ranks), key=lambda rank: (order.seats[rank].rank_before is None, rank)),
         )
         written = [
-            messages.Table(sequence, tokens[sequence], [worker.positions(layout.runs(rank)) for rank in range(ranks)])
+            messages.Table.of(
+                sequence, tokens[sequence], [worker.positions(layout.runs(rank)) for rank in range(ranks)]
+            )
             for sequence, layout in kept.items()
         ]
         members = [seat.member for seat in order.seats]

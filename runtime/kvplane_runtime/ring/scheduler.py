@@ -263,10 +263,10 @@ class Scheduler:
     def tables(self) -> list[Table]:
         """All sequences that ranks are to hold KV of, for a ``Form``."""
         return [
-            Table(
-                sequence=sequence.id,
-                tokens=sequence.tokens[: sequence.layout.length],
-                held=[
+            Table.of(
+                sequence.id,
+                sequence.tokens[: sequence.layout.length],
+                [
                     [Positions(run.first, run.count, run.step) for run in sequence.layout.runs(rank)]
                     for rank in range(sequence.layout.ranks)
                 ],
@@ -303,9 +303,7 @@ class Scheduler:
         For a scheduler that has nothing yet; positions that nobody holds are computed when they are needed.
         """
         for table in tables:
-            held = [
-                [part for run in mine for part in Run(run.first, run.count, run.step).ranges()] for mine in table.held
-            ]
+            held = [[Run(run.first, run.count, run.step) for run in mine] for mine in table.held]
             layout = Layout(ranks, held=held, length=len(table.tokens))
             self._next = max(self._next, table.sequence + 1)
             sequence = TokenSequence(

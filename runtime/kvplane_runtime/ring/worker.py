@@ -8,6 +8,7 @@ that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them wit
 import contextlib
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -39,7 +40,7 @@ class Tokens:
     """The tokens of each sequence as far as they have KV: what a rank 0 that knows nothing has to be told."""
 
     def __init__(self) -> None:
-        self.by_sequence: dict[int, list[int]] = {}
+        self.by_sequence: dict[int, array[int]] = {}
 
     def apply(self, step: messages.Step) -> None:
         """After ``step`` was finished."""
@@ -56,11 +57,11 @@ class Tokens:
 
     def restore(self, tables: Sequence[messages.Table]) -> None:
         """As a ``Form`` says."""
-        self.by_sequence = {table.sequence: list(table.tokens) for table in tables}
+        self.by_sequence = {table.sequence: array(messages.TYPECODE, table.packed) for table in tables}
 
     def _write(self, sequence: int, start: int, tokens: list[int]) -> None:
-        known = self.by_sequence.setdefault(sequence, [])
-        known[start : start + len(tokens)] = tokens
+        known = self.by_sequence.setdefault(sequence, array(messages.TYPECODE))
+        known[start : start + len(tokens)] = array(messages.TYPECODE, tokens)
 
 
 def positions(held: Sequence[Run]) -> list[messages.Positions]:
@@ -155,7 +156,7 @@ class Place:
         """What this process holds, for a rank 0 that does not know; one entry of ``held`` each, its own."""
         known = self._tokens.by_sequence
         return [
-            messages.Table(sequence, known[sequence], [positions(mine)])
+            messages.Table.of(sequence, known[sequence], [positions(mine)])
             for sequence, mine in self._model.held().items()
             if mine and sequence in known
         ]
