@@ -52,7 +52,7 @@ _PATIENCE_SECONDS: Final = 5.0
 process that stands still."""
 _LENGTH: Final = struct.Struct(">I")
 _MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
-"""The tables of 50 million tokens; anything longer is no message of a rank."""
+"""The tables of 130 million tokens; anything longer is no message of a rank."""
 _FAULT: Final = 70
 """Exit status after a fault of our own (EX_SOFTWARE)."""
 _FOREVER: Final = 1 << 62
