@@ -101,7 +101,8 @@ class RingModel:
 
     def held_tokens(self) -> int:
         """KV tokens that this rank holds."""
-        return sum(run.count for runs in self.held().values() for run in runs)
+        rank = self._ring.rank if self._ring is not None else 0
+        return sum(layout.tokens(rank) for layout in self._layouts.values())
 
     def bind(self, ring: Ring, layouts: Mapping[int, Layout] | None = None) -> None:
         """Goes on with another ring. This rank keeps the KV of what ``layouts`` gives it and drops all else.
