@@ -4,13 +4,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from kvplane_runtime.ring import messages
+from kvplane_runtime.ring import control, messages
 from kvplane_runtime.ring.control import FormOrder, Hub, Severed, Tether
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Limits, Lost
 
@@ -41,23 +41,26 @@ class Side:
 
 
 class Leader(Side):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limits: Limits = LIMITS) -> None:
         super().__init__()
-        self.hub = Hub(join=joins(0, size), host=HOST, port=0, limits=LIMITS, tell=self.told.put, fence=self.fence)
+        self.hub = Hub(join=joins(0, size), host=HOST, port=0, limits=limits, tell=self.told.put, fence=self.fence)
         self.hub.start()
 
-    def form(self, order: FormOrder) -> bool:
+    def form(self, order: FormOrder, tables: Sequence[messages.Table] = ()) -> bool:
         members = [seat.member for seat in order.seats]
         return self.hub.form(
             order.epoch,
-            {seat.link: messages.Form(order.epoch, rank, members, "s:1") for rank, seat in enumerate(order.seats)},
+            {
+                seat.link: messages.Form(order.epoch, rank, members, "s:1", list(tables))
+                for rank, seat in enumerate(order.seats)
+            },
         )
 
 
 class Worker(Side):
-    def __init__(self, leader: Leader, ordinal: int, size: int) -> None:
+    def __init__(self, leader: Leader, ordinal: int, size: int, limits: Limits = LIMITS) -> None:
         super().__init__()
-        self.tether = Tether(host=HOST, port=leader.hub.port, limits=LIMITS, deliver=self.told.put, fence=self.fence)
+        self.tether = Tether(host=HOST, port=leader.hub.port, limits=limits, deliver=self.told.put, fence=self.fence)
         self.tether.start()
         self.tether.join(joins(ordinal, size))
 
@@ -173,6 +176,33 @@ def test_what_is_no_rank_is_sent_away(sides: tuple[Leader, Worker, Worker], said
     leader.hub.step(messages.Step(0, 0))
     for worker in workers:
         worker.next(messages.Step)
+
+
+def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form has all tokens of the ring: to send it takes a while, and to send it to all takes longer than the limit."""
+    limits = Limits(heartbeat=1.0, gather=10.0)
+    send = control._send_encoded
+
+    def slow(writer: Any, data: bytes) -> None:
+        if len(data) > 4000:
+            time.sleep(0.25)
+        send(writer, data)
+
+    monkeypatch.setattr(control, "_send_encoded", slow)
+    leader = Leader(8, limits)
+    workers = [Worker(leader, ordinal, 8, limits) for ordinal in range(1, 8)]
+    try:
+        order = leader.next(FormOrder)
+        assert leader.form(order, [messages.Table.of(1, range(1000), [])])
+        for worker in workers:
+            worker.build()
+        leader.hub.answer(messages.Formed(order.epoch, 0))
+        leader.next(Formed)
+        assert [worker for worker in workers if not worker.told.empty()] == []
+    finally:
+        for worker in workers:
+            worker.tether.stop()
+        leader.hub.stop("the test is over.")
 
 
 def test_who_asks_twice_over_one_connection_is_sent_away_and_rank_0_goes_on() -> None:

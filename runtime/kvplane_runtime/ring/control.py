@@ -226,6 +226,8 @@ class Hub:
         self._unwritten: FormOrder | None = None
         """An order whose forms rank 0 has not given yet."""
         self._beat_epoch = join.epoch
+        self._sending: asyncio.Task[None] | None = None
+        """Of the forms; kept, since a loop does not keep its tasks."""
         self._listening = threading.Event()
         self._failure: OSError | None = None
         self._loop = _Loop("ring-hub", self._run)
@@ -401,10 +403,15 @@ class Hub:
         for link in self._seats:  # what it brought is in the tables of the ring now
             self._joins[link] = msgspec.structs.replace(self._joins[link], tables=[])
         self._beat_epoch = epoch
+        self._sending = asyncio.create_task(self._send_forms(forms))
+        return True
+
+    async def _send_forms(self, forms: Mapping[int, bytes]) -> None:
+        """One after the other, with heartbeats between them: each has all tokens of the ring, and is copied on its way."""
         for link, form in forms.items():
             if writer := self._writers.get(link):
                 _send_encoded(writer, form)
-        return True
+            await asyncio.sleep(0)
 
     def _pass_step(self, step: messages.Step) -> None:
         if self._membership.send(step.epoch, step.number):
