@@ -79,11 +79,13 @@ def gone(pids: set[int]) -> bool:
     return not any(map(alive, pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, size: int
+) -> None:
     build(SERVED[0]).save_pretrained(tmp_path / "tiny")
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", "2", "--port", str(port)]
+    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", str(size), "--port", str(port)]
     started = subprocess.Popen(
         [*command, "--model", str(tmp_path / "tiny")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime"))},
@@ -101,7 +103,7 @@ def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, 
             if "is formed (rank:pid" in line:
                 break
         assert any("curl http://127.0.0.1" in line for line in [*said, started.stdout.readline()]), said
-        assert len(ranks) == 2
+        assert len(ranks) == size
         if number == signal.SIGKILL:  # a rank that stands still must end too
             os.kill(max(ranks), signal.SIGSTOP)
     finally:
