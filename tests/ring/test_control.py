@@ -178,6 +178,41 @@ def test_what_is_no_rank_is_sent_away(sides: tuple[Leader, Worker, Worker], said
         worker.next(messages.Step)
 
 
+def until_closed(stranger: socket.socket) -> bytes:
+    """What rank 0 says until it closes the connection, which has to be soon."""
+    stranger.settimeout(10)
+    said, end = b"", time.monotonic() + 10
+    while part := stranger.recv(4096):  # heartbeats, for as long as it is open
+        assert time.monotonic() < end
+        said += part
+    return said
+
+
+def test_who_connects_and_does_not_ask_to_be_a_member_is_not_kept(
+    sides: tuple[Leader, Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, *workers = sides
+    monkeypatch.setattr(control, "_UNKNOWN_SECONDS", 0.3)
+    with socket.create_connection((HOST, leader.hub.port)) as silent:
+        until_closed(silent)
+    with socket.create_connection((HOST, leader.hub.port)) as slow:
+        slow.sendall(struct.pack(">I", 100) + b"x")
+        until_closed(slow)
+    leader.hub.step(messages.Step(0, 0))
+    for worker in workers:
+        worker.next(messages.Step)
+
+
+def test_who_has_not_asked_to_be_a_member_may_not_say_more_than_a_ring_holds(
+    sides: tuple[Leader, Worker, Worker],
+) -> None:
+    leader, *_ = sides
+    most = 1024 * 1024 + 16 * 3 * 100
+    with socket.create_connection((HOST, leader.hub.port)) as stranger:
+        stranger.sendall(struct.pack(">I", most + 1))
+        assert f"A message of {most + 1} bytes is announced".encode() in until_closed(stranger)
+
+
 def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form has all tokens of the ring: to send it takes a while, and to send it to all takes longer than the limit."""
     limits = Limits(heartbeat=1.0, gather=10.0)

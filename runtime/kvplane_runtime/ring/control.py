@@ -53,6 +53,14 @@ process that stands still."""
 _LENGTH: Final = struct.Struct(">I")
 _MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
 """The tables of 130 million tokens; anything longer is no message of a rank."""
+_UNKNOWN_SECONDS: Final = 60.0
+"""Until it asks to be a member, a connection has to bring a whole message in this time: a rank that loads its weights beats
+every 0.2 s, and what it holds, 4 bytes a token, takes less on any network that a ring can use."""
+_UNKNOWN_BYTES: Final = 1024 * 1024
+"""Longest message until then, beside the tokens: names, numbers, and the runs of positions that a rank holds."""
+_UNKNOWN_BYTES_PER_TOKEN: Final = 16
+"""The same for each KV token of a whole ring: four times what a token takes, for a rank 0 that has less room than the one
+before, and for tokens whose KV nobody holds any more."""
 _FAULT: Final = 70
 """Exit status after a fault of our own (EX_SOFTWARE)."""
 _FOREVER: Final = 1 << 62
@@ -160,13 +168,17 @@ def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
     os._exit(_FAULT)
 
 
-async def _receive(reader: asyncio.StreamReader, heard: Callable[[], None]) -> messages.AnyMessage:
-    """The next message; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every part of it: one that
-    carries the tokens of a long context may be on its way for longer than a peer may be silent.
+async def _receive(
+    reader: asyncio.StreamReader, heard: Callable[[], None], *, most: int = _MAX_MESSAGE_BYTES
+) -> messages.AnyMessage:
+    """The next message, of at most ``most`` bytes; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every part
+    of it: one that carries the tokens of a long context may be on its way for longer than a peer may be silent.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > _MAX_MESSAGE_BYTES:
-        raise messages.MalformedMessageError(f"A message of {length} bytes is announced; none is so long.")
+    if length > most:
+        raise messages.MalformedMessageError(
+            f"A message of {length} bytes is announced; none that may come here is longer than {most}."
+        )
     data = bytearray()
     while len(data) < length:
         part = await reader.read(length - len(data))
@@ -225,6 +237,9 @@ class Hub:
         """Last finished step by link, in that ring."""
         self._unwritten: FormOrder | None = None
         """An order whose forms rank 0 has not given yet."""
+        tokens = join.world_size * join.capacity_tokens
+        self._most_unknown = min(_UNKNOWN_BYTES + _UNKNOWN_BYTES_PER_TOKEN * tokens, _MAX_MESSAGE_BYTES)
+        """Longest message of who has not asked to be a member yet."""
         self._beat_epoch = join.epoch
         self._sending: asyncio.Task[None] | None = None
         """Of the forms; kept, since a loop does not keep its tasks."""
@@ -302,7 +317,7 @@ class Hub:
         reason = "its connection closed"
         try:
             while True:
-                message = await _receive(reader, lambda: self._membership.heard(link, time.monotonic()))
+                message = await self._next(link, reader)
                 if link not in self._writers:  # it was sent away, and this had come before
                     break
                 self._take(link, message)
@@ -317,6 +332,19 @@ class Hub:
         finally:
             self._drop(link)
             self._carry_out(self._membership.disconnected(link, time.monotonic(), reason))
+
+    async def _next(self, link: int, reader: asyncio.StreamReader) -> messages.AnyMessage:
+        """The next message over a link; raises as :func:`_receive`. Who has not asked to be a member yet is nobody whose silence
+        the membership watches, and may be anybody: it gets little time and little room.
+        """
+
+        def heard() -> None:
+            self._membership.heard(link, time.monotonic())
+
+        if link in self._joins:
+            return await _receive(reader, heard)
+        async with asyncio.timeout(_UNKNOWN_SECONDS):  # TimeoutError is an OSError
+            return await _receive(reader, heard, most=self._most_unknown)
 
     def _take(self, link: int, message: messages.AnyMessage) -> None:
         now = time.monotonic()
