@@ -209,6 +209,24 @@ def test_a_rank_of_another_ring_is_told_why_it_is_none(crew: Crew, other: dict[s
     crew.formed(0, 1, 2, 3)
 
 
+def test_a_request_whose_logits_are_no_numbers_fails_alone_and_the_ring_goes_on(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    epoch = crew.leader.leader.state.epoch
+    bad, good = crew.ask(prompt(300), 4000), crew.ask(prompt(200, 1), 40)
+    assert bad.first.wait(20)
+    crew.nonsense.add(0)
+    assert bad.over.wait(20)
+    assert bad.refusal is not None
+    assert (bad.refusal.status, bad.refusal.code) == (500, "not_finite")
+    assert good.over.wait(20)
+    assert good.tokens == answer(prompt(200, 1), 40)
+    again = crew.ask(prompt(300), 5)
+    assert again.over.wait(20)
+    assert again.tokens == answer(prompt(300), 5)
+    assert crew.leader.leader.state.scheduler.counts["cached_tokens"] == 0
+    assert crew.leader.leader.state.epoch == epoch
+
+
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:
     crew.formed(0, 1, 2, 3)
     got = crew.ask(prompt(300), 4000)

@@ -417,16 +417,44 @@ def test_a_new_rank_0_finds_what_the_workers_hold() -> None:
     assert ring.tokens("a") == reference(prompt(2000), 0, 50, frozenset())
 
 
-def test_kv_in_doubt_is_not_kept() -> None:
+def test_a_request_without_a_token_ends_alone_and_kv_in_doubt_is_not_used_again() -> None:
     ring = Ring()
-    ring.submit("a", prompt(200))
-    ring.drain()
-    ring.submit("b", prompt(200, 1))
-    ring.step()
+    for name, seed in (("source", 0), ("other", 1)):
+        ring.submit(name, prompt(200, seed))
+        ring.drain()
+    assert ring.submit("a", [*prompt(100), 7, 7, 7], max_tokens=20) == Accepted("a", 100, 20)
+    ring.submit("b", prompt(200, 2), max_tokens=20)
+    while not (ring.tokens("a") and ring.tokens("b")):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    drawn = sampled(ring.scheduler, step, ring.ranks.run(step))
+    (doubtful,) = (decode.sequence for decode in step.decode if decode.position < 200)
+    del drawn[doubtful]
     refusal = Refusal(500, "not_finite", "The model computed nonsense.")
-    assert ring.scheduler.fail_all(refusal, keep=False) == [Failed("b", refusal)]
-    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
+    events = ring.scheduler.complete(step, drawn, seconds=0.01, failed={doubtful: refusal})
+    assert [event for event in events if isinstance(event, Failed)] == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().kept == 1
+    ring.events += events
+    ring.drain()
+    assert ring.tokens("b") == reference(prompt(200, 2), 0, 20, frozenset())
     assert ring.submit("c", prompt(200)) == Accepted("c", 0, 4)
+    assert ring.submit("d", prompt(200, 1)) == Accepted("d", 199, 4)
+
+
+def test_one_output_without_a_token_ends_its_whole_request() -> None:
+    ring = Ring()
+    ring.submit("a", prompt(200), max_tokens=20, outputs=3)
+    while not ring.tokens("a", 2):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    ring.ranks.run(step)
+    refusal = Refusal(500, "not_finite", "The model computed nonsense.")
+    failed = {draw.sequence: refusal for draw in ring.scheduler.draws(step)}
+    assert len(failed) > 1
+    assert ring.scheduler.complete(step, {}, seconds=0.01, failed=failed) == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
 
 
 def test_two_requests_of_one_name_are_a_mistake() -> None:

@@ -171,8 +171,8 @@ def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
 async def _receive(
     reader: asyncio.StreamReader, heard: Callable[[], None], *, most: int = _MAX_MESSAGE_BYTES
 ) -> messages.AnyMessage:
-    """The next message, of at most ``most`` bytes; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every part
-    of it: one that carries the tokens of a long context may be on its way for longer than a peer may be silent.
+    """The next message, of at most ``most`` bytes; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every
+    part of it: one that carries the tokens of a long context may be on its way for longer than a peer may be silent.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
     if length > most:

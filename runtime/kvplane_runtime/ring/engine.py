@@ -26,7 +26,7 @@ from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Lost
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.requests import Accepted, Ended, Event, Failed, Policy, Request, Token
-from kvplane_runtime.ring.sampling import NotFiniteError, sample
+from kvplane_runtime.ring.sampling import NotFiniteError, Sampled, sample
 from kvplane_runtime.ring.scheduler import Scheduler
 from kvplane_runtime.ring.state import RankTraffic, State
 
@@ -279,15 +279,25 @@ class Leader:
                 return self._wait_for(where)
             seconds = self._clock() - flight.began
         self._flight = None
-        draws = self._scheduler.draws(step)
-        try:
-            tokens = sample(_rows(flight.result), draws) if draws else []
-        except NotFiniteError as error:
-            self._give_up(step, error)
-            return True
-        sampled = {draw.sequence: token for draw, token in zip(draws, tokens, strict=True)}
-        self._publish(self._scheduler.complete(step, sampled, seconds=seconds))
+        sampled, failed = self._sample(flight)
+        self._publish(self._scheduler.complete(step, sampled, seconds=seconds, failed=failed))
         return True
+
+    def _sample(self, flight: _Flight) -> tuple[dict[int, Sampled], dict[int, Refusal]]:
+        """By sequence, the token that follows, or why there is none: where the model computed nonsense any would be wrong."""
+        sampled: dict[int, Sampled] = {}
+        failed: dict[int, Refusal] = {}
+        draws = self._scheduler.draws(flight.step)
+        if not draws:
+            return sampled, failed
+        logits = _rows(flight.result)
+        for draw in draws:
+            try:
+                sampled[draw.sequence] = sample(logits, draw)
+            except NotFiniteError as error:
+                log.error("%s", error)  # noqa: TRY400  (the sentence says all)
+                failed[draw.sequence] = Refusal(500, "not_finite", str(error))
+        return sampled, failed
 
     def _wait_for(self, rank: int) -> bool:
         """False: nothing can be done before that rank has answered, which wakes this loop. One that lives and never does breaks
@@ -298,13 +308,6 @@ class Leader:
             reason = f"rank {rank} has not answered for {PATIENT_SECONDS:g} s"
             self._hub.answer(messages.Fault(self._epoch, SELF, self._number - 1, reason, rank))
         return False
-
-    def _give_up(self, step: messages.Step, error: NotFiniteError) -> None:
-        """The model computed nonsense: nobody gets a wrong token, and the next ring forgets what was computed."""
-        log.error("%s", error)
-        self._publish(self._scheduler.fail_all(Refusal(500, "not_finite", str(error)), keep=False))
-        self._halt()
-        self._hub.answer(messages.Fault(step.epoch, SELF, step.number, str(error)))
 
     def _done(self, done: messages.Done) -> None:
         if done.epoch != self._epoch:
