@@ -149,8 +149,11 @@ def test_a_peer_that_computes_alone_is_waited_for(rings: Rings) -> None:
 
 
 def test_a_ring_that_is_not_complete_does_not_form(rings: Rings) -> None:
-    with pytest.raises(RingBrokenError, match=r"The ring of epoch 9002 did not form: rank 0 of 2 waited 0.3 s"):
+    with pytest.raises(
+        RingBrokenError, match=r"The ring of epoch 9002 did not form: rank 0 of 2 waited 0.3 s"
+    ) as broken:
         rings.member(epoch=9002, rank=0, size=2, form_seconds=0.3)
+    assert broken.value.peers == (1,), "it says who did not come"
 
 
 def test_a_store_that_is_not_there_is_named() -> None:

@@ -216,7 +216,7 @@ def test_a_ring_whose_forms_were_never_sent_is_over_at_once() -> None:
     assert only(ring.stopped(2, 1.1), Form).epoch == 2
 
 
-@pytest.mark.parametrize(("phase", "limit"), [("stop", 10.0), ("form", 30.0)])
+@pytest.mark.parametrize(("phase", "limit"), [("stop", 10.0), ("form", 40.0)])
 def test_a_member_that_beats_and_does_nothing_is_lost_in_the_end(phase: str, limit: float) -> None:
     ring = formed()
     ring.send(0, 0)
@@ -287,11 +287,25 @@ def test_of_two_that_cannot_connect_one_is_left_out() -> None:
     ring.stopped(1, 0.0)
     ring.done(SELF, ring.ring, BUILT, 0.0)
     ring.done(9, ring.ring, BUILT, 0.0)
-    for tenth in range(1, 301):
+    for tenth in range(1, 401):
         for link in (9, 2, 3):
             ring.heard(link, tenth / 10)
         assert ring.tick(tenth / 10) == []
-    assert [action.ordinal for action in ring.tick(30.1) if isinstance(action, Lost)] == [3]
+    assert [action.ordinal for action in ring.tick(40.1) if isinstance(action, Lost)] == [3]
+
+
+@pytest.mark.parametrize(("suspect", "lost"), [(1, [1]), (0, []), (None, [])])
+def test_who_did_not_come_to_a_ring_is_left_out_and_not_who_waited_for_it(suspect: int | None, lost: list[int]) -> None:
+    ring = formed()
+    ring.disconnected(1, 0.0)
+    ring.joined(9, candidate(1, "new"), 0.0)
+    ring.stopped(1, 0.0)
+    actions = ring.broken(3, 1, BUILT, "it waited for the others", 30.0, suspect=suspect)
+    for link in (9, 2):
+        actions += ring.broken(link, 1, BUILT, "fenced", 30.0)
+    actions += ring.stopped(2, 30.0)
+    assert [action.ordinal for action in actions if isinstance(action, Lost)] == lost
+    assert only(actions, Form).ordinals == tuple(ordinal for ordinal in range(4) if ordinal not in lost)
 
 
 def test_a_new_rank_0_goes_on_behind_the_epochs_of_its_workers() -> None:

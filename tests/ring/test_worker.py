@@ -175,7 +175,7 @@ def test_a_rank_that_lost_rank_0_says_what_it_holds() -> None:
 
 def test_a_ring_that_could_not_be_built_is_said_to_be_broken() -> None:
     def build(form: messages.Form) -> Any:
-        raise RingBrokenError("rank 2 did not come")
+        raise RingBrokenError("rank 2 did not come", peers=(2,))
 
     inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
     inbox.put(form(3))
@@ -183,4 +183,4 @@ def test_a_ring_that_could_not_be_built_is_said_to_be_broken() -> None:
     tether: Any = Tether()
     mine = Worker(place=place(Model(), build), tether=tether, inbox=inbox, join=messages.Join(MEMBER, 3, "1/c", 100))
     assert mine.run() == "Go away."
-    assert tether.said[1:] == [messages.Fault(3, 1, BUILT, "rank 2 did not come")]
+    assert tether.said[1:] == [messages.Fault(3, 1, BUILT, "rank 2 did not come", 2)]

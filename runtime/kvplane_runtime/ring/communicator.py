@@ -197,7 +197,8 @@ class Ring:
 
         ``device`` is where the tensors lie that go over it: a GPU, with its index, or a CPU's memory. ``store`` is for this call
         alone: while one thread waits in a connection to it, no other gets through.
-        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``.
+        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``; its ``peers`` are those that
+        did not come at all.
         """
         if size == 1:
             return cls.alone(epoch=epoch, device=device)
@@ -205,11 +206,14 @@ class Ring:
         limit = datetime.timedelta(seconds=form_seconds)
         try:
             own.set_timeout(limit)
+            own.set(_here(rank), "yes")
             gpu = device.type == "cuda"
             group = _nccl(own, rank, size, device, limit) if gpu else _gloo(own, rank, size, address, limit)
         except (RuntimeError, OSError) as error:
             raise RingBrokenError(
-                f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
+                f"The ring of epoch {epoch} did not form: "
+                f"rank {rank} of {size} waited {form_seconds:g} s for the others ({error}).",
+                peers=_absent(own, size),
             ) from error
         # Gathers have the group's limit, sends and receives that of their waits; until here it was that of forming.
         group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
@@ -410,6 +414,19 @@ class Ring:
         """Why it works no more. A new one each time: an error that was raised keeps frames, and with them their tensors."""
         why = self._broken
         return RingBrokenError(str(why), peers=() if why is None else why.peers)
+
+
+def _here(rank: int) -> str:
+    """Key of the store under which a rank says that it has come."""
+    return f"here-{rank}"
+
+
+def _absent(store: Store, size: int) -> tuple[int, ...]:
+    """The ranks that have not come; empty where the store does not say."""
+    try:
+        return tuple(rank for rank in range(size) if not store.check([_here(rank)]))
+    except (RuntimeError, OSError):
+        return ()
 
 
 def _gloo(store: Store, rank: int, size: int, address: str, limit: datetime.timedelta) -> Any:

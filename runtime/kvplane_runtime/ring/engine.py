@@ -383,7 +383,7 @@ class Leader:
         try:
             self._place.form(forms[SELF])
         except RingBrokenError as error:
-            self._hub.answer(messages.Fault(order.epoch, SELF, BUILT, str(error)))
+            self._hub.answer(messages.Fault(order.epoch, SELF, BUILT, str(error), worker.suspect(error)))
         else:
             self._hub.answer(messages.Formed(order.epoch, SELF))
 

@@ -257,7 +257,7 @@ class Membership:
         member.answered = max(number, self._sent)  # it runs none of the steps behind the one that broke
         actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
         if actions:  # it is the first to say so
-            actions += self._strike(link, suspect, now)
+            actions += self._blame(link, number, suspect, now)
         return actions + self._advance(now)
 
     def withdrawn(self, now: float) -> list[Action]:
@@ -323,17 +323,24 @@ class Membership:
         waited = now - self._phase_since
         if self.phase is Phase.FENCING and self._aborted and not self._stopped(member) and waited > self._limits.stop:
             return f"it did not stop within {self._limits.stop:g} s"
-        if self.phase is Phase.FORMING and member.answered < BUILT and waited > self._limits.form:
-            return f"it did not connect to its neighbours within {self._limits.form:g} s"
+        # A member that waited in vain gives up after the first limit, and says for whom: that is worth waiting for.
+        limit = self._limits.form + self._limits.stop
+        if self.phase is Phase.FORMING and member.answered < BUILT and waited > limit:
+            return f"it did not connect to its neighbours within {limit:g} s"
         return None
 
-    def _strike(self, link: int, suspect: int | None, now: float) -> list[Action]:
-        """Leaves out who is to blame for the breaks of the last minute, if they were too many."""
+    def _blame(self, link: int, number: int, suspect: int | None, now: float) -> list[Action]:
+        """Leaves out who did not come to a ring that was built, and who is to blame for the breaks of the last minute, if they
+        were too many.
+        """
+        ring = [member for member in self._ordered() if member.bound]
+        blamed = ring[suspect] if suspect is not None and suspect < len(ring) else self._members[link]
+        if number == BUILT and blamed.link not in (SELF, link):
+            self._exclude(blamed, now)
+            return self._remove(blamed, f"it did not come to the ring of epoch {self.ring}", now)
         self._strikes = [at for at in self._strikes if now - at < _STRIKE_SECONDS] + [now]
         if len(self._strikes) < _STRIKES:
             return []
-        ring = [member for member in self._ordered() if member.bound]
-        blamed = ring[suspect] if suspect is not None and suspect < len(ring) else self._members[link]
         if blamed.link == SELF:
             blamed = self._members[link]
         if blamed.link == SELF:

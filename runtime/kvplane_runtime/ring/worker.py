@@ -249,7 +249,7 @@ class Worker:
         try:
             self._place.form(form)
         except RingBrokenError as error:
-            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error)))
+            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error), suspect(error)))
         else:
             self._tether.send(messages.Formed(form.epoch, form.rank))
 
@@ -278,4 +278,9 @@ def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
 
 def fault(step: messages.Step, rank: int, error: RingBrokenError) -> messages.Fault:
     """What a rank says of a step that broke."""
-    return messages.Fault(step.epoch, rank, step.number, str(error), error.peers[0] if error.peers else None)
+    return messages.Fault(step.epoch, rank, step.number, str(error), suspect(error))
+
+
+def suspect(error: RingBrokenError) -> int | None:
+    """The rank that was waited for in vain, where that is known."""
+    return error.peers[0] if error.peers else None
