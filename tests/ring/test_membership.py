@@ -188,6 +188,19 @@ def test_a_second_process_waits_for_the_first_and_then_takes_its_place_for_good(
     assert refusal.reason == ("Rank 2 (pod pod-2) was away, and another process has taken its place; it must end.")
 
 
+def test_who_falls_silent_while_it_waits_is_let_go_and_no_ring_is_formed_for_it() -> None:
+    ring = formed()
+    ring.joined(9, candidate(2, "new"), 0.0)
+    actions: list[Action] = []
+    for tenth in range(1, 21):
+        for link in (1, 2, 3):
+            ring.heard(link, tenth / 10)
+        actions += ring.tick(tenth / 10)
+    assert actions == [Lost(9, 2, "it was silent for 1.10 s, more than the limit of 1 s")]
+    ring.disconnected(2, 2.0)
+    assert only(ring.stopped(1, 2.0), Form).ordinals == (0, 1, 3)
+
+
 def test_two_losses_leave_too_few_until_one_is_back() -> None:
     ring = formed()
     ring.disconnected(2, 1.0)
@@ -263,7 +276,7 @@ def test_a_member_whose_exchanges_break_again_and_again_is_left_out_for_a_time(
     again = candidate(blamed, epoch=ring.epoch)
     assert ring.joined(9, again, 3.5) == []
     for tenth in range(31, 80):
-        for link in rest:
+        for link in (*rest, 9):
             ring.heard(link, tenth / 10)
         assert ring.tick(tenth / 10) == []
     assert only(ring.tick(8.0), Fence) == Fence(ring.epoch, f"rank {blamed} is ready to join", abort=False)

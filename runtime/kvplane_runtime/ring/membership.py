@@ -117,7 +117,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A process is no longer counted; its link, if it is still open, is closed."""
+    """A process is no longer counted, or no longer waits to be; its link, if it is still open, is closed."""
 
     link: int
     ordinal: int
@@ -158,7 +158,7 @@ class Membership:
         self._identity = leader.identity
         self._limits = limits
         self._members: dict[int, _Member] = {SELF: _Member(leader, SELF, heard=now)}
-        self._door: dict[int, Candidate] = {}
+        self._door: dict[int, _Member] = {}
         """Who waits, by link: second processes of an ordinal, and the excluded."""
         self._excluded: dict[str, tuple[float, float]] = {}
         """By process, until when it is left out, and how long the last exclusion was."""
@@ -208,8 +208,8 @@ class Membership:
         """A process that has loaded its weights and is in no ring asks to be a member."""
         if reason := self._against(candidate):
             return [Refuse(link, f"Rank {candidate.ordinal} (pod {candidate.pod}) {reason}")]
-        self._door = {at: other for at, other in self._door.items() if other.process != candidate.process}
-        self._door[link] = candidate
+        self._door = {at: other for at, other in self._door.items() if other.candidate.process != candidate.process}
+        self._door[link] = _Member(candidate, link, heard=now)
         before = self._at(candidate.ordinal)
         actions: list[Action] = []
         if before is not None and before.candidate.process == candidate.process:
@@ -219,7 +219,7 @@ class Membership:
 
     def heard(self, link: int, now: float) -> None:
         """Anything came over a link."""
-        if member := self._members.get(link):
+        if member := self._members.get(link) or self._door.get(link):
             member.heard = now
 
     def disconnected(self, link: int, now: float, reason: str = "its connection closed") -> list[Action]:
@@ -279,10 +279,14 @@ class Membership:
         self._ticked = now
         if pause > self._limits.heartbeat / 2:
             # This process stood still, and the others' heartbeats wait in its sockets: only what follows is their silence.
-            for member in self._members.values():
+            for member in (*self._members.values(), *self._door.values()):
                 member.heard += pause
             self._phase_since += pause
         actions: list[Action] = []
+        for waiting in list(self._door.values()):  # else a ring would be formed for the dead
+            if reason := self._silent(waiting, now):
+                del self._door[waiting.link]
+                actions.append(Lost(waiting.link, waiting.candidate.ordinal, reason))
         for member in reversed(self._ordered()):
             if reason := self._silent(member, now):
                 actions += self._remove(member, reason, now)
@@ -357,20 +361,21 @@ class Membership:
     def _admit(self, now: float) -> list[Action]:
         """Lets in who waits for a place that is free now."""
         actions: list[Action] = []
-        for link, candidate in list(self._door.items()):
-            until, _ = self._excluded.get(candidate.process, (now, 0.0))
-            if self._at(candidate.ordinal) is None and now >= until:
+        for link, waiting in list(self._door.items()):
+            until, _ = self._excluded.get(waiting.candidate.process, (now, 0.0))
+            if self._at(waiting.candidate.ordinal) is None and now >= until:
                 del self._door[link]
-                actions += self._welcome(link, candidate, now)
+                actions += self._welcome(waiting, now)
         return actions
 
-    def _welcome(self, link: int, candidate: Candidate, now: float) -> list[Action]:
+    def _welcome(self, member: _Member, now: float) -> list[Action]:
         """Counts a process; a ring that runs stops for it at the next step."""
+        candidate = member.candidate
         last = self._counted.get(candidate.ordinal, candidate.process)
         if last != candidate.process:
             self._replaced.add(last)
         self._counted[candidate.ordinal] = candidate.process
-        self._members[link] = _Member(candidate, link, heard=now)
+        self._members[member.link] = member
         return self._fence(f"rank {candidate.ordinal} is ready to join", now, abort=self.phase is Phase.FORMING)
 
     def _remove(self, member: _Member, reason: str, now: float) -> list[Action]:
