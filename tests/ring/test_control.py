@@ -213,6 +213,21 @@ def test_who_has_not_asked_to_be_a_member_may_not_say_more_than_a_ring_holds(
         assert f"A message of {most + 1} bytes is announced".encode() in until_closed(stranger)
 
 
+def test_who_goes_away_while_it_loads_its_weights_is_told_to_be_gone(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *_ = sides
+    data = messages.encode(messages.Loading(2, 5, 10))
+    with socket.create_connection((HOST, leader.hub.port)) as first:
+        first.sendall(struct.pack(">I", len(data)) + data)
+        assert leader.next(messages.Loading).loaded_bytes == 5
+        with socket.create_connection((HOST, leader.hub.port)) as second:
+            second.sendall(struct.pack(">I", len(data)) + data)
+            assert leader.next(messages.Loading).loaded_bytes == 5
+            first.close()
+            until(lambda: len(leader.hub._loading) == 1)
+            assert leader.told.empty()
+        assert leader.next(control.Gone).ordinal == 2
+
+
 def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each form has all tokens of the ring: to send it takes a while, and to send it to all takes longer than the limit."""
     limits = Limits(heartbeat=1.0, gather=10.0)

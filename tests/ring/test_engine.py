@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.control import Gone
 from kvplane_runtime.ring.membership import BUILT, Limits
 from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
@@ -225,6 +226,14 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone_and_the_ring_goes_on(
     assert again.tokens == answer(prompt(300), 5)
     assert crew.leader.leader.state.scheduler.counts["cached_tokens"] == 0
     assert crew.leader.leader.state.epoch == epoch
+
+
+def test_how_far_a_rank_was_with_its_weights_is_forgotten_when_it_is_gone(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    crew.leader.inbox.put(messages.Loading(7, 5, 10))
+    crew.until(lambda: crew.leader.leader.state.loading == {7: 0.5})
+    crew.leader.inbox.put(Gone(7))
+    crew.until(lambda: crew.leader.leader.state.loading == {})
 
 
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:

@@ -97,7 +97,14 @@ class Severed:
     reason: str
 
 
-Order = Fence | FormOrder | Formed | Lost | messages.Done | messages.Loading
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A process that said how far it was with its weights is not connected any more."""
+
+    ordinal: int
+
+
+Order = Fence | FormOrder | Formed | Lost | Gone | messages.Done | messages.Loading
 """What the hub tells the engine."""
 
 
@@ -235,6 +242,8 @@ class Hub:
         """Rank by link in the last ring whose forms were sent."""
         self._finished: dict[int, int] = {}
         """Last finished step by link, in that ring."""
+        self._loading: dict[int, int] = {}
+        """Ordinal by link, of who said how far it was with its weights."""
         self._unwritten: FormOrder | None = None
         """An order whose forms rank 0 has not given yet."""
         tokens = join.world_size * join.capacity_tokens
@@ -367,6 +376,7 @@ class Hub:
                     membership.broken(link, message.epoch, message.number, message.reason, now, suspect=message.suspect)
                 )
             case messages.Loading():
+                self._loading[link] = message.ordinal
                 self._tell(message)
             case _:
                 pass  # a heartbeat says no more than that it came, which was heard
@@ -452,6 +462,9 @@ class Hub:
         self._joins.pop(link, None)
         self._seats.pop(link, None)
         self._finished.pop(link, None)
+        ordinal = self._loading.pop(link, None)
+        if ordinal is not None and ordinal not in self._loading.values():  # else it is back over a new connection
+            self._tell(Gone(ordinal))
         if writer := self._writers.pop(link, None):
             writer.close()
 

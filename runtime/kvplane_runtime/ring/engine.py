@@ -21,7 +21,7 @@ from kvplane_runtime.ring import messages, recovery, worker
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.api import RejectedError
 from kvplane_runtime.ring.communicator import PATIENT_SECONDS, RingBrokenError
-from kvplane_runtime.ring.control import FormOrder, Hub, Order, Seat
+from kvplane_runtime.ring.control import FormOrder, Gone, Hub, Order, Seat
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Lost
 from kvplane_runtime.ring.model import StepResult
@@ -191,7 +191,7 @@ class Leader:
                 self._done(order)
             case messages.Loading():
                 self._loading[order.ordinal] = order.loaded_bytes / max(1, order.total_bytes)
-            case Lost():
+            case Gone() | Lost():
                 self._loading.pop(order.ordinal, None)
 
     def _submit(self, submit: Submit) -> None:
