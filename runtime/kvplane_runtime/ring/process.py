@@ -37,6 +37,7 @@ from kvplane_runtime.ring.model import RingModel
 from kvplane_runtime.ring.openai import ServedModel
 from kvplane_runtime.ring.requests import Policy
 from kvplane_runtime.ring.settings import Settings, SettingsError
+from kvplane_runtime.ring.trial import TOLERANCE
 from kvplane_runtime.ring.worker import Place, Worker
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ def _dtype(settings: Settings) -> torch.dtype:
             config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
         )
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or dtype not in TOLERANCE:
         raise SettingsError(f"KVPLANE_RING_DTYPE is auto and the model's dtype is {name!r}; set float32 or bfloat16.")
     return dtype
 
@@ -172,7 +173,10 @@ def _follow(settings: Settings) -> int:
 
 def _lead(settings: Settings) -> int:
     """Rank 0: the status."""
-    store, port = communicator.serve(host=settings.address, port=settings.store_port)
+    try:
+        store, port = communicator.serve(host=settings.address, port=settings.store_port)
+    except RuntimeError as error:
+        raise _taken("KVPLANE_RING_STORE_PORT", settings.store_port, error) from error
     model, join = _load(settings, lambda loaded, total: log.info("Loaded %d of %d MiB.", loaded >> 20, total >> 20))
     inbox: SimpleQueue[Any] = SimpleQueue()
     place = Place(model=model, build=partial(_build, settings=settings))
@@ -184,7 +188,10 @@ def _lead(settings: Settings) -> int:
         tell=inbox.put,
         fence=place.fence,
     )
-    hub.start()
+    try:
+        hub.start()
+    except OSError as error:
+        raise _taken("KVPLANE_RING_CONTROL_PORT", settings.control_port, error) from error
     leader = Leader(
         about=About(
             pod=settings.pod,
@@ -222,6 +229,14 @@ def _lead(settings: Settings) -> int:
     return 0
 
 
+def _taken(variable: str, port: int, error: Exception) -> SettingsError:
+    """What to say where rank 0 cannot listen on a port."""
+    reason = str(error).partition("\n")[0]
+    return SettingsError(
+        f"{variable} is {port}, and rank 0 cannot listen there ({reason}); set a free port for all ranks."
+    )
+
+
 async def _serve(
     settings: Settings, *, engine: RingEngine, leader: Leader, served: ServedModel, inbox: "SimpleQueue[Any]"
 ) -> None:
@@ -243,10 +258,13 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, first)
+    door = api.Api(engine=engine, model=served)
+    try:
+        runner = await api.serve(door, host=settings.host, port=settings.port)
+    except OSError as error:
+        raise _taken("KVPLANE_RING_PORT", settings.port, error) from error
     thread = threading.Thread(target=work, name="ring-model", daemon=True)
     thread.start()
-    door = api.Api(engine=engine, model=served)
-    runner = await api.serve(door, host=settings.host, port=settings.port)
     log.info("Serving %s on http://%s:%d/v1.", settings.served_name, settings.host, settings.port)
     await stop.wait()
     log.info("Stopping, with %d requests in flight.", door.in_flight)
