@@ -4,6 +4,7 @@ import pytest
 
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
+from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.requests import Accepted, Ended, Failed, Policy, Progress
 from kvplane_runtime.ring.scheduler import Scheduler
 from tests.ring.simulated import POLICY, Ring, prompt, reference, sampled, seconds
@@ -141,6 +142,23 @@ def test_kept_prefixes_make_room_oldest_first() -> None:
     assert ring.scheduler.snapshot().counts["evicted_sequences"] == 1
     ring.submit("again", prompt(100, 3), max_tokens=1)
     assert ring.scheduler.snapshot().counts["cached_tokens"] == 99
+
+
+def test_what_is_known_is_told_without_a_look_at_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring()
+    for number in range(20):
+        ring.submit(f"k{number}", prompt(40, number))
+        ring.drain()
+    held, tokens = ring.ranks.held(), Layout.tokens
+    looked: list[int] = []
+
+    def counted(layout: Layout, rank: int) -> int:
+        looked.append(rank)
+        return tokens(layout, rank)
+
+    monkeypatch.setattr(Layout, "tokens", counted)
+    known = ring.scheduler.snapshot()
+    assert (known.kept, known.held, looked) == (20, held, [])
 
 
 def test_what_never_fits_is_refused_with_the_ring_that_would_do() -> None:

@@ -137,7 +137,9 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def charges_cover_what_is_held(self) -> None:
         known = self.ring.scheduler.snapshot()
+        layouts = [sequence.layout for sequence in self.ring.scheduler._sequences.values()]
         for rank, held in enumerate(known.held):
+            assert held == sum(layout.tokens(rank) for layout in layouts)
             assert held <= known.active[rank] + known.kept_tokens[rank] <= known.capacity_tokens
 
     @invariant()

@@ -322,21 +322,22 @@ class Scheduler:
     # What is known.
 
     def snapshot(self) -> Snapshot:
-        """The state now."""
-        sequences = list(self._sequences.values())
-        in_progress = [sequence for sequence in sequences if sequence.job is not None]
-        ranks = self._accounting.ranks
+        """The state now. It is asked for after every step: those that are kept, which may be thousands, are not gone through."""
+        in_progress = [self._sequences[identity] for job in self._jobs.values() for identity in job.outputs]
         return Snapshot(
             waiting=sum(not s.begun and s.parked_since is None for s in in_progress),
             prefilling=sum(s.begun and s.prefills for s in in_progress),
             decoding=sum(s.begun and s.decodes for s in in_progress),
             parked=sum(s.parked_since is not None for s in in_progress),
-            kept=len(sequences) - len(in_progress),
+            kept=len(self._sequences) - len(in_progress),
             queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
             capacity_tokens=self._accounting.capacity,
             limit_tokens=self._accounting.limit,
             model_tokens=self.policy.model_tokens,
-            held=tuple(sum(s.layout.tokens(rank) for s in sequences) for rank in range(ranks)),
+            held=tuple(
+                kept + sum(s.layout.tokens(rank) for s in in_progress)
+                for rank, kept in enumerate(self._accounting.kept)
+            ),
             active=self._accounting.active,
             kept_tokens=self._accounting.kept,
             counts=dict(self._counts),
