@@ -233,10 +233,10 @@ def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: py
     limits = Limits(heartbeat=1.0, gather=10.0)
     send = control._send_encoded
 
-    def slow(writer: Any, data: bytes) -> None:
-        if len(data) > 4000:
+    def slow(writer: Any, head: bytes, rest: bytes = b"") -> None:
+        if len(rest) > 4000:
             time.sleep(0.25)
-        send(writer, data)
+        send(writer, head, rest)
 
     monkeypatch.setattr(control, "_send_encoded", slow)
     leader = Leader(8, limits)

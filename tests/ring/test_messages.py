@@ -37,7 +37,10 @@ def test_a_message_arrives_as_it_was_sent(message: messages.AnyMessage) -> None:
 
 def test_forms_of_one_ring_arrive_each_as_it_is() -> None:
     forms = {link: messages.Form(4, rank, [MEMBER, MEMBER], "s:2", [TABLE]) for rank, link in enumerate((0, 7))}
-    assert {link: messages.decode(data) for link, data in messages.encode_forms(forms).items()} == forms
+    heads, rest = messages.encode_forms(forms)
+    assert {link: messages.decode(head + rest) for link, head in heads.items()} == forms
+    assert TABLE.packed in rest
+    assert not [head for head in heads.values() if TABLE.packed in head], "tokens are there once"
 
 
 def test_a_million_tokens_are_taken_over_without_a_look_at_each() -> None:

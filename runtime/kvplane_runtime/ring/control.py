@@ -201,9 +201,11 @@ def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
     _send_encoded(writer, messages.encode(message))
 
 
-def _send_encoded(writer: asyncio.StreamWriter, data: bytes) -> None:
+def _send_encoded(writer: asyncio.StreamWriter, head: bytes, rest: bytes = b"") -> None:
+    """One message in two parts; the second is not joined to the first, as it may be long."""
     if not writer.is_closing():
-        writer.writelines((_LENGTH.pack(len(data)), data))
+        writer.write(_LENGTH.pack(len(head) + len(rest)) + head)
+        writer.write(rest)
 
 
 def identity(config_hash: str, world_size: int) -> Identity:
@@ -278,7 +280,7 @@ class Hub:
         """Sends each link its form, of the same tables; False if something has happened since the order, so that there will be
         another.
         """
-        return self._loop.ask(self._pass_forms, epoch, messages.encode_forms(forms))
+        return self._loop.ask(self._pass_forms, epoch, *messages.encode_forms(forms))
 
     def answer(self, message: messages.Formed | messages.Done | messages.Fault) -> None:
         """What rank 0's own model did."""
@@ -432,7 +434,7 @@ class Hub:
         self._unwritten = FormOrder(form.epoch, tuple(seats))
         self._tell(self._unwritten)
 
-    def _pass_forms(self, epoch: int, forms: Mapping[int, bytes]) -> bool:
+    def _pass_forms(self, epoch: int, heads: Mapping[int, bytes], rest: bytes) -> bool:
         if self._unwritten is None or self._unwritten.epoch != epoch:
             return False
         order, self._unwritten = self._unwritten, None
@@ -441,14 +443,16 @@ class Hub:
         for link in self._seats:  # what it brought is in the tables of the ring now
             self._joins[link] = msgspec.structs.replace(self._joins[link], tables=[])
         self._beat_epoch = epoch
-        self._sending = asyncio.create_task(self._send_forms(forms))
+        self._sending = asyncio.create_task(self._send_forms(heads, rest))
         return True
 
-    async def _send_forms(self, forms: Mapping[int, bytes]) -> None:
-        """One after the other, with heartbeats between them: each has all tokens of the ring, and is copied on its way."""
-        for link, form in forms.items():
+    async def _send_forms(self, heads: Mapping[int, bytes], rest: bytes) -> None:
+        """One after the other, with heartbeats between them: each has all tokens of the ring, of which a copy is made for what
+        the network does not take at once.
+        """
+        for link, head in heads.items():
             if writer := self._writers.get(link):
-                _send_encoded(writer, form)
+                _send_encoded(writer, head, rest)
             await asyncio.sleep(0)
 
     def _pass_step(self, step: messages.Step) -> None:

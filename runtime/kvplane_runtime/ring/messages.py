@@ -245,7 +245,7 @@ def encode(message: AnyMessage) -> bytes:
 
 
 class _Form(msgspec.Struct, frozen=True, tag="Form"):
-    """A ``Form`` whose tables are encoded already."""
+    """A ``Form`` as it is written: the tables, its last field, are bytes that may follow it."""
 
     epoch: int
     rank: int
@@ -254,15 +254,17 @@ class _Form(msgspec.Struct, frozen=True, tag="Form"):
     tables: msgspec.Raw
 
 
-def encode_forms(forms: Mapping[int, Form]) -> dict[int, bytes]:
-    """Each of the ``forms``, which have the same tables. These hold all tokens of the ring and are encoded once: while they
-    are, no heartbeat is sent.
+def encode_forms(forms: Mapping[int, Form]) -> tuple[dict[int, bytes], bytes]:
+    """Each of the ``forms``, which have the same tables, as a head of its own and a rest that all share.
+
+    The rest holds all tokens of the ring. It is encoded once, since no heartbeat is sent meanwhile, and is there once.
     """
-    tables = msgspec.Raw(_ENCODER.encode(next(iter(forms.values())).tables)) if forms else msgspec.Raw()
-    return {
-        key: _ENCODER.encode(_Form(form.epoch, form.rank, form.members, form.store, tables))
+    rest = _ENCODER.encode(next(iter(forms.values())).tables) if forms else b""
+    heads = {
+        key: _ENCODER.encode(_Form(form.epoch, form.rank, form.members, form.store, msgspec.Raw()))
         for key, form in forms.items()
     }
+    return heads, rest
 
 
 def decode(data: bytes | bytearray | memoryview) -> AnyMessage:
