@@ -31,6 +31,9 @@ from unittest import mock
 from kvplane_runtime.ring.__main__ import serve
 
 HOST = "127.0.0.1"
+LIMIT_SECONDS = 2.0
+"""Silence after which a rank is lost: twice the default, since drills keep all cores of a machine busy, and none measures how
+soon a loss is noticed."""
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime", "."))
 
@@ -188,6 +191,7 @@ class Processes:
             "KVPLANE_RING_SHORT_TOKENS": "8",
             "KVPLANE_RING_PARENT": str(os.getpid()),
             "KVPLANE_RING_DRAIN_SECONDS": "5",
+            "KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS": f"{LIMIT_SECONDS:g}",
             **self._settings,
             **changed,
         }

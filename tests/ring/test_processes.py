@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ring.processes import Processes, Stream, processes
+from tests.ring.processes import LIMIT_SECONDS, Processes, Stream, processes
 from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
 
 
@@ -89,7 +89,7 @@ def test_rank_0_stands_still_in_generation(ring: Processes, model: Any) -> None:
     stream = ring.ask(tokens, 200)
     under_way(ring, stream, 10)
     ring.signal(0, signal.SIGSTOP)
-    time.sleep(2.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
+    time.sleep(LIMIT_SECONDS + 1.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
     ring.signal(0, signal.SIGCONT)
     whole(stream, model, tokens, 200)
     ring.formed()

@@ -12,15 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ring.processes import Processes, Stream
+from tests.ring.processes import LIMIT_SECONDS, Processes, Stream
 from tests.ring.relay import Relay
 from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
 
 SIZE = 3
 SLOW_SECONDS = 0.25
 """Each way. Between two heartbeats, 0.2 s apart, it adds so much silence once, when it begins."""
-LIMIT_SECONDS = 2.0
-"""Silence after which a rank is lost."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
     model = build(SERVED[0])
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
-    limit = {"KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS": f"{LIMIT_SECONDS:g}"}
-    ring = Processes(SIZE, folder, tmp_path_factory.mktemp("logs"), **limit)
+    ring = Processes(SIZE, folder, tmp_path_factory.mktemp("logs"))
     relays = {rank: Relay(ring.control_port) for rank in range(1, SIZE)}
     try:
         ring.start(0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.ring.processes import Processes, Stream, processes
+from tests.ring.processes import LIMIT_SECONDS, Processes, Stream, processes
 from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
 
 SEED = 20
@@ -118,7 +118,7 @@ class Faults:
             self._back[rank] = now + draw.uniform(0.0, 4.0)
         else:
             self._ring.signal(rank, signal.SIGSTOP)
-            self._go_on[rank] = now + draw.uniform(0.2, 3.0)
+            self._go_on[rank] = now + draw.uniform(0.2, 2 * LIMIT_SECONDS)
 
     def _mend(self, now: float) -> None:
         for rank in [rank for rank, at in self._go_on.items() if now >= at]:
