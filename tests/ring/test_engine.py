@@ -1,5 +1,6 @@
 """The engine with a model that is none, over real control connections: whatever fails, the tokens are the right ones."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -12,21 +13,34 @@ from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
 
 
-@pytest.fixture
-def crew() -> Iterator[Crew]:
+@contextlib.contextmanager
+def started() -> Iterator[Crew]:
     made = Crew(4)
     yield made
     made.close()
     assert [each.ended for each in (made.leader, *made.workers.values()) if each.ended] == []
 
 
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with started() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def calm() -> Iterator[Crew]:
+    """One for all tests that leave their ring as it is."""
+    with started() as made:
+        yield made
+
+
 def prompt(length: int, seed: int = 0) -> list[int]:
     return [(seed * 7919 + at * at) % 900 for at in range(length)]
 
 
-def test_a_ring_serves(crew: Crew) -> None:
-    crew.formed(0, 1, 2, 3)
-    long, short = crew.ask(prompt(300), 12), crew.ask(prompt(20, 1), 30)
+def test_a_ring_serves(calm: Crew) -> None:
+    calm.formed(0, 1, 2, 3)
+    long, short = calm.ask(prompt(300), 12), calm.ask(prompt(20, 1), 30)
     assert long.over.wait(20)
     assert short.over.wait(20)
     assert long.tokens == answer(prompt(300), 12)
@@ -201,13 +215,13 @@ def test_a_parked_request_that_waited_too_long_fails_with_a_sentence() -> None:
         ({"config_hash": "1.0/abd"}, "has the configuration abd, rank 0 has abc"),
     ],
 )
-def test_a_rank_of_another_ring_is_told_why_it_is_none(crew: Crew, other: dict[str, object], sentence: str) -> None:
-    crew.formed(0, 1, 2, 3)
-    stranger = WorkerProcess(crew, 2, **other)
-    crew.until(lambda: stranger.refused is not None)
+def test_a_rank_of_another_ring_is_told_why_it_is_none(calm: Crew, other: dict[str, object], sentence: str) -> None:
+    calm.formed(0, 1, 2, 3)
+    stranger = WorkerProcess(calm, 2, **other)
+    calm.until(lambda: stranger.refused is not None)
     assert sentence in (stranger.refused or "")
     stranger.kill()
-    crew.formed(0, 1, 2, 3)
+    calm.formed(0, 1, 2, 3)
 
 
 def test_a_request_whose_logits_are_no_numbers_fails_alone_and_the_ring_goes_on(crew: Crew) -> None:
@@ -228,12 +242,12 @@ def test_a_request_whose_logits_are_no_numbers_fails_alone_and_the_ring_goes_on(
     assert crew.leader.leader.state.epoch == epoch
 
 
-def test_how_far_a_rank_was_with_its_weights_is_forgotten_when_it_is_gone(crew: Crew) -> None:
-    crew.formed(0, 1, 2, 3)
-    crew.leader.inbox.put(messages.Loading(7, 5, 10))
-    crew.until(lambda: crew.leader.leader.state.loading == {7: 0.5})
-    crew.leader.inbox.put(Gone(7))
-    crew.until(lambda: crew.leader.leader.state.loading == {})
+def test_how_far_a_rank_was_with_its_weights_is_forgotten_when_it_is_gone(calm: Crew) -> None:
+    calm.formed(0, 1, 2, 3)
+    calm.leader.inbox.put(messages.Loading(7, 5, 10))
+    calm.until(lambda: calm.leader.leader.state.loading == {7: 0.5})
+    calm.leader.inbox.put(Gone(7))
+    calm.until(lambda: calm.leader.leader.state.loading == {})
 
 
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:

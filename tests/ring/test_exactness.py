@@ -40,7 +40,8 @@ class Conversation:
     expected_short: Tensor
 
 
-PROMPT, ANSWER, SECOND, AFTER, SHORT = 251, 9, 19, 4, 13
+PROMPT, ANSWER, SECOND, AFTER, SHORT = 251, 5, 19, 4, 13
+"""Tokens. An answer goes round all ranks and one further."""
 
 
 def converse(tiny: Tiny, model: torch.nn.Module) -> Conversation:

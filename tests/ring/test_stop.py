@@ -75,7 +75,7 @@ def test_a_second_signal_ends_it_at_once(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_ring_that_never_formed_stops_too(folder: Path, tmp_path: Path) -> None:
-    ring = Processes(3, folder, tmp_path, fresh=True)
+    ring = Processes(3, folder, tmp_path)
     try:
         ring.start(0)
         ring.until(lambda: ring.state() is not None)
