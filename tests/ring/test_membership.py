@@ -307,16 +307,28 @@ def test_of_two_that_cannot_connect_one_is_left_out() -> None:
     assert [action.ordinal for action in ring.tick(40.1) if isinstance(action, Lost)] == [3]
 
 
-@pytest.mark.parametrize(("suspect", "lost"), [(1, [1]), (0, []), (None, [])])
-def test_who_did_not_come_to_a_ring_is_left_out_and_not_who_waited_for_it(suspect: int | None, lost: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("reporter", "suspect", "seconds", "lost"),
+    [
+        (3, 1, 30.0, [1]),  # it did not come, and 3 is not to blame for having waited
+        (3, 1, 5.0, []),  # what broke was not that: it may only be slow
+        (3, 0, 30.0, []),
+        (3, None, 30.0, [3]),  # all have come: it cannot connect to somebody
+        (SELF, None, 30.0, [3]),  # nor can rank 0, to one of those that are not inside
+    ],
+)
+def test_who_keeps_a_ring_from_being_built_is_left_out(
+    reporter: int, suspect: int | None, seconds: float, lost: list[int]
+) -> None:
     ring = formed()
     ring.disconnected(1, 0.0)
     ring.joined(9, candidate(1, "new"), 0.0)
     ring.stopped(1, 0.0)
-    actions = ring.broken(3, 1, BUILT, "it waited for the others", 30.0, suspect=suspect)
-    for link in (9, 2):
-        actions += ring.broken(link, 1, BUILT, "fenced", 30.0)
-    actions += ring.stopped(2, 30.0)
+    ring.done(2, 1, BUILT, 1.0)
+    actions = ring.broken(reporter, 1, BUILT, "it waited for the others", seconds, suspect=suspect)
+    for link in (9, 2, 3):
+        actions += ring.broken(link, 1, BUILT, "fenced", seconds)
+    actions += ring.stopped(2, seconds)
     assert [action.ordinal for action in actions if isinstance(action, Lost)] == lost
     assert only(actions, Form).ordinals == tuple(ordinal for ordinal in range(4) if ordinal not in lost)
 

@@ -255,9 +255,10 @@ class Membership:
         if not member or not member.bound or epoch != self.ring:
             return []
         member.answered = max(number, self._sent)  # it runs none of the steps behind the one that broke
+        in_vain = self.phase is Phase.FORMING and now - self._phase_since >= self._limits.form
         actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
         if actions:  # it is the first to say so
-            actions += self._blame(link, number, suspect, now)
+            actions += self._absent(link, suspect, now) if in_vain else self._strike(link, suspect, now)
         return actions + self._advance(now)
 
     def withdrawn(self, now: float) -> list[Action]:
@@ -333,18 +334,27 @@ class Membership:
             return f"it did not connect to its neighbours within {limit:g} s"
         return None
 
-    def _blame(self, link: int, number: int, suspect: int | None, now: float) -> list[Action]:
-        """Leaves out who did not come to a ring that was built, and who is to blame for the breaks of the last minute, if they
-        were too many.
-        """
+    def _suspected(self, suspect: int | None) -> _Member | None:
         ring = [member for member in self._ordered() if member.bound]
-        blamed = ring[suspect] if suspect is not None and suspect < len(ring) else self._members[link]
-        if number == BUILT and blamed.link not in (SELF, link):
-            self._exclude(blamed, now)
-            return self._remove(blamed, f"it did not come to the ring of epoch {self.ring}", now)
+        return ring[suspect] if suspect is not None and suspect < len(ring) else None
+
+    def _absent(self, link: int, suspect: int | None, now: float) -> list[Action]:
+        """Leaves out who keeps a ring from being built: who did not come, or else one of those that cannot connect."""
+        blamed = self._suspected(suspect)
+        if blamed is None:  # all have come; who says so is one of those that are not inside
+            outside = [member for member in self._ordered() if member.link != SELF and member.answered < BUILT]
+            blamed = outside[-1] if link == SELF and outside else self._members[link]
+        if blamed.link == SELF:
+            return []
+        self._exclude(blamed, now)
+        return self._remove(blamed, f"the ring of epoch {self.ring} could not be built with it", now)
+
+    def _strike(self, link: int, suspect: int | None, now: float) -> list[Action]:
+        """Leaves out who is to blame for the breaks of the last minute, if they were too many."""
         self._strikes = [at for at in self._strikes if now - at < _STRIKE_SECONDS] + [now]
         if len(self._strikes) < _STRIKES:
             return []
+        blamed = self._suspected(suspect) or self._members[link]
         if blamed.link == SELF:
             blamed = self._members[link]
         if blamed.link == SELF:
