@@ -119,7 +119,7 @@ def test_a_silent_worker_is_fenced_out_and_its_work_is_void(sides: tuple[Leader,
     other.next(messages.Step)
     silent.tether._loop.post(time.sleep, 1.5)
     assert leader.next(Lost).ordinal == 1
-    assert leader.next(Fence) == Fence(1, leader.fences.get(timeout=5)[1], abort=True)
+    assert leader.next(Fence) == Fence(1, leader.fences.get(timeout=5)[1], abort=True, lost=True)
     assert other.fences.get(timeout=5) == (1, "rank 0 fenced it")
     leader.hub.stopped(1)
     other.tether.send(messages.Fault(0, 2, 0, "fenced"))

@@ -3,12 +3,15 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
+from unittest import mock
 
 import pytest
 
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.control import Gone
-from kvplane_runtime.ring.membership import BUILT, Limits
+from kvplane_runtime.ring.engine import About, Leader
+from kvplane_runtime.ring.membership import BUILT, Fence, Formed, Limits
 from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
 
@@ -248,6 +251,28 @@ def test_how_far_a_rank_was_with_its_weights_is_forgotten_when_it_is_gone(calm: 
     calm.until(lambda: calm.leader.leader.state.loading == {7: 0.5})
     calm.leader.inbox.put(Gone(7))
     calm.until(lambda: calm.leader.leader.state.loading == {})
+
+
+def test_who_joins_while_a_ring_is_formed_makes_it_no_loss_and_hides_none() -> None:
+    leader = Leader(
+        about=About("ring-0", "fake", 4, 100, "nowhere:1"),
+        place=mock.Mock(),
+        hub=mock.Mock(),
+        inbox=SimpleQueue(),
+        policy=Policy(),
+        uniform=lambda: 0.5,
+    )
+
+    def formed_after(*fences: Fence) -> None:
+        for fence in fences:
+            leader._fence(fence)
+        leader._resume(Formed(-1, (), seconds=3.0))
+
+    formed_after()
+    formed_after(Fence(1, "rank 3 is ready", abort=False), Fence(2, "rank 2 is ready", abort=True))
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 0, "joined": 1}, ())
+    formed_after(Fence(3, "rank 2 is lost", abort=True, lost=True), Fence(4, "rank 2 is ready", abort=True))
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 1, "joined": 1}, (3.0,))
 
 
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:

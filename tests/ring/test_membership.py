@@ -89,7 +89,7 @@ def test_a_lost_member_is_fenced_out_at_once_and_the_living_form_as_soon_as_they
     ring.done(1, 0, 0, 1.0)  # one had finished the step, rank 3 hangs in it
     actions = ring.disconnected(2, 1.0)
     assert only(actions, Lost).ordinal == 2
-    assert only(actions, Fence) == Fence(1, "rank 2 is lost: its connection closed", abort=True)
+    assert only(actions, Fence) == Fence(1, "rank 2 is lost: its connection closed", abort=True, lost=True)
     assert not ring.send(0, 1)
     assert ring.stopped(1, 1.01) == []
     assert ring.broken(3, 0, 0, "it was fenced", 1.02) == [Form(1, (0, 1, 3), (0, 1, 3))]
@@ -166,7 +166,9 @@ def test_a_loss_during_a_join_cuts_the_step_short() -> None:
         ring.done(link, 1, BUILT, 1.0)
     ring.send(1, 0)
     ring.joined(9, candidate(2, "new"), 2.0)
-    assert only(ring.disconnected(3, 2.1), Fence) == Fence(2, "rank 3 is lost: its connection closed", abort=True)
+    assert only(ring.disconnected(3, 2.1), Fence) == Fence(
+        2, "rank 3 is lost: its connection closed", abort=True, lost=True
+    )
     ring.broken(1, 1, 0, "fenced", 2.2)
     assert only(ring.stopped(2, 2.2), Form).ordinals == (0, 1, 2)
 
@@ -215,7 +217,8 @@ def test_a_loss_while_forming_forms_again() -> None:
     ring.disconnected(2, 1.0)
     ring.stopped(1, 1.0)
     ring.done(1, 1, BUILT, 1.0)
-    ring.joined(9, candidate(2, "new"), 1.0)
+    joined = ring.joined(9, candidate(2, "new"), 1.0)
+    assert joined == [Fence(2, "rank 2 is ready to join", abort=True, lost=False)]
     ring.stopped(2, 1.1)
     assert only(ring.broken(3, 1, BUILT, "fenced", 1.2), Form) == Form(2, (0, 1, 9, 3), (0, 1, 2, 3))
 

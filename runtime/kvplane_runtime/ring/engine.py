@@ -125,6 +125,7 @@ class Leader:
         self._began = self._expired_at = self._whole_at = self._progress_at = clock()
         self._startup_seconds: float | None = None
         self._cause = "joined"
+        """Of the next ring: lost, if a member was lost since the ring worked, whoever joined besides."""
         self._reforms = {"lost": 0, "joined": 0}
         self._recovery_seconds: tuple[float, ...] = ()
         self._loading: dict[int, float] = {}
@@ -335,8 +336,8 @@ class Leader:
     def _fence(self, fence: Fence) -> None:
         """Stops: this is between two steps, or the step has broken."""
         self._halt()
-        if self._epoch >= 0:
-            self._cause = "lost" if fence.abort else "joined"
+        if fence.lost:
+            self._cause = "lost"
         if fence.abort:
             self._place.leave()
         self._hub.stopped(fence.epoch)
@@ -401,11 +402,12 @@ class Leader:
             return
         self._formed = True
         self._loading = {ordinal: share for ordinal, share in self._loading.items() if ordinal not in self._members}
+        cause, self._cause = self._cause, "joined"
         if self._startup_seconds is None:
             self._startup_seconds = self._clock() - self._began
             return
-        self._reforms[self._cause] += 1
-        if self._cause == "lost":
+        self._reforms[cause] += 1
+        if cause == "lost":
             self._recovery_seconds = (*self._recovery_seconds, formed.seconds)
 
 

@@ -86,6 +86,8 @@ class Fence:
     """Of the next ring: whatever carries an older one is void after an ``abort``."""
     reason: str
     abort: bool
+    lost: bool = False
+    """A member was lost, or an exchange broke; else somebody comes of its own accord."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,7 @@ class Membership:
             return []
         member.answered = max(number, self._sent)  # it runs none of the steps behind the one that broke
         in_vain = self.phase is Phase.FORMING and now - self._phase_since >= self._limits.form
-        actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
+        actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True, lost=True)
         if actions:  # it is the first to say so
             actions += self._absent(link, suspect, now) if in_vain else self._strike(link, suspect, now)
         return actions + self._advance(now)
@@ -394,10 +396,10 @@ class Membership:
         actions: list[Action] = [Lost(member.link, ordinal, reason)]
         self._strikes.clear()
         if member.bound:
-            actions += self._fence(f"rank {ordinal} is lost: {reason}", now, abort=True)
+            actions += self._fence(f"rank {ordinal} is lost: {reason}", now, abort=True, lost=True)
         return actions
 
-    def _fence(self, reason: str, now: float, *, abort: bool) -> list[Action]:
+    def _fence(self, reason: str, now: float, *, abort: bool, lost: bool = False) -> list[Action]:
         if self.phase is Phase.GATHERING or (self.phase is Phase.FENCING and (self._aborted or not abort)):
             return []
         if self.phase is Phase.FORMED:
@@ -407,7 +409,7 @@ class Membership:
             self.phase = Phase.FENCING
         self._aborted = abort
         self._phase_since = now
-        return [Fence(self.epoch, reason, abort)]
+        return [Fence(self.epoch, reason, abort, lost)]
 
     def _stopped(self, member: _Member) -> bool:
         return self._self_stopped if member.link == SELF else not member.bound or member.answered >= self._sent
