@@ -28,10 +28,17 @@ class MeteredVisit:
         self._reader = reader
         self._drop_usage = False
 
-    async def admit(self, request: Request) -> Request | Refusal:
+    def admit_now(self, request: Request) -> Request | Refusal | None:
         if self._endpoint is None:
             return request
-        generation = await self._reader.read(self._endpoint, request.body)
+        generation = self._reader.read_now(self._endpoint, request.body)
+        return None if generation is None else self._read(request, generation)
+
+    async def admit(self, request: Request) -> Request | Refusal:
+        assert self._endpoint is not None  # else it was let in at once
+        return self._read(request, await self._reader.read(self._endpoint, request.body))
+
+    def _read(self, request: Request, generation: openai.Generation | Refusal) -> Request | Refusal:
         if isinstance(generation, Refusal):
             return generation
         edited = openai.with_usage(request.body, generation)

@@ -219,6 +219,12 @@ class Pass:
     def last_on_connection(self) -> bool:
         return self.gate.last_on_connection
 
+    def admit_now(self, request: Request) -> Request | Refusal | None:
+        if self.gate.hold:
+            return None
+        self.gate.admitted.append(request)
+        return self.gate.refusal_after_body or self.gate.edit(request)
+
     async def admit(self, request: Request) -> Request | Refusal:
         self.gate.admitted.append(request)
         if self.gate.hold:

@@ -205,8 +205,9 @@ class ClientConnection(asyncio.Protocol):
         self._state = _State.LINGERING
         if self._upstream is not None:
             self._upstream.abort()
+            self._upstream = None
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel()  # which may not have begun yet
         self._leave()
 
     def pause_writing(self) -> None:
@@ -308,15 +309,24 @@ class ClientConnection(asyncio.Protocol):
         self._state = _State.SERVING
         body, self._body = self._body, bytearray()
         request = Request(self._head, self._request_id, bytes(body) if len(body) < _COPIED_BYTES else body)
-        self._task = self._loop.create_task(self._serve(request, self._ticket))
+        admitted = self._ticket.admit_now(request)
+        begun = None
+        if isinstance(admitted, Request) and (begun := self._proxy.upstream.take_idle()) is not None:
+            self._begin(begun, admitted)
+        self._task = self._loop.create_task(self._serve(request, self._ticket, admitted, begun))
         self._task.add_done_callback(self._served)
 
-    async def _serve(self, request: Request, ticket: Ticket) -> None:
+    async def _serve(
+        self, request: Request, ticket: Ticket, admitted: Request | Refusal | None, begun: UpstreamConnection | None
+    ) -> None:
+        """From what was decided, and sent, at once to the end of the answer."""
         while True:
-            admitted = await ticket.admit(request)
-            outcome = admitted if isinstance(admitted, Refusal) else await self._forward(admitted)
+            if admitted is None:
+                admitted = await ticket.admit(request)
+            outcome = admitted if isinstance(admitted, Refusal) else await self._forward(admitted, begun)
             if not isinstance(outcome, Again):
                 break
+            admitted = begun = None
         self._task = None
         if outcome is not None:
             self._refuse(outcome, body_read=True)
@@ -331,14 +341,16 @@ class ClientConnection(asyncio.Protocol):
             )
             self.abort()
 
-    async def _forward(self, request: Request) -> Refusal | Again | None:
-        """Sends the request and relays the response; returns what to do if there is none to relay."""
-        self._dropped = None
+    async def _forward(self, request: Request, begun: UpstreamConnection | None) -> Refusal | Again | None:
+        """Sends the request, unless it was sent, and relays the response; returns what to do if there is none to relay."""
         pool = self._proxy.upstream
-        idle = pool.take_idle()
+        idle = begun or pool.take_idle()
         try:
             try:
-                await self._exchange(idle or await pool.connect(), request)
+                if begun is not None:
+                    await self._completed(begun)
+                else:
+                    await self._exchange(idle or await pool.connect(), request)
             except UpstreamClosedError as error:
                 # A reused connection that closes without a byte was most likely closed before the request reached it,
                 # but only an idempotent request may be sent on that guess.
@@ -351,11 +363,19 @@ class ClientConnection(asyncio.Protocol):
         return self._dropped
 
     async def _exchange(self, connection: UpstreamConnection, request: Request) -> None:
+        self._begin(connection, request)
+        await self._completed(connection)
+
+    def _begin(self, connection: UpstreamConnection, request: Request) -> None:
+        connection.begin(request, self)
+        self._dropped = None
         self._upstream = connection
         if self._write_paused:
             connection.pause_relay()
+
+    async def _completed(self, connection: UpstreamConnection) -> None:
         try:
-            await connection.exchange(request, self)
+            await connection.completed()
         finally:
             self._upstream = None
             self._proxy.upstream.give_back(connection)

@@ -296,28 +296,40 @@ class Ticket:
         """As the drain says."""
         return self._visit.last_on_connection
 
+    def admit_now(self, request: Request) -> Request | Refusal | None:
+        """The decision on a new request where there is one at once; None where it has to wait, or came again."""
+        if self._entry is not None:
+            return None
+        generation = self._gate.reader.read_now(self._endpoint, request.body)
+        return None if generation is None else self._offer(request, generation) or self._decision(request)
+
     async def admit(self, request: Request) -> Request | Refusal:
         """Waits until the request may go to the engine; a request that comes again waits with what it had."""
         if self._entry is None:
-            unread = await self._offer(request)
-            if unread is not None:
+            generation = await self._gate.reader.read(self._endpoint, request.body)
+            if unread := self._offer(request, generation):
                 return unread
-        entry = self._entry
-        assert entry is not None and self._request is not None  # noqa: S101  (offered above)
-        while entry.admitted_at is None and entry.refusal is None:
+        while (decision := self._decision(request)) is None:
             self.decided.clear()
             await self.decided.wait()
+        return decision
+
+    def _decision(self, request: Request) -> Request | Refusal | None:
+        """What became of the offer; None as long as it waits."""
+        entry = self._entry
+        assert entry is not None and self._request is not None  # noqa: S101  (it was offered)
+        if entry.admitted_at is None and entry.refusal is None:
+            return None
         self._gate.decided(entry)
         if entry.refusal is not None:
             return refusal(entry.refusal)
         # The engine may have died while the request waited.
-        died = await self._visit.admit(request)
+        died = self._visit.admit_now(request)
         return died if isinstance(died, Refusal) else self._request
 
-    async def _offer(self, request: Request) -> Request | Refusal | None:
+    def _offer(self, request: Request, generation: Generation | Refusal) -> Request | Refusal | None:
         """Offers the request; returns it, or a refusal, where there is nothing to offer."""
         off = self._gate.off
-        generation = await self._gate.reader.read(self._endpoint, request.body)
         if isinstance(generation, Refusal):
             return request if off else generation
         self.text_bytes = sum(prompt.text_bytes for prompt in generation.prompts)

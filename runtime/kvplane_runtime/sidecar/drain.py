@@ -118,9 +118,13 @@ class Visit:
         """During a drain the client is to come back on a new connection, which leads to another replica."""
         return self.gate.draining
 
-    async def admit(self, request: Request) -> Request | Refusal:
+    def admit_now(self, request: Request) -> Request | Refusal:
         """The engine may have died while the body was read."""
         return self.gate.check_engine() or request
+
+    async def admit(self, request: Request) -> Request | Refusal:
+        """The same: nothing is waited for."""
+        return self.admit_now(request)
 
     def answered(self, head: ResponseHead) -> Relay:
         """Whatever the engine answers goes to the client."""
