@@ -330,6 +330,20 @@ async def test_policies_that_do_not_enforce_let_everything_pass(policy: str, tmp
             assert "stream_options" not in stage.bodies[0]
 
 
+@pytest.mark.parametrize("policy", ["Observe", "Off"])
+async def test_without_a_queue_the_engines_own_503_is_the_answer(policy: str, tmp_path: Path) -> None:
+    async def refuses(socket: UpstreamSocket) -> None:
+        while True:
+            await socket.request()
+            await socket.send(BUSY)
+
+    async with staged(refuses, tmp_path, policy=policy) as stage:
+        stage.scraped()
+        refused = await stage.ask({"prompt": ids(8), "max_tokens": 4})
+        assert (refused.status, refused.header(b"x-kvplane-reason")) == (503, None)
+        assert len(stage.upstream.requests) == 1
+
+
 async def test_policy_off_leaves_even_malformed_bodies_to_the_engine(tmp_path: Path) -> None:
     async with staged(answers, tmp_path, policy="Off") as stage:
         client = await stage.client()

@@ -84,6 +84,11 @@ class AdmissionGate:
         """Whether requests are only measured."""
         return self._config.current.admission.policy == "Off"
 
+    @property
+    def enforced(self) -> bool:
+        """Whether what is decided is done."""
+        return self._config.current.admission.policy == "Enforce"
+
     # Requests.
     def enter(self, head: RequestHead) -> "Ticket | Visit | Refusal":
         """Refuses while the pod drains or the engine is not ready; decides on nothing else yet."""
@@ -341,11 +346,11 @@ class Ticket:
         return None
 
     def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
-        """The engine's own 503 sends the request back into the queue; what it says to an admitted one is measured."""
+        """The engine's own 503 sends the request back into the queue, where there is one; all else is passed on and measured."""
         entry = self._entry
         if entry is None:
             return Relay()
-        if head.status == 503 and not self._gate.off:
+        if head.status == 503 and self._gate.enforced:
             self._gate.requeue(entry)
             return Again() if entry.refusal is None else refusal(entry.refusal)
         self._served = head.status == 200
