@@ -119,6 +119,9 @@ _REFERENCE_TAIL: Final = """\
 The operator gets exactly what it uses, cluster-wide or, with `watchNamespaces`, in those namespaces only; a test runs it
 behind a recorder and compares. It reads no secrets, no pod logs, and executes nothing in pods.
 
+Who may write an LLMService can run any pod in its namespace, by `engine.image` and `podTemplate`, hostPath volumes included: grant
+it like the right to write Deployments, and let the namespace's pod security bound it.
+
 | resource | verbs | for |
 |---|---|---|
 | llmservices | list, watch | the services |
