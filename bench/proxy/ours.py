@@ -10,7 +10,7 @@ from dataclasses import replace
 import uvloop
 
 from kvplane_runtime.proxy import openai, sse
-from kvplane_runtime.proxy.gate import Refusal, Relay
+from kvplane_runtime.proxy.gate import End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.reader import BodyReader
@@ -50,8 +50,8 @@ class MeteredVisit:
             return Relay()
         return Relay(sse.meter(head, self._endpoint, drop_usage=self._drop_usage, on_first_token=_nothing))
 
-    def leave(self, *, completed: bool) -> None:
-        del completed
+    def leave(self, end: End) -> None:
+        del end
 
 
 class OpenGate:

@@ -155,14 +155,15 @@ async def answers(socket: UpstreamSocket) -> None:
 class Held:
     """An engine that answers when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, says: bytes | None = None) -> None:
         self.go = asyncio.Event()
+        self._says = answer() if says is None else says
 
     async def __call__(self, socket: UpstreamSocket) -> None:
         while True:
             await socket.request()
             await self.go.wait()
-            await socket.send(answer())
+            await socket.send(self._says)
 
 
 def ids(count: int) -> list[int]:

@@ -11,12 +11,12 @@ Every request with a valid head goes through one gate, in this order:
    not), drop it and go back to 2 with the request as it came (``Again``), or drop it and refuse. A ticket says ``Again``
    for a request that the engine has refused itself, and bounds how often; the proxy does not count.
 4. ``Meter.feed`` for each piece of the body, ``Meter.finish`` at its end: framing removed before, put on again after.
-5. ``Ticket.leave(completed=...)`` exactly once, whatever happened and after whichever step: what a ticket holds is given
-   back there. Completed: the engine's answer was handed to the client's connection whole.
+5. ``Ticket.leave(end)`` exactly once, whatever happened and after whichever step: what a ticket holds is given back there.
 
 All but ``admit`` are called from the event loop's callbacks, so they return at once and do not raise.
 """
 
+import enum
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,17 @@ class Refusal:
     """The field of the request body that is at fault, such as ``stream_options.include_usage``."""
     reason: str | None = None
     """What was short, in one word for ``x-kvplane-reason``, such as ``kv``; None sends no such field."""
+
+
+class End(enum.Enum):
+    """How a request's stay ended."""
+
+    COMPLETED = enum.auto()
+    """The engine's answer was handed to the client's connection whole."""
+    ABANDONED = enum.auto()
+    """The client went away, or stopped reading, before it was."""
+    UNSERVED = enum.auto()
+    """Neither: it was refused, or the engine did not answer, or not to the end."""
 
 
 class Meter(Protocol):
@@ -80,7 +91,7 @@ class Ticket(Protocol):
     def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
         """Decides what becomes of the engine's answer."""
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         """The request is over."""
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from kvplane_runtime.proxy import answers
-from kvplane_runtime.proxy.gate import Again, Gate, Meter, Refusal, Relay, Ticket
+from kvplane_runtime.proxy.gate import Again, End, Gate, Meter, Refusal, Relay, Ticket
 from kvplane_runtime.proxy.http1 import (
     ChunkedScanner,
     Framing,
@@ -208,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
             self._upstream = None
         if self._task is not None:
             self._task.cancel()  # which may not have begun yet
-        self._leave()
+        self._leave(End.ABANDONED)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -488,7 +488,7 @@ class ClientConnection(asyncio.Protocol):
         Which also comes where it was not announced, for a drain that has begun since the head of the response went out.
         """
         self._last = self._last or (self._ticket is not None and self._ticket.last_on_connection)
-        self._leave()
+        self._leave(End.UNSERVED)
         self._body_scanner = None
         self._head = None
         self._request_id = b""
@@ -520,12 +520,13 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write_eof()
         self._arm(self._limits.linger_seconds, self._linger_on)
 
-    def _leave(self) -> None:
+    def _leave(self, otherwise: End) -> None:
+        """Gives the ticket back; ``otherwise``: how the request ended if it was not completed."""
         self._release_body()
         self._body.clear()
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
-            ticket.leave(completed=self._completed)
+            ticket.leave(End.COMPLETED if self._completed else otherwise)
 
     def _release_body(self) -> None:
         self._proxy.held_bytes -= self._held

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvplane_api.names import DRAIN_GRACE_SECONDS
-from kvplane_runtime.proxy.gate import Refusal, Relay
+from kvplane_runtime.proxy.gate import End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 
 LONGEST_GRACE_SECONDS = 30.0
@@ -131,7 +131,7 @@ class Visit:
         del head
         return Relay()
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         """One request fewer."""
-        del completed
+        del end
         self.gate.leave()

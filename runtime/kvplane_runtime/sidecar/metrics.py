@@ -19,6 +19,7 @@ from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.promises import Result
 from kvplane_runtime.sidecar.signals import KV_BLOCK_LIFETIME, PREFIX, SIGNALS, Histogram, Kind
 from kvplane_runtime.signals.thrash import KINDS
 
@@ -155,6 +156,21 @@ STARTUP: Final = Metric(
     Kind.GAUGE,
     "From the sidecar's start to the engine's first passing health check; absent if it found the engine up.",
 )
+SLO_REQUESTS: Final = Metric(
+    "kvplane_slo_requests",
+    Kind.COUNTER,
+    "Generating requests that are over, by what became of the promises in slo: met; ttft-missed (first token late); "
+    "tpot-missed (tokens slow); total-missed (not streamed, and longer than both promises allow together); refused (429, also "
+    "by a tenant's own limit, or the engine's 503); failed (another 5xx, a cut answer, or no engine). Not counted: clients that "
+    "left, other 4xx, answers whose tokens are not known.",
+    ("result",),
+)
+CLIENT_TTFT: Final = Metric(
+    "kvplane_client_time_to_first_token_seconds",
+    Kind.HISTOGRAM,
+    "Time from a request's arrival here to its first token, admission's queue included: what slo.ttftMilliseconds promises. "
+    "Of streamed answers only; of the others it is not known.",
+)
 ADMISSION_DECISIONS: Final = Metric(
     "kvplane_admission_decisions",
     Kind.COUNTER,
@@ -234,6 +250,8 @@ METRICS: Final = (
     ENGINE_INFO,
     ENGINE_READY,
     STARTUP,
+    SLO_REQUESTS,
+    CLIENT_TTFT,
     ADMISSION_DECISIONS,
     ADMISSION_REQUESTS,
     ADMISSION_KV_PEAK,
@@ -293,6 +311,7 @@ class SidecarCollector(Collector):
     def _known(self) -> Iterator[tuple[Metric, Samples]]:
         yield from self._from_scrape()
         yield from self._from_account()
+        yield from self._from_promises()
         yield from self._from_admission()
         engine, now = self._engine, self._clock()
         heard = {} if engine.kv.ledger.heard_at is None else {KV_EVENTS: engine.kv.ledger.heard_at}
@@ -347,6 +366,11 @@ class SidecarCollector(Collector):
                 KV_EVENTS_PASSED_OVER,
                 {("unreadable",): ledger.unreadable_total, ("untracked",): ledger.untracked_total},
             )
+
+    def _from_promises(self) -> Iterator[tuple[Metric, Samples]]:
+        promises = self._gate.promises
+        yield SLO_REQUESTS, {(result.value,): promises.results[result] for result in Result}
+        yield CLIENT_TTFT, {(): promises.first_token_seconds.histogram()}
 
     def _from_admission(self) -> Iterator[tuple[Metric, Samples]]:
         gate, admission = self._gate, self._config.current.admission
