@@ -5,8 +5,8 @@ met if its answer came whole, its first token within ``ttftMilliseconds`` of its
 within ``tpotMilliseconds`` each on average. An answer that is not streamed shows its client neither time, so its whole is
 held against both together: ttft + (tokens - 1) x tpot.
 
-Judged is only what is known. Left out are requests whose client went away, those that the client got wrong (4xx), and
-answers whose tokens nobody counted.
+A request has arrived when its body is there and read, as for admission's own deadline. Judged is only what is known. Left out
+are requests whose client went away, those that the client got wrong (4xx), and answers whose tokens nobody counted.
 """
 
 from collections import Counter
