@@ -79,7 +79,7 @@ def _fine() -> Row:
             stat(
                 "Promises kept",
                 "Share of requests that got what slo promises: a whole answer, its first token and its pace in time, waiting "
-                "included. Refused and failed requests did not; clients that left are not counted.",
+                "included. Refused and failed requests did not; clients that left in time are not counted.",
                 kept_share(CHOSEN_SERVICES),
                 unit="percentunit",
                 below="red",

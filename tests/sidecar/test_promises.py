@@ -288,7 +288,24 @@ async def test_without_an_engine_requests_fail_and_only_those_that_generate(tmp_
             assert stage.gate.promises.results[Result.FAILED] == failed
 
 
-async def test_a_client_that_leaves_is_not_judged(tmp_path: Path) -> None:
+async def test_a_client_that_leaves_the_queue_when_its_time_is_over_was_late(tmp_path: Path) -> None:
+    engine = Held()
+    async with staged(engine, tmp_path, queue={"maxWaitSeconds": 10}) as stage:
+        stage.scraped()
+        long = {"prompt": ids(200), "max_tokens": 64}
+        await at_the_engine(stage, long)
+        clients = [await stage.post(long) for _ in range(2)]
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 2)
+        clients[0].abort()
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 1)
+        stage.clock.pass_seconds(2.5)
+        clients[1].abort()
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 0)
+        assert results(stage) == {Result.TTFT_MISSED: 1}
+        engine.go.set()
+
+
+async def test_a_client_that_leaves_in_time_is_not_judged(tmp_path: Path) -> None:
     engine = Streams()
     async with staged(engine, tmp_path) as stage:
         stage.scraped()

@@ -192,7 +192,9 @@ class AdmissionGate:
     ) -> Result | None:
         """What became of the promises to a request that is over; None where it is not to be judged."""
         if end is End.ABANDONED:
-            return None
+            # Who left after it was late may have left because of that; who left before may have got it in time.
+            waited = (ticket.first_token_at or entry.admitted_at or now) - entry.arrived_at
+            return Result.TTFT_MISSED if waited > self._config.current.slo.ttft_milliseconds / 1000 else None
         if entry.refusal is not None:
             return None if entry.refusal.reason is Reason.CONTEXT else Result.REFUSED
         status = ticket.status

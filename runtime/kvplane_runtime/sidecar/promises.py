@@ -6,7 +6,8 @@ within ``tpotMilliseconds`` each on average. An answer that is not streamed show
 held against both together: ttft + (tokens - 1) x tpot.
 
 A request has arrived when its body is there and read, as for admission's own deadline. Judged is only what is known. Left out
-are requests whose client went away, those that the client got wrong (4xx), and answers whose tokens nobody counted.
+are requests whose client went away before the first token was known to be late, those that the client got wrong (4xx), and
+answers whose tokens nobody counted.
 """
 
 from collections import Counter
