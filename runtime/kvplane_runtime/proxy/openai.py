@@ -13,6 +13,7 @@ belong (``1.0``, ``"1"`` and ``true`` are none), bounded nesting.
 import enum
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -160,8 +161,8 @@ def _decode(body: bytes | bytearray) -> dict[str, object]:
 def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(members)
     if len(found) != len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
+        times = Counter(name for name, _ in members)
+        twice = next(name for name in times if times[name] > 1)
         raise _BadRequestError(
             "malformed_json", f"The key {twice[:64]!r} is given twice in one object; give it once.", None
         )
