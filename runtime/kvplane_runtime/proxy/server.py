@@ -348,7 +348,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             try:
                 if begun is not None:
-                    await self._completed(begun)
+                    await self._relayed(begun)
                 else:
                     await self._exchange(idle or await pool.connect(), request)
             except UpstreamClosedError as error:
@@ -364,7 +364,7 @@ class ClientConnection(asyncio.Protocol):
 
     async def _exchange(self, connection: UpstreamConnection, request: Request) -> None:
         self._begin(connection, request)
-        await self._completed(connection)
+        await self._relayed(connection)
 
     def _begin(self, connection: UpstreamConnection, request: Request) -> None:
         connection.begin(request, self)
@@ -373,7 +373,7 @@ class ClientConnection(asyncio.Protocol):
         if self._write_paused:
             connection.pause_relay()
 
-    async def _completed(self, connection: UpstreamConnection) -> None:
+    async def _relayed(self, connection: UpstreamConnection) -> None:
         try:
             await connection.completed()
         finally:
