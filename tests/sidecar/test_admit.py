@@ -276,12 +276,12 @@ async def test_the_engines_own_503_sends_a_request_back_once(tmp_path: Path) -> 
     async with staged(refuses, tmp_path) as stage:
         stage.scraped()
         again = await stage.post({"prompt": ids(8), "max_tokens": 4})
-        await until(lambda: len(said) == 3)
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 1)
         stage.clock.pass_seconds(0.3)
         stage.gate.tick()
         assert (await again.response()).status == 200
         twice = await stage.post({"prompt": ids(8), "max_tokens": 4})
-        await until(lambda: len(said) == 1)
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 1)
         stage.clock.pass_seconds(0.3)
         stage.gate.tick()
         refused = await twice.response()
