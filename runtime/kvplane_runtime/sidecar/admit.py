@@ -16,6 +16,7 @@ from typing import Final
 from kvplane_runtime.admission.controller import Admission
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
 from kvplane_runtime.admission.prompts import PromptLengths
+from kvplane_runtime.histogram import Buckets
 from kvplane_runtime.proxy import openai, sse
 from kvplane_runtime.proxy.gate import Again, End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
@@ -25,7 +26,6 @@ from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate, Visit
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.promises import Promises, Result, judged
-from kvplane_runtime.sidecar.tally import Tally
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ class AdmissionGate:
     ) -> None:
         self.reader = BodyReader()
         self.admission = admission
-        self.queue_seconds = Tally(_QUEUE_BOUNDS)
+        self.queue_seconds = Buckets(_QUEUE_BOUNDS)
         """Time from arrival to the decision, of requests that were let in."""
-        self.retry_after_seconds = Tally(_RETRY_BOUNDS)
+        self.retry_after_seconds = Buckets(_RETRY_BOUNDS)
         """What refused clients were told."""
         self.promises = Promises()
         """What became of those in ``slo``."""

@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import Final
 
 from kvplane_api.wire import SloConfig
-from kvplane_runtime.sidecar.tally import Tally
+from kvplane_runtime.histogram import Buckets
 
 _TTFT_BOUNDS: Final = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -45,7 +45,7 @@ class Promises:
 
     def __init__(self) -> None:
         self.results: Counter[Result] = Counter()
-        self.first_token_seconds = Tally(_TTFT_BOUNDS)
+        self.first_token_seconds = Buckets(_TTFT_BOUNDS)
         """From arrival here to the first token, of streamed answers: of the others it is not known."""
 
 
