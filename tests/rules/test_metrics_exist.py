@@ -10,13 +10,12 @@ from charts.dashboards.reading import asked, metrics
 from charts.generate import DASHBOARDS, RULES
 from kvplane_operator import metrics as operator_metrics
 from kvplane_runtime.sidecar import metrics as sidecar_metrics
-from kvplane_runtime.sidecar.signals import Kind
 
 
 def exported() -> Iterator[str]:
     """Every series name of sidecar and operator."""
     for metric in sidecar_metrics.METRICS:
-        yield from _series(metric.name, "histogram" if metric.kind is Kind.HISTOGRAM else metric.kind.value)
+        yield from _series(metric.name, metric.kind)
     for collector in operator_metrics.METRICS:
         for family in collector.describe():
             yield from _series(family.name, family.type)
