@@ -17,6 +17,7 @@ from typing import Any, Final
 from e2e.cluster import binaries, provider, requirements
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
+from e2e.kubectl import get
 from images.build import build_images
 from images.tools import Tool
 from kvplane_api import names
@@ -157,12 +158,8 @@ class Stack:
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
     def get(self, namespace: str, *what: str) -> Any:
-        """An object, or a list's items; None where there is none."""
-        text = self.kubectl("get", "-n", namespace, *what, "-o", "json", "--ignore-not-found")
-        if not text.strip():
-            return None
-        found = json.loads(text)
-        return found["items"] if found["kind"].endswith("List") else found
+        """See :func:`e2e.kubectl.get`."""
+        return get(self.kubectl, namespace, *what)
 
     def conditions(self, namespace: str, service: str) -> dict[str, dict[str, Any]]:
         """The conditions of an LLMService by type."""

@@ -136,6 +136,12 @@ def _replica(service: str, pod: str, phase: float, *, enforced: bool, thrash: Co
             decision="would-refuse",
             reason="kv",
         ),
+        counter("slo_requests", lambda s: served(s) * (1 - 0.7 * thrash(s)), result="met"),
+        counter("slo_requests", lambda s: 0.5 * served(s) * thrash(s), result="ttft-missed"),
+        counter("slo_requests", lambda s: 0.2 * served(s) * thrash(s), result="tpot-missed"),
+        counter("slo_requests", _always(0), result="total-missed"),
+        counter("slo_requests", refused, result="refused"),
+        counter("slo_requests", _always(0), result="failed"),
         counter("sidecar_config_reloads", _once(_RELOADED_AT), result="applied"),
         counter("sidecar_config_reloads", _always(0), result="refused"),
         counter("proxy_responses", served, code="200", origin="engine"),
@@ -144,6 +150,9 @@ def _replica(service: str, pod: str, phase: float, *, enforced: bool, thrash: Co
         counter("proxy_client_disconnects", lambda s: 0.05 + 0.4 * thrash(s)),
     )
     yield from histogram("time_to_first_token_seconds", lambda s: 0.15 + 3 * thrash(s), _SECONDS)
+    yield from histogram(
+        "client_time_to_first_token_seconds", lambda s: 0.17 + 0.8 * _peak(s) * held + 3 * thrash(s), _SECONDS
+    )
     yield from histogram("inter_token_latency_seconds", lambda s: 0.02 + 0.03 * thrash(s), _SECONDS)
     yield from histogram("e2e_request_latency_seconds", lambda s: 4 + 8 * thrash(s), _SECONDS)
     yield from histogram("queue_time_seconds", lambda s: 0.02 + 2 * thrash(s), _SECONDS)

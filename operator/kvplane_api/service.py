@@ -232,8 +232,8 @@ class Model(_Model):
 
     source: Annotated[str, Field(min_length=6, max_length=512, json_schema_extra=_SOURCE_RULES)]
     """source of the weights: hf://ORG/NAME[@REVISION] (a model hub), pvc://CLAIM[/PATH] (a volume), oci://IMAGE (an image
-    volume; Kubernetes 1.33 or later) or path:///DIRECTORY (hostPath; only where the installation and the namespace's
-    pod security allow it). A change is a rollout."""
+    volume: Kubernetes 1.35, or 1.33 with the feature gate ImageVolume) or path:///DIRECTORY (hostPath; only where the
+    installation and the namespace's pod security allow it). A change is a rollout."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """servedName: the model name that clients send. Default: metadata.name."""
     token_secret_ref: TokenSecretRef | None = None
@@ -524,11 +524,11 @@ class Admission(_Model):
     compute has no room. Observe decides and counts, and lets everything pass. Off does not decide. Default: Enforce."""
     reservation: Literal["Expected", "Worst"] = "Expected"
     """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
-    its prompt and all that it may generate (max_tokens), so that the engine never has to preempt; fewer run at the same
-    time. Default: Expected. Refused for rings."""
+    its prompt and all that it may generate (max_tokens; without it, all of the context), so that the engine has no cause
+    to preempt; fewer run at the same time. Default: Expected. Refused for rings."""
     kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
-    """kvHardCapPercent of a replica's KV memory that prompts and outputs may take, a cap below the theoretical maximum
-    that is never learned. A prompt above it is answered 400. Default: 95. Refused for rings."""
+    """kvHardCapPercent of a replica's KV memory up to which requests are let in: what is in use then, and the new prompt.
+    Never learned; outputs may grow beyond it later. A prompt above it is answered 400. Default: 95. Refused for rings."""
     kv_peak_percent: Annotated[int, Field(ge=85, le=200)] | None = None
     """kvPeakPercent: upper bound of the predicted KV peak of the requests let through, as a percentage of a replica's KV
     memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost.

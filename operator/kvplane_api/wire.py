@@ -50,7 +50,7 @@ class AdmissionConfig(_Wire):
     reservation: Literal["Expected", "Worst"] = "Expected"
     """KV memory held for a request: its expected output, or all that it may generate."""
     kv_hard_cap_percent: int = Field(default=95, ge=50, le=99)
-    """Share of the engine's KV blocks that prompts and outputs known to be there may take; never learned."""
+    """Share of the engine's KV blocks up to which requests are let in: those in use then, and the new prompt's. Never learned."""
     kv_peak_percent: int | None = Field(default=None, ge=50, le=200)
     """Upper bound of the learned factor on the predicted KV peak; ``None``: learned too."""
     queue: QueueConfig = QueueConfig()

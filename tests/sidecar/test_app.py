@@ -199,6 +199,8 @@ async def refuses(port: int) -> bool:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the listener was closed with this connection in its backlog
+        return False
     writer.close()
     return False
 

@@ -131,6 +131,7 @@ class Admission:
         elif refusal is not None:
             self._refuse(entry, refusal, now=now)
         elif waiting is not None:
+            self._displace(waiting, now=now)
             self._next_check = min(self._next_check, now + CHECK_SECONDS) if len(self._queue) else now + CHECK_SECONDS
             self._queue.put(waiting, now=now)
             if waiting.held_by is Reason.DEADLINE:
@@ -492,18 +493,23 @@ class Admission:
         if len(queue) and queue.prompt_bytes + demand.prompt_bytes > _QUEUED_BYTES:
             why = f"Requests of {queue.prompt_bytes} bytes wait already"
             return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
-        if len(queue) >= bounds.max_requests:
-            why = f"{len(queue)} requests wait already"
-            crowding = queue.crowding(demand.tenant)
-            if crowding is None:
-                return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
-            if self._config.admission.policy == "Enforce":  # those that wait may be from before it changed
-                queue.take(crowding.entry)
-                refusal = self._refusal(Reason.QUEUE_FULL, why, crowding.entry.demand, now=now)
-                self._refuse(crowding.entry, refusal, now=now)
-                self._ruled.append(crowding.entry)
-                self._changed(now)
+        if len(queue) >= bounds.max_requests and queue.crowding(demand.tenant) is None:
+            return self._full(demand, waiting=len(queue), now=now)
         return None
+
+    def _displace(self, waiting: Waiting, *, now: float) -> None:
+        """Sends one away for a new request that a full queue takes: a tenant with more there gives up its place."""
+        bounds, queue = self._config.admission.queue, self._queue
+        if len(queue) < bounds.max_requests or (crowding := queue.crowding(waiting.entry.demand.tenant)) is None:
+            return
+        before = len(queue)
+        queue.take(crowding.entry)
+        self._refuse(crowding.entry, self._full(crowding.entry.demand, waiting=before, now=now), now=now)
+        self._ruled.append(crowding.entry)
+        self._changed(now)
+
+    def _full(self, demand: Demand, *, waiting: int, now: float) -> Refused:
+        return self._refusal(Reason.QUEUE_FULL, f"{waiting} requests wait already", demand, now=now)
 
     def _next(self, *, now: float) -> Waiting | None:
         """The request that goes to the engine now; None if every gate is closed for all that may go."""

@@ -122,46 +122,28 @@ def ring_size(prompt: int, output: int, outputs: int, room: Room) -> int | None:
 
 def no_room(needed: Tokens, free: Tokens, retry_after_seconds: int) -> Refusal:
     """429: the request would fit if less were under way."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"The request may need {max(needed)} KV tokens on a rank, and {max(0, min(free))} are free now on the fullest; "
-        f"retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
-    )
+    room = f"{max(0, min(free))} are free now on the fullest"
+    return _not_now(f"The request may need {max(needed)} KV tokens on a rank, and {room}", retry_after_seconds)
 
 
 def until_whole(ranks: int, whole: int, retry_after_seconds: int) -> Refusal:
     """429: the request fits the whole ring, and not what is there of it."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"The request fits the whole ring of {whole} ranks, and only {ranks} are there now; "
-        f"retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
+    return _not_now(
+        f"The request fits the whole ring of {whole} ranks, and only {ranks} are there now", retry_after_seconds
     )
 
 
 def after_parked(retry_after_seconds: int) -> Refusal:
     """429: who lost its room with a rank goes before who comes."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"Requests that lost their room with a rank go first; retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
-    )
+    return _not_now("Requests that lost their room with a rank go first", retry_after_seconds)
 
 
 def too_many(sequences: int, retry_after_seconds: int) -> Refusal:
     """429: as many outputs as are decoded together are under way."""
-    return Refusal(
-        429,
-        "too_many_sequences",
-        f"The ring serves at most {sequences} outputs at a time, and they are under way; retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
+    return _not_now(
+        f"The ring serves at most {sequences} outputs at a time, and they are under way",
+        retry_after_seconds,
+        code="too_many_sequences",
         reason="requests",
     )
 
@@ -180,3 +162,13 @@ def parked_too_long(seconds: float, ranks: int) -> Refusal:
 
 def _too_long(message: str) -> Refusal:
     return Refusal(400, "context_length_exceeded", message, param="prompt")
+
+
+def _not_now(why: str, retry_after_seconds: int, *, code: str = "kv_cache_full", reason: str = "kv") -> Refusal:
+    return Refusal(
+        429,
+        code,
+        f"{why}; retry in {retry_after_seconds} s.",
+        retry_after_seconds=retry_after_seconds,
+        reason=reason,
+    )

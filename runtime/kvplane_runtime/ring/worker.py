@@ -10,6 +10,7 @@ What a worker is at the moment may be asked from any thread: its ``account`` is 
 import contextlib
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -43,7 +44,7 @@ class Tokens:
     """The tokens of each sequence as far as they have KV: what a rank 0 that knows nothing has to be told."""
 
     def __init__(self) -> None:
-        self.by_sequence: dict[int, list[int]] = {}
+        self.by_sequence: dict[int, array[int]] = {}
 
     def apply(self, step: messages.Step) -> None:
         """After ``step`` was finished."""
@@ -60,11 +61,11 @@ class Tokens:
 
     def restore(self, tables: Sequence[messages.Table]) -> None:
         """As a ``Form`` says."""
-        self.by_sequence = {table.sequence: list(table.tokens) for table in tables}
+        self.by_sequence = {table.sequence: array(messages.TYPECODE, table.packed) for table in tables}
 
     def _write(self, sequence: int, start: int, tokens: list[int]) -> None:
-        known = self.by_sequence.setdefault(sequence, [])
-        known[start : start + len(tokens)] = tokens
+        known = self.by_sequence.setdefault(sequence, array(messages.TYPECODE))
+        known[start : start + len(tokens)] = array(messages.TYPECODE, tokens)
 
 
 def positions(held: Sequence[Run]) -> list[messages.Positions]:
@@ -159,7 +160,7 @@ class Place:
         """What this process holds, for a rank 0 that does not know; one entry of ``held`` each, its own."""
         known = self._tokens.by_sequence
         return [
-            messages.Table(sequence, known[sequence], [positions(mine)])
+            messages.Table.of(sequence, known[sequence], [positions(mine)])
             for sequence, mine in self._model.held().items()
             if mine and sequence in known
         ]
@@ -277,7 +278,7 @@ class Worker:
         try:
             self._place.form(form)
         except RingBrokenError as error:
-            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error)))
+            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error), suspect(error)))
         else:
             held = sum(run.count for mine in self._place.held().values() for run in mine)
             self.account = replace(self.account, epoch=form.epoch, kv_tokens=held)
@@ -311,4 +312,9 @@ def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
 
 def fault(step: messages.Step, rank: int, error: RingBrokenError) -> messages.Fault:
     """What a rank says of a step that broke."""
-    return messages.Fault(step.epoch, rank, step.number, str(error), error.peers[0] if error.peers else None)
+    return messages.Fault(step.epoch, rank, step.number, str(error), suspect(error))
+
+
+def suspect(error: RingBrokenError) -> int | None:
+    """The rank that was waited for in vain, where that is known."""
+    return error.peers[0] if error.peers else None

@@ -2,8 +2,8 @@
 
 import sys
 
-from kvplane_runtime.sidecar.metrics import LABEL_MODEL, METRICS
-from kvplane_runtime.sidecar.signals import Kind
+from kvplane_runtime.metric import LABEL_MODEL
+from kvplane_runtime.sidecar.metrics import METRICS
 
 _HEAD = f"""\
 # Metrics of the sidecar
@@ -24,9 +24,9 @@ def reference() -> str:
     """The page."""
     lines = [_HEAD, "| metric | type | labels | meaning | from |", "|---|---|---|---|---|"]
     for metric in METRICS:
-        kind = "gauge" if metric.kind is Kind.RATIO else metric.kind.value
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| `{metric.exported_name}` | {kind} | {labels} | {metric.description} | {metric.source} |")
+        source = metric.source or "the sidecar"
+        lines.append(f"| `{metric.exported_name}` | {metric.kind} | {labels} | {metric.description} | {source} |")
     return "\n".join(lines) + "\n"
 
 
