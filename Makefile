@@ -24,14 +24,16 @@ test: setup lint verify ## everything: lint, drift, unit, integration and end-to
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile --durations=25
 	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py --durations=25
+	@$(PYTHON) -m pytest e2e/rings --durations=25
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
 	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm prometheus
 	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
 
-e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the real vLLM (root)
+e2e: setup ## end-to-end tests: the cluster itself, kvplane on it with the real vLLM, then rings that lose ranks (root)
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest e2e/tests
+	@$(PYTHON) -m pytest e2e/rings
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
@@ -51,7 +53,7 @@ dashboards-preview: setup ## draw the dashboards into dist/dashboards (needs Nod
 	@$(PYTHON) -m charts.preview $(if $(PROMETHEUS),--prometheus $(PROMETHEUS))
 
 images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
-	@$(PYTHON) -m images.build control engine-cpu demo-model $(if $(PUSH),--push $(PUSH))
+	@$(PYTHON) -m images.build control engine-cpu ring-cpu demo-model $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
@@ -59,6 +61,14 @@ bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWork
 .PHONY: bench-operator-autoscaled
 bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (12 minutes)
 	@$(PYTHON) -m bench.operator.autoscaled
+
+.PHONY: demo-ring
+demo-ring: setup ## 100,000 tokens over a ring of four processes on this machine, with their progress and memory (no root, no cluster)
+	@$(PYTHON) -m bench.ring.demo
+
+.PHONY: test-gpu
+test-gpu: ## the ring engine's GPU path; PYTHON=… has torch for CUDA and these packages, .venv has not (ONE=1: one GPU, no NCCL)
+	@$(PYTHON) -m pytest tests/ring -m "gpu$(if $(ONE), and not several_gpus)" --durations=10
 
 .PHONY: bench-engine
 bench-engine: setup ## the simulated engine beside the real vLLM: step times, preemptions, KV usage under the same load
@@ -83,8 +93,12 @@ bench-autoscaling: setup ## our autoscaler beside the peers' laws on recorded tr
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
+.PHONY: bench-ring-recovery
+bench-ring-recovery: setup ## a rank of a ring on a real cluster killed, beside LeaderWorkerSet with the same engine (root; QUICK=1: one of each)
+	@$(PYTHON) -m bench.ring_recovery $(if $(QUICK),--quick)
+
 clean: ## remove clusters, build output and .venv; keep the cache
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; $(PYTHON) -m e2e.cluster --name ringbench down; fi
 	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -105,6 +105,9 @@ It installs the CRD of LLMService and the operator: a Deployment of two pods of 
 roles, a Service for health and metrics, a PodDisruptionBudget. Kubernetes 1.29 or newer; tested with Helm 4. Everything
 meets the pod security standard `restricted`.
 
+No image is published yet: push yours with `make images PUSH=REGISTRY/PATH`, and add
+`--set image.repository=REGISTRY/PATH/control --set image.tag=dev`.
+
 ## Values
 
 A value that is not listed here is refused.
@@ -115,6 +118,9 @@ _REFERENCE_TAIL: Final = """\
 
 The operator gets exactly what it uses, cluster-wide or, with `watchNamespaces`, in those namespaces only; a test runs it
 behind a recorder and compares. It reads no secrets, no pod logs, and executes nothing in pods.
+
+Who may write an LLMService can run any pod in its namespace, by `engine.image` and `podTemplate`, hostPath volumes included: grant
+it like the right to write Deployments, and let the namespace's pod security bound it.
 
 | resource | verbs | for |
 |---|---|---|
@@ -129,8 +135,8 @@ behind a recorder and compares. It reads no secrets, no pod logs, and executes n
 
 ## Upgrade, rollback, uninstall
 
-- An upgrade updates the CRD and the operator. Engine pods stay as they are until their LLMService changes, unless
-  `rolloutOnUpgrade` is set.
+- An upgrade updates the CRD and the operator. Engine pods stay as they are, sidecar included, until their LLMService changes,
+  unless `rolloutOnUpgrade` is set. How to take one service to the new pods: [guide.md](guide.md#changing-a-running-service).
 - A rollback does the same backwards. The CRD goes back too: fields that only the newer one knows are dropped from
   LLMServices when they are next written.
 - `helm uninstall` removes the operator and its rights. The CRD, the LLMServices and their pods stay and serve on; deleting

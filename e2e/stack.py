@@ -17,6 +17,7 @@ from typing import Any, Final
 from e2e.cluster import binaries, provider, requirements
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress
+from e2e.kubectl import get
 from images.build import build_images
 from images.tools import Tool
 from kvplane_api import names
@@ -35,11 +36,12 @@ class Images:
     control: str
     engine: str
     model: str
+    ring: str
 
     @property
-    def all(self) -> tuple[str, str, str]:
+    def all(self) -> tuple[str, ...]:
         """Every image that the nodes need."""
-        return (self.control, self.engine, self.model)
+        return (self.control, self.engine, self.model, self.ring)
 
     def values(self) -> dict[str, str]:
         """Chart values for CPU engines from these images."""
@@ -48,6 +50,7 @@ class Images:
             "image.repository": repository,
             "image.tag": tag,
             "defaults.engineImage": self.engine,
+            "defaults.ringImage": self.ring,
             "defaults.accelerator": "",
         }
 
@@ -61,7 +64,7 @@ def prepare_machine(progress: Progress) -> None:
 
 def prepare_images(progress: Progress) -> Images:
     """Bring the images of this checkout up to date, or take the pushed ones that KVPLANE_IMAGES names."""
-    recipes = ("control", "engine-cpu", "demo-model")
+    recipes = ("control", "engine-cpu", "demo-model", "ring-cpu")
     if pushed := os.environ.get(IMAGES_VARIABLE):
         return Images(*(f"{pushed.rstrip('/')}/{name}:dev" for name in recipes))
     # The cluster of namespaces adopts layers from buildah's store; kind loads what Docker has.
@@ -155,12 +158,8 @@ class Stack:
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
     def get(self, namespace: str, *what: str) -> Any:
-        """An object, or a list's items; None where there is none."""
-        text = self.kubectl("get", "-n", namespace, *what, "-o", "json", "--ignore-not-found")
-        if not text.strip():
-            return None
-        found = json.loads(text)
-        return found["items"] if found["kind"].endswith("List") else found
+        """See :func:`e2e.kubectl.get`."""
+        return get(self.kubectl, namespace, *what)
 
     def conditions(self, namespace: str, service: str) -> dict[str, dict[str, Any]]:
         """The conditions of an LLMService by type."""

@@ -18,6 +18,16 @@ settings.register_profile("kvplane", max_examples=60, deadline=None, derandomize
 settings.load_profile("kvplane")
 
 
+_ON_UVLOOP = (REPOSITORY / "tests/proxy", REPOSITORY / "tests/sidecar")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A signal cannot end a wait inside uvloop: a test that hangs there ends its process, which names it."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in _ON_UVLOOP):
+            item.add_marker(pytest.mark.timeout(120, method="thread"))
+
+
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """etcd and kube-apiserver with the CRD established; no controllers, so what a test writes is all there is."""

@@ -28,8 +28,15 @@ _EVENT: Final = b'"choices":[{'
 """In every event with output, and not in the last one, which has the usage and no choice."""
 
 
+_ERROR: Final = b'data: {"error":'
+_REFUSALS: Final = (429, 503)
+
+
 class RefusedError(Exception):
-    """429 or 503, from the engine or from what stands before it."""
+    """429 or 503, from the engine or from what stands before it.
+
+    vLLM's own caps look twice: requests of one burst pass the first look, begin as streams, and get the 503 as an event.
+    """
 
 
 class CompletionError(Exception):
@@ -78,7 +85,7 @@ async def complete(
     Raises RefusedError, or CompletionError (or what aiohttp raises) if anything but a whole stream came back.
     """
     async with session.post(url, data=body_, headers={"Content-Type": "application/json"}) as answer:
-        if answer.status in (429, 503):
+        if answer.status in _REFUSALS:
             raise RefusedError
         if answer.status != 200:
             raise CompletionError(f"{answer.status}: {(await answer.text())[:300]}")
@@ -87,6 +94,9 @@ async def complete(
             lines, _, rest = (rest + piece).rpartition(b"\n")
             done = done or b"data: [DONE]" in lines
             exact = counted(lines) or exact
+            if (at := lines.find(_ERROR)) >= 0:
+                error = json.loads(lines[at:].split(b"\n", 1)[0].removeprefix(b"data: "))["error"]
+                raise RefusedError if error["code"] in _REFUSALS else CompletionError(error["message"])
             if events := lines.count(_EVENT):
                 progress.last_token = clock()
                 if progress.first_token is None:

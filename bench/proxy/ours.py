@@ -10,7 +10,7 @@ from dataclasses import replace
 import uvloop
 
 from kvplane_runtime.proxy import openai, sse
-from kvplane_runtime.proxy.gate import Refusal, Relay
+from kvplane_runtime.proxy.gate import End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.reader import BodyReader
@@ -28,10 +28,17 @@ class MeteredVisit:
         self._reader = reader
         self._drop_usage = False
 
-    async def admit(self, request: Request) -> Request | Refusal:
+    def admit_now(self, request: Request) -> Request | Refusal | None:
         if self._endpoint is None:
             return request
-        generation = await self._reader.read(self._endpoint, request.body)
+        generation = self._reader.read_now(self._endpoint, request.body)
+        return None if generation is None else self._read(request, generation)
+
+    async def admit(self, request: Request) -> Request | Refusal:
+        assert self._endpoint is not None  # else it was let in at once
+        return self._read(request, await self._reader.read(self._endpoint, request.body))
+
+    def _read(self, request: Request, generation: openai.Generation | Refusal) -> Request | Refusal:
         if isinstance(generation, Refusal):
             return generation
         edited = openai.with_usage(request.body, generation)
@@ -43,8 +50,8 @@ class MeteredVisit:
             return Relay()
         return Relay(sse.meter(head, self._endpoint, drop_usage=self._drop_usage, on_first_token=_nothing))
 
-    def leave(self, *, completed: bool) -> None:
-        del completed
+    def leave(self, end: End) -> None:
+        del end
 
 
 class OpenGate:

@@ -11,6 +11,7 @@ from charts.dashboards.autoscaling import autoscaling
 from charts.dashboards.kv_memory import kv_memory
 from charts.dashboards.operator import operator
 from charts.dashboards.overview import overview
+from charts.dashboards.ring import ring
 
 
 def outputs(folder: Path) -> dict[Path, str]:
@@ -21,4 +22,5 @@ def outputs(folder: Path) -> dict[Path, str]:
         folder / "admission.json": admission(),
         folder / "autoscaling.json": autoscaling(),
         folder / "operator.json": operator(),
+        folder / "ring.json": ring(),
     }

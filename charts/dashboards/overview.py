@@ -18,6 +18,8 @@ from charts.dashboards.phrases import (
     READY,
     READY_TEXTS,
     TOKENS_PER_SECOND,
+    broken_share,
+    kept_share,
     refused_share,
     replicas,
     thrashing,
@@ -75,10 +77,13 @@ def _fine() -> Row:
                 none="no requests",
             ),
             stat(
-                "Time to first token, p95",
-                "19 of 20 requests got their first token within this time, the engine's own queue included.",
-                quantile(0.95, "kvplane_time_to_first_token_seconds", CHOSEN_SERVICES),
-                unit="s",
+                "Promises kept",
+                "Share of requests that got what slo promises: a whole answer, its first token and its pace in time, waiting "
+                "included. Refused and failed requests did not; clients that left in time are not counted.",
+                kept_share(CHOSEN_SERVICES),
+                unit="percentunit",
+                below="red",
+                steps=((0.95, "orange"), (0.99, "green")),
                 none="no requests",
             ),
             stat(
@@ -98,9 +103,32 @@ def _users() -> Row:
         "What do users get?",
         (
             graph(
+                "Promises kept, by service",
+                "Share of requests that got what slo promises. With policy Observe it is what users get without admission, with "
+                "Enforce what they get with it.",
+                Query(kept_share(CHOSEN_SERVICES, "namespace", "service"), _SERVICE),
+                unit="percentunit",
+                span=12,
+                maximum=1,
+            ),
+            graph(
+                "Promises not kept, by reason",
+                "Share of requests. ttft-missed: the first token came late, waiting included. tpot-missed: the tokens after it "
+                "came slowly. total-missed: not streamed, and longer than both promises allow together. refused: 429, or the "
+                "engine's 503. failed: another 5xx, a cut answer, or no engine.",
+                Query(broken_share(CHOSEN_SERVICES), "{{result}}"),
+                unit="percentunit",
+                span=12,
+                stacked=True,
+            ),
+            graph(
                 "Time to first token",
-                "From a request's arrival at the engine to its first token, over all services chosen.",
+                "From a request's arrival at the engine to its first token, over all services chosen. With the wait: from its "
+                "arrival at the sidecar, so with the time in admission's queue (streamed answers only).",
                 *quantiles("kvplane_time_to_first_token_seconds", CHOSEN_SERVICES, 0.5, 0.95, 0.99),
+                Query(
+                    quantile(0.95, "kvplane_client_time_to_first_token_seconds", CHOSEN_SERVICES), "p95 with the wait"
+                ),
                 unit="s",
             ),
             graph(

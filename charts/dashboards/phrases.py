@@ -14,6 +14,8 @@ READY: Final = f'max by (namespace, service) (kvplane_service_condition{{conditi
 """1 or 0 for each service. During a change of leader two operators may export it: hence max."""
 READY_TEXTS: Final = {"0": ("not ready", "red"), "1": ("ready", "green")}
 
+_JUDGED: Final = "kvplane_slo_requests_total"
+
 
 def thrashing(selector: str) -> str:
     """Replicas that thrash, of whatever kind."""
@@ -32,6 +34,18 @@ def refused_share(selector: str) -> str:
     refused = rate(decisions, f'decision="refused", {selector}')
     decided = rate(decisions, f'decision=~"admitted|refused", {selector}')
     return f"{refused} / ({decided} > 0)"
+
+
+def kept_share(selector: str, *by: str) -> str:
+    """Requests that got what slo promises, of those that were judged; no point where there were none."""
+    met, judged = (rate(_JUDGED, chosen, *by) for chosen in (f'result="met", {selector}', selector))
+    return f"{met} / ({judged} > 0)"
+
+
+def broken_share(selector: str) -> str:
+    """Requests that did not, by result, of those that were judged."""
+    broken = rate(_JUDGED, f'result!="met", {selector}', "result")
+    return f"{broken} / on () group_left () ({rate(_JUDGED, selector)} > 0)"
 
 
 def wasted_share(selector: str, *by: str) -> str:

@@ -288,7 +288,7 @@ def _asked(stack: Stack, namespace: str) -> int:
 
 def _events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
     """Reason and message of each event about the service."""
-    found = ((event["involvedObject"], event) for event in stack.get(namespace, "events") or ())
+    found = ((event["involvedObject"], event) for event in stack.get(namespace, "events"))
     return tuple(
         (event["reason"], event["message"])
         for about, event in found

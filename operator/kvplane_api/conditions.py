@@ -143,7 +143,7 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         Type.ACCEPTED,
         "False",
         Reason.UNSUPPORTED_BY_RING,
-        "Mode Auto chose a ring, and the spec asks for what the ring engine does not have; the message names it.",
+        "The spec asks a ring, which the user or mode Auto chose, for what it does not have; the message names it.",
         "Remove it, or set mode: Paged.",
     ),
     Meaning(

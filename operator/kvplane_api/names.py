@@ -4,6 +4,7 @@ A label or an annotation is listed only when code reads or writes it. Ports are 
 the probes, the sidecar and the dashboards all count on them.
 """
 
+import re
 from typing import Final
 
 GROUP: Final = "kvplane.dev"
@@ -62,7 +63,7 @@ PORT_ADMIN: Final = 8001
 PORT_ENGINE: Final = 8100
 """The engine, on 127.0.0.1 only: nothing goes round the sidecar."""
 PORT_RING_STORE: Final = 29500
-"""Rendezvous of a ring, on rank 0."""
+"""Rendezvous of a ring, on rank 0: the store through which ranks learn each other's sockets."""
 PORT_OPERATOR_HEALTH: Final = 8080
 PORT_OPERATOR_METRICS: Final = 9090
 
@@ -86,9 +87,26 @@ ENV_CONFIG_FILE: Final = "KVPLANE_CONFIG_FILE"
 ENV_POD_NAME: Final = "KVPLANE_POD_NAME"
 ENV_POD_NAMESPACE: Final = "KVPLANE_POD_NAMESPACE"
 ENV_SERVICE: Final = "KVPLANE_SERVICE"
+ENV_POOL: Final = "KVPLANE_POOL"
+"""Which pool the pod belongs to, as in its label; unset: paged. No part of the configuration file, which pods of both pools
+share while a service changes its mode."""
 
 # Timing that both sides must agree on (seconds).
 DRAIN_GRACE_SECONDS: Final = 5
 """After ``/drain`` new requests are still served until none has come for this long: endpoints and clients learn late."""
 TERMINATION_MARGIN_SECONDS: Final = 15
 """Between the end of a drain and the kill: terminationGracePeriodSeconds = 5 + drainSeconds + 15."""
+
+# Names inside a ring.
+_RANK: Final = re.compile(r"(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
+
+
+def rank_of(host: str) -> tuple[str, int] | None:
+    """The StatefulSet of the pod with that host name, and its ordinal, which is its rank; None: it is no pod of a set."""
+    found = _RANK.fullmatch(host)
+    return (found["set"], int(found["ordinal"])) if found else None
+
+
+def rank_0_of(stateful_set: str) -> str:
+    """The address of rank 0: pod 0 of the set, in the headless Service that bears the set's name."""
+    return f"{stateful_set}-0.{stateful_set}"

@@ -78,6 +78,10 @@ PAGED_ENGINE_FIELDS = (
 )
 """Fields of ``spec.engine`` that the ring engine does not have. A ring refuses them: a field is never ignored."""
 
+PAGED_ADMISSION_FIELDS = ("reservation", "kvHardCapPercent", "kvPeakPercent")
+"""Fields of ``spec.admission`` by which a sidecar holds KV memory back. A ring's own scheduler knows its memory, and refuses them
+too."""
+
 RING_ENV = ("WORLD_SIZE", "PROMPT_SPLIT_STRATEGY", "POD_IP", "POD_UID")
 """Environment that the operator sets in a ring's engines, beside KVPLANE_*."""
 
@@ -228,8 +232,8 @@ class Model(_Model):
 
     source: Annotated[str, Field(min_length=6, max_length=512, json_schema_extra=_SOURCE_RULES)]
     """source of the weights: hf://ORG/NAME[@REVISION] (a model hub), pvc://CLAIM[/PATH] (a volume), oci://IMAGE (an image
-    volume; Kubernetes 1.33 or later) or path:///DIRECTORY (hostPath; only where the installation and the namespace's
-    pod security allow it). A change is a rollout."""
+    volume: Kubernetes 1.35, or 1.33 with the feature gate ImageVolume) or path:///DIRECTORY (hostPath; only where the
+    installation and the namespace's pod security allow it). A change is a rollout."""
     served_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """servedName: the model name that clients send. Default: metadata.name."""
     token_secret_ref: TokenSecretRef | None = None
@@ -520,14 +524,15 @@ class Admission(_Model):
     compute has no room. Observe decides and counts, and lets everything pass. Off does not decide. Default: Enforce."""
     reservation: Literal["Expected", "Worst"] = "Expected"
     """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
-    its prompt and all that it may generate (max_tokens), so that the engine never has to preempt; fewer run at the same
-    time. Default: Expected."""
+    its prompt and all that it may generate (max_tokens; without it, all of the context), so that the engine has no cause
+    to preempt; fewer run at the same time. Default: Expected. Refused for rings."""
     kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
-    """kvHardCapPercent of a replica's KV memory that prompts and outputs may take, a cap below the theoretical maximum
-    that is never learned. A prompt above it is answered 400. Default: 95."""
+    """kvHardCapPercent of a replica's KV memory up to which requests are let in: what is in use then, and the new prompt.
+    Never learned; outputs may grow beyond it later. A prompt above it is answered 400. Default: 95. Refused for rings."""
     kv_peak_percent: Annotated[int, Field(ge=85, le=200)] | None = None
     """kvPeakPercent: upper bound of the predicted KV peak of the requests let through, as a percentage of a replica's KV
-    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost."""
+    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost.
+    Refused for rings."""
     queue: AdmissionQueue = AdmissionQueue()
     """queue: how many requests wait for room, and how long."""
     fairness: Fairness = Fairness()
@@ -802,6 +807,13 @@ _SPEC_RULES = _rules(
             f"!has(self.engine) || !has(self.engine.env) || self.engine.env.all(e, !(e.name in {_cel_list(RING_ENV)}))"
         ),
         f"mode Ring sets {', '.join(RING_ENV)} itself; remove them from engine.env.",
+    ),
+    _cel(
+        _of_ring(
+            f"!has(self.admission) || !({' || '.join(f'has(self.admission.{name})' for name in PAGED_ADMISSION_FIELDS)})"
+        ),
+        f"mode Ring has no admission.{', admission.'.join(PAGED_ADMISSION_FIELDS)}: a ring knows what each of its ranks holds, "
+        "and admits by that. Remove them, or set mode: Paged.",
     ),
     _cel(
         _of_ring("!has(self.rollout)"),

@@ -50,7 +50,7 @@ class AdmissionConfig(_Wire):
     reservation: Literal["Expected", "Worst"] = "Expected"
     """KV memory held for a request: its expected output, or all that it may generate."""
     kv_hard_cap_percent: int = Field(default=95, ge=50, le=99)
-    """Share of the engine's KV blocks that prompts and outputs known to be there may take; never learned."""
+    """Share of the engine's KV blocks up to which requests are let in: those in use then, and the new prompt's. Never learned."""
     kv_peak_percent: int | None = Field(default=None, ge=50, le=200)
     """Upper bound of the learned factor on the predicted KV peak; ``None``: learned too."""
     queue: QueueConfig = QueueConfig()
@@ -120,9 +120,10 @@ class AdmissionState(_Wire):
     reserved_tokens: int = Field(ge=0)
     """KV tokens held now plus those expected of the requests that run: the predicted peak M."""
     kv_peak_ratio: float | None = None
-    """The predicted peak over the engine's capacity; ``None`` while the capacity is unknown."""
+    """The predicted peak over the engine's capacity; ``None`` while the capacity is unknown, and in front of a ring, which
+    decides on its KV itself."""
     kappa: float
-    """Learned factor: requests are admitted while the predicted peak is at most kappa x capacity."""
+    """Learned factor: requests are admitted while the predicted peak is at most kappa x capacity. 1 in front of a ring."""
     admitted_total: int = Field(ge=0)
     refused_total: int = Field(ge=0)
     shed_reservation_tokens_total: int = Field(ge=0)
@@ -147,6 +148,8 @@ class SidecarState(_Wire):
     served_name: str
     engine_ready: bool
     draining: bool
+    drained: bool = False
+    """Whether the drain is over: nothing is waited for any more. The other ranks of a ring go only then."""
     in_flight: int = Field(ge=0)
     """Client requests the proxy holds now."""
     signal_age_seconds: float | None = None

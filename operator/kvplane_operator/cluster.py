@@ -166,8 +166,8 @@ class Cluster:
         except NotFoundError:
             return
 
-    async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> None:
-        """Delete exactly the pod that was seen, by ``force`` without waiting for its node; gone already is fine.
+    async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> bool:
+        """Delete exactly the pod that was seen, by ``force`` without waiting for its node; False if it was gone already.
 
         Raises:
             ConflictError: the pod of that name is another one by now.
@@ -177,7 +177,8 @@ class Cluster:
         try:
             await self._send("DELETE", "Pod", namespace, name, body=body)
         except NotFoundError:
-            return
+            return False
+        return True
 
     async def create_event(self, namespace: str, event: Json) -> None:
         """Post an event."""

@@ -120,9 +120,13 @@ class Reconciler:
     async def _delete_pod(self, snapshot: Snapshot, deletion: PodDeletion) -> None:
         logger.info("Pod %s/%s is deleted: %s.", snapshot.namespace, deletion.pod, deletion.why)
         try:
-            await self._cluster.delete_pod(snapshot.namespace, deletion.pod, uid=deletion.uid, force=deletion.force)
+            done = await self._cluster.delete_pod(
+                snapshot.namespace, deletion.pod, uid=deletion.uid, force=deletion.force
+            )
         except ConflictError:
             return  # another pod bears the name; its watch event brings it back here
+        if not done:
+            return  # the watch has yet to tell that it is gone
         metrics.RING_PODS_DELETED.labels("forced" if deletion.force else "renewed").inc()
         if deletion.force:
             text = f"Pod {deletion.pod} is deleted by force: {deletion.why}."

@@ -15,7 +15,6 @@ from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Re
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
-NODE: Final = "Node"
 
 OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 
@@ -279,9 +278,21 @@ def _slim(kind: str, manifest: Mapping[str, Any]) -> Manifest:
     """The parts that plans read: managedFields alone is often half of an object."""
     metadata = manifest["metadata"]
     if kind == POD:
-        spec = {"nodeName": manifest["spec"].get("nodeName")}
+        spec = {"nodeName": manifest["spec"].get("nodeName"), **_claims(manifest["spec"])}
         kept = {key: metadata[key] for key in _POD_METADATA if key in metadata}
         return {"metadata": kept, "spec": spec, "status": manifest.get("status") or {}}
     slim = {key: value for key, value in manifest.items() if key != "metadata"}
     slim["metadata"] = {key: value for key, value in metadata.items() if key != "managedFields"}
     return slim
+
+
+def _claims(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The volumes of a pod that are claims, and how its containers use volumes; nothing where there is no claim."""
+    volumes = [v for v in spec.get("volumes") or () if "persistentVolumeClaim" in v or "ephemeral" in v]
+    if not volumes:
+        return {}
+    uses = {
+        kind: [{part: c[part] for part in ("volumeMounts", "volumeDevices") if part in c} for c in spec.get(kind) or ()]
+        for kind in ("initContainers", "containers")
+    }
+    return {"volumes": volumes, **uses}

@@ -26,11 +26,20 @@ GOALS = Goals(ttft_seconds=5.0, tpot_seconds=5.0)
 class StubEngine:
     """Streams as many tokens as ``min_tokens`` says and one.
 
-    ``stuck``: the last one never comes; ``cut``: the end of the stream does not; ``merged``: one event has two tokens.
+    ``stuck``: the last one never comes; ``cut``: the end of the stream does not; ``merged``: one event has two tokens;
+    ``error``: the code of an event that the stream consists of.
     """
 
-    def __init__(self, *, status: int = 200, stuck: bool = False, cut: bool = False, merged: bool = False) -> None:
-        self.status, self.stuck, self.cut, self.merged = status, stuck, cut, merged
+    def __init__(
+        self,
+        *,
+        status: int = 200,
+        stuck: bool = False,
+        cut: bool = False,
+        merged: bool = False,
+        error: int | None = None,
+    ) -> None:
+        self.status, self.stuck, self.cut, self.merged, self.error = status, stuck, cut, merged, error
         self.bodies: list[dict[str, object]] = []
         self.most_at_once = self._at_once = 0
         self.aborted = 0
@@ -45,6 +54,9 @@ class StubEngine:
         try:
             answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
             await answer.prepare(request)
+            if self.error is not None:
+                await answer.write(b'data: {"error": {"message": "busy", "code": %d}}\n\ndata: [DONE]\n\n' % self.error)
+                return answer
             wanted = int(document["min_tokens"]) + 1
             for _ in range(wanted - (1 if self.stuck or self.merged else 0)):
                 await answer.write(b'data: {"choices":[{"index":0,"text":"x"}]}\n\n')
@@ -146,6 +158,13 @@ async def test_what_is_held_too_long_is_refused() -> None:
 async def test_the_engines_own_refusal_is_one(status: int) -> None:
     run = await _run(StubEngine(status=status), _arrivals(2), policy=Unlimited())
     assert [outcome.end for outcome in run.outcomes] == [End.REFUSED] * 2
+
+
+async def test_a_refusal_may_be_an_event_of_a_stream_that_had_begun() -> None:
+    run = await _run(StubEngine(error=503), _arrivals(2))
+    assert [outcome.end for outcome in run.outcomes] == [End.REFUSED] * 2
+    failed = await _run(StubEngine(error=500), _arrivals(1))
+    assert (failed.outcomes[0].end, failed.errors) == (End.FAILED, ("CompletionError: busy",))
 
 
 async def test_anything_else_is_a_failure_with_its_words() -> None:

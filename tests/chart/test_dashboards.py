@@ -9,6 +9,7 @@ import pytest
 
 from charts.dashboards.reading import asked, filled_in, metrics, panels
 from charts.generate import DASHBOARDS
+from kvplane_runtime.sidecar.promises import Result
 
 BOARDS: dict[str, dict[str, Any]] = {path.stem: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
 PANELS = [(f"{name}: {panel['title']}", panel) for name, board in BOARDS.items() for panel in panels(board)]
@@ -27,6 +28,7 @@ def test_addresses_stay() -> None:
         "kvplane-admission",
         "kvplane-autoscaling",
         "kvplane-operator",
+        "kvplane-ring",
     }
     assert {name: board["uid"] for name, board in BOARDS.items()} == {name: f"kvplane-{name}" for name in BOARDS}
 
@@ -100,6 +102,17 @@ def test_a_legend_names_only_labels_that_are_left(panel: dict[str, Any]) -> None
 def test_time_series_have_a_legend(panel: dict[str, Any]) -> None:
     if panel["type"] == "timeseries":
         assert panel["options"]["legend"]["showLegend"]
+
+
+def test_the_overview_says_how_many_promises_are_kept_and_why_others_are_not() -> None:
+    asking = [p for p in panels(BOARDS["overview"]) if "kvplane_slo_requests_total" in json.dumps(p["targets"])]
+    assert {panel["fieldConfig"]["defaults"]["unit"] for panel in asking} == {"percentunit"}
+    assert [panel["type"] for panel in asking] == ["stat", "timeseries", "timeseries"]
+    for panel in asking:
+        named = re.findall(r'\bresult!?="([^"]*)"', panel["targets"][0]["expr"])
+        assert named == [Result.MET]
+    *_, reasons = asking
+    assert all(f"{result}: " in reasons["description"] for result in Result if result is not Result.MET)
 
 
 def test_rates_follow_the_scrape_interval() -> None:

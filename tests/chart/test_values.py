@@ -130,7 +130,7 @@ EFFECTS: tuple[tuple[str, object, Callable[[Rendered], Any], object], ...] = (
         "p",
     ),
     ("metrics.rules.runbookUrl", "https://wiki.example.com/kv", runbooks, {"https://wiki.example.com/kv"}),
-    ("dashboards.enabled", True, lambda r: len(r.of("ConfigMap")), 5),
+    ("dashboards.enabled", True, lambda r: len(r.of("ConfigMap")), 6),
     ("dashboards.labels", {"grafana": "yes"}, dashboards("metadata", "labels", "grafana"), {"yes"}),
     ("dashboards.annotations", {"folder": "LLM"}, dashboards("metadata", "annotations", "folder"), {"LLM"}),
     ("serviceAccount.create", False, lambda r: r.of("ServiceAccount"), []),

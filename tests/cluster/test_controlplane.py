@@ -13,6 +13,7 @@ import pytest
 from e2e.cluster.api import wait_for
 from e2e.cluster.controlplane import ControlPlane
 from e2e.cluster.errors import ApiError, CommandError
+from e2e.kubectl import get
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -36,6 +37,15 @@ def test_errors_are_those_of_kubectl_and_of_the_server(control_plane: ControlPla
         control_plane.kubectl("get", "service", "nope")
     with pytest.raises(ApiError, match='The API server answered 404: pods "nope" not found'):
         control_plane.api.get("/api/v1/namespaces/default/pods/nope")
+
+
+def test_objects_by_name_and_lists(control_plane: ControlPlane) -> None:
+    """A list without items prints nothing, as a name does that is not there."""
+    kubectl = control_plane.kubectl
+    assert get(kubectl, "kube-public", "deployments") == get(kubectl, "kube-public", "pods", "-l", "app=web") == []
+    assert get(kubectl, "kube-public", "deployment", "web") is None
+    assert get(kubectl, "default", "service", "kubernetes")["metadata"]["name"] == "kubernetes"
+    assert [service["metadata"]["name"] for service in get(kubectl, "default", "services")] == ["kubernetes"]
 
 
 def test_rights_are_checked(control_plane: ControlPlane) -> None:

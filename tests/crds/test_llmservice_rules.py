@@ -242,6 +242,10 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         (f"ring with env {name}", ring(engine={"env": [{"name": name}]}), ("remove them from engine.env", name))
         for name in RING_ENV
     ),
+    *(
+        (f"ring with {field}", ring(admission={field: value}), ("mode Ring has no admission.reservation", field))
+        for field, value in (("reservation", "Expected"), ("kvHardCapPercent", 95), ("kvPeakPercent", 100))
+    ),
     ("ring with a surge", ring(rollout={"maxSurge": 1}), ("rings are renewed one group after the other",)),
     ("too many rings", ring(replicas=1001), ("replicas of mode Ring are groups, at most 1000.",)),
     ("ring of one", ring(ring={"size": 1}), ("spec.ring.size", "greater than or equal to 2")),
@@ -480,7 +484,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         for field, value in OWNED_VALUES.items()
     ),
     # unknown fields
-    ("field of a later version", {"gateway": {"size": 2}}, ('unknown field "spec.gateway"',)),
+    ("field of a later version", {"tenancy": {"size": 2}}, ('unknown field "spec.tenancy"',)),
     ("misspelt field", {"engine__tensorParalelSize": 2}, ('unknown field "spec.engine.tensorParalelSize"',)),
 )
 
@@ -521,6 +525,7 @@ ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
         ring(
             replicas=1000,
             engine={"dtype": "bfloat16", "maxSequences": 8, "startupTimeoutSeconds": 60, "env": [{"name": "A"}]},
+            admission={"policy": "Observe", "queue": {"maxRequests": 8}},
             ring={
                 "size": 256,
                 "windowTokens": 4096,

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from e2e.cluster.controlplane import ControlPlane
+from e2e.kubectl import get
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -93,12 +94,8 @@ class Cluster:
         self.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
 
     def get(self, namespace: str, what: str, *more: str) -> Any:
-        """An object, None if there is none; a list's items."""
-        text = self.kubectl("get", "-n", namespace, *what.split(), *more, "-o", "json", "--ignore-not-found")
-        if not text.strip():
-            return None
-        found = json.loads(text)
-        return found["items"] if found["kind"].endswith("List") else found
+        """See :func:`e2e.kubectl.get`; ``what``: kind and name, as in "deployment chat"."""
+        return get(self.kubectl, namespace, *what.split(), *more)
 
     def condition(self, namespace: str, name: str, kind: str) -> dict[str, Any]:
         service = self.get(namespace, f"llmservice {name}") or {}

@@ -27,7 +27,7 @@ class Fleet:
 
     def step(self) -> "Fleet":
         """Make pods Ready that came, end those that go, and tell what there is to do."""
-        pods = self._cluster.get(self._namespace, "pods -l kvplane.dev/service=chat") or []
+        pods = self._cluster.get(self._namespace, "pods -l kvplane.dev/service=chat")
         for pod in pods:
             name = pod["metadata"]["name"]
             if "deletionTimestamp" in pod["metadata"]:
@@ -95,7 +95,7 @@ def active(cluster: Cluster, namespace: str) -> tuple[str, str]:
 
 
 def events(cluster: Cluster, namespace: str, reason: str) -> list[dict[str, Any]]:
-    return [event for event in cluster.get(namespace, "events") or () if event["reason"] == reason]
+    return [event for event in cluster.get(namespace, "events") if event["reason"] == reason]
 
 
 def exports(operator: Operator, line: str) -> bool:

@@ -1,5 +1,6 @@
 """Ring groups as values, for tests of the decisions about them."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from kvplane_operator.plan.ring.groups import Group, Rank
@@ -25,9 +26,11 @@ def group(
     down_seconds: float | None = None,
     in_flight: int | None = 0,
     drain_seconds: float | None = None,
+    exited: tuple[int, ...] = (),
 ) -> Group:
     """A group that serves: ``missing`` of its last ranks have no pod; ``down_seconds``: it has had no ring for so long;
-    ``drain_seconds``: it has been drained for so long; ``pods``: the template of its pods, if not its set's."""
+    ``drain_seconds``: it has been drained for so long; ``pods``: the template of its pods, if not its set's; ``exited``: ranks
+    whose engine has."""
     made = pods or template
     ready = down_seconds is None
     since = ago(3600 if down_seconds is None else down_seconds)
@@ -44,6 +47,7 @@ def group(
             draining=drains,
             drain_since=None if drain_seconds is None else ago(drain_seconds),
         )
+    ranks = [replace(rank, exited=rank.ordinal in exited) for rank in ranks]
     return Group(number, size, template, tuple(ranks))
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from kvplane_api import names
-from kvplane_operator.plan.ring.groups import Group, groups, number_of, ordinal_of
+from kvplane_operator.plan.ring.groups import Group, groups, number_of, ordinal_of, set_number
 from kvplane_operator.plan.service import Plan
 from kvplane_operator.plan.snapshot import Kind, Manifest, Reading, Ref
 from tests.kvplane_operator.world import NAME, World, pod, settings, state
@@ -98,8 +98,7 @@ class RingWorld(World):
     def _controllers(self) -> None:
         wanted = {}
         for ref, child in self.children.items():
-            number = number_of(child)
-            if ref.kind is Kind.STATEFUL_SET and number is not None:
+            if ref.kind is Kind.STATEFUL_SET and set_number(ref.name, NAME) is not None:
                 child["status"] = {"observedGeneration": child["metadata"]["generation"]}
                 for ordinal in range(child["spec"]["replicas"]):
                     wanted[f"{ref.name}-{ordinal}"] = child
@@ -148,10 +147,12 @@ class RingWorld(World):
             before |= {"status": str(ready), "lastTransitionTime": self._stamp()}
         exits = self.exited.get(found["metadata"]["uid"], 0)
         (engine,) = found["status"]["containerStatuses"]
+        waits = exits > 0 and (number_of(found), ordinal_of(found)) in self.down
         if exits:
             ended = {"exitCode": 1, "reason": "Error", "message": self.log}
-            engine |= {"restartCount": exits, "lastState": {"terminated": ended}}
-        engine["state"] = {"running": {"startedAt": self._stamp()}}
+            engine |= {"restartCount": exits - waits, "lastState": {"terminated": ended}}
+        running = {"running": {"startedAt": self._stamp()}}
+        engine["state"] = {"waiting": {"reason": "CrashLoopBackOff"}} if waits else running
 
     @staticmethod
     def _going(found: Manifest) -> bool:

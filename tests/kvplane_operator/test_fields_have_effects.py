@@ -23,7 +23,7 @@ from kvplane_api.service import (
 from kvplane_api.wire import SidecarConfig
 from kvplane_operator.autoscaler import view
 from kvplane_operator.autoscaler.settings import Tuning
-from kvplane_operator.plan.record import DATA_KEY
+from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Reading
 from tests.kvplane_operator.ring_world import RingWorld, formed
 from tests.kvplane_operator.world import CONFIG_MAP, HF, World, pod, settled, state
@@ -155,7 +155,8 @@ def effect(spec: dict[str, Any]) -> str:
     children = copy.deepcopy(world.children)
     for child in children.values():
         child["metadata"] = {}
-    children.get(CONFIG_MAP, {"data": {}})["data"].pop(DATA_KEY, None)
+    for key in (DATA_KEY, RING_DATA_KEY):
+        children.get(CONFIG_MAP, {"data": {}})["data"].pop(key, None)
     return json.dumps(
         [{str(ref): child for ref, child in children.items()}, world.status["conditions"], law], sort_keys=True
     )

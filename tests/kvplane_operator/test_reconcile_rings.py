@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from kvplane_api import names
+from kvplane_operator import metrics
 from kvplane_operator.cluster import Cluster
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_operator.plan.status import status_patch
@@ -27,6 +28,8 @@ class Notes:
         self.store = Store()
         self.done: list[tuple[str, ...]] = []
         self.sets: dict[str, Manifest] = {}
+        self.gone: set[str] = set()
+        """Pods, by uid, that were deleted by force; the watch has not told of it."""
         self._versions = itertools.count(1)
         self._service: Manifest = {
             "metadata": {"namespace": "team", "name": "chat", "uid": UID, "generation": 0},
@@ -66,8 +69,12 @@ class Notes:
     async def annotate_pod(self, namespace: str, name: str, key: str, value: str, *, uid: str | None = None) -> None:
         self.done.append(("annotate", name, key, str(uid)))
 
-    async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> None:
+    async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> bool:
         self.done.append(("delete pod", name, uid, "by force" if force else "gently"))
+        there = uid not in self.gone
+        if force:
+            self.gone.add(uid)
+        return there
 
     async def patch_status(
         self, namespace: str, name: str, status: Mapping[str, Any], *, uid: str, resource_version: str
@@ -146,9 +153,16 @@ async def test_a_rank_on_a_lost_node_is_deleted_by_force_and_told_of(notes: Note
     notes.serve(lost=1)
     condition = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "2020-01-01T12:00:00Z"}
     assert notes.store.put_node({"metadata": {"name": "node-1"}, "status": {"conditions": [condition]}}) == [UID]
-    done = await reconciled(notes)
+    before = forced()
+    done = [*await reconciled(notes)]
     assert ("delete pod", "chat-ring-0-1", "uid-of-chat-ring-0-1", "by force") in done
-    assert ("event", "PodDeletedByForce") in done
+    done += await reconciled(notes)  # the watch is late, and it is deleted once more
+    assert done.count(("event", "PodDeletedByForce")) == 1
+    assert forced() - before == 1
+
+
+def forced() -> float:
+    return metrics.REGISTRY.get_sample_value("kvplane_operator_ring_pods_deleted_total", {"cause": "forced"}) or 0.0
 
 
 async def test_a_verdict_is_told_before_a_group_is_given_up(notes: Notes) -> None:

@@ -7,6 +7,8 @@ import pytest
 from kvplane_api import names
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_runtime.ring import settings as engine_settings
+from kvplane_runtime.sidecar.__main__ import parse
+from kvplane_runtime.sidecar.leader import rank_0
 from tests.kvplane_operator.ring_world import RING, RingWorld, with_ring
 from tests.kvplane_operator.world import CONFIG_MAP, PDB
 
@@ -112,17 +114,29 @@ class TestEngine:
         assert (found.address, found.pod) == ("10.0.0.7", "uid-7")
         assert (str(found.model), found.served_name) == ("/models", "chat")
         assert (found.host, found.port) == ("127.0.0.1", names.PORT_ENGINE)
+        assert found.worker_port == names.PORT_ENGINE
         assert found.store_port == names.PORT_RING_STORE
+        assert found.context_tokens is None
+
+    def test_reads_the_promised_time_where_the_sidecar_does(self) -> None:
+        found = engine_settings.from_environment(environment(made()), hostname="chat-ring-0-1")
+        sidecar = container(made(), names.CONTAINER_SIDECAR, "initContainers")
+        assert str(found.config_file) in {v.get("value") for v in sidecar["env"]}
+        mounts = container(made(), "engine")["volumeMounts"]
+        assert [m for m in mounts if m["name"] == "sidecar-config"] == [
+            {"name": "sidecar-config", "mountPath": "/etc/kvplane/sidecar", "readOnly": True}
+        ]
 
     def test_is_told_what_the_spec_says(self) -> None:
         spec = with_ring(size=4, windowTokens=4096, recovery={"reserve": "Survive"})
         spec |= {
             "engine": {"dtype": "bfloat16", "maxSequences": 8},
             "model": {"source": "pvc://m/qwen", "servedName": "q"},
+            "context": {"maxTokens": 90_000},
         }
         found = engine_settings.from_environment(environment(made(spec)), hostname="chat-ring-0-1")
         assert (found.world_size, found.window_tokens, found.reserve) == (4, 4096, "Survive")
-        assert (found.dtype, found.max_sequences) == ("bfloat16", 8)
+        assert (found.dtype, found.max_sequences, found.context_tokens) == ("bfloat16", 8, 90_000)
         assert (str(found.model), found.served_name) == ("/models/qwen", "q")
 
     def test_stops_within_the_margin_after_the_drain(self) -> None:
@@ -160,6 +174,18 @@ class TestEngine:
         engine = container(made(), "engine")
         assert engine["lifecycle"]["preStop"]["httpGet"]["path"] == "/drain"
         assert "ports" not in engine
+
+    def test_the_sidecar_knows_that_it_fronts_a_rank_and_where_rank_0_is(self) -> None:
+        """The sidecar's own reader says what it makes of rank 1 of group 0."""
+        sidecar = container(made(), names.CONTAINER_SIDECAR, "initContainers")
+        fields = {"metadata.name": "chat-ring-0-1", "metadata.namespace": "team"}
+        told = {
+            v["name"]: fields[v["valueFrom"]["fieldRef"]["fieldPath"]] if "valueFrom" in v else v["value"]
+            for v in sidecar["env"]
+        }
+        found = parse([], told)
+        assert found.ring
+        assert rank_0(found.pod) == "chat-ring-0-0.chat-ring-0"
 
     def test_publishes_no_kv_events(self) -> None:
         assert '"kvEvents": false' in made().children[CONFIG_MAP]["data"][names.FILE_SIDECAR_CONFIG]
@@ -209,6 +235,7 @@ class TestTemplate:
             with_ring(recovery={"reformGraceSeconds": 60}),
             with_ring(spread="Required"),
             {**RING, "engine": {"startupTimeoutSeconds": 60}},
+            {**RING, "context": {"maxTokens": 90_000}},
         ],
     )
     def test_changes_with_what_ranks_depend_on(self, spec: dict[str, Any]) -> None:

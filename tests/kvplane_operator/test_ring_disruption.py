@@ -70,6 +70,22 @@ def test_a_ring_that_forms_anew_loses_no_second_rank() -> None:
     assert not evict(world, second)
 
 
+def test_rings_that_never_form_hold_a_drain_up_only_as_long_as_one_may_load() -> None:
+    """An image that cannot be pulled, say: nothing exits, so there is no verdict that would free the nodes."""
+    world = RingWorld({**RING, "engine": {"startupTimeoutSeconds": 60}})
+    world.down = {(0, ordinal) for ordinal in range(3)}
+    world.run(6)
+    assert not evict(world, world.rank(0, 1))
+    world.step()
+    assert evict(world, world.rank(0, 1))
+    world.step()  # a rank that was made anew is no reason to wait again
+    assert evict(world, world.rank(0, 2))
+    world.down.clear()
+    world.run(2)
+    assert world.group(0).whole
+    assert world.children[PDB]["spec"]["unhealthyPodEvictionPolicy"] == "IfHealthyBudget"
+
+
 def test_a_rank_that_crashes_does_not_hold_a_drain_up() -> None:
     """Alone it is what the budget allows to be away, wherever it is."""
     world = placed((0, 1))

@@ -1,11 +1,22 @@
 """What the watches show of ring groups, as values."""
 
+import copy
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
 from kvplane_api import names
-from kvplane_operator.plan.ring.groups import Group, ordinal_of, serves_clients, set_name, set_number, tells, time_of
+from kvplane_operator.plan.ring.groups import (
+    Group,
+    number_of,
+    ordinal_of,
+    serves_clients,
+    set_name,
+    set_number,
+    tells,
+    time_of,
+)
 from kvplane_operator.plan.snapshot import Reading
 from tests.kvplane_operator.ring_groups import group
 from tests.kvplane_operator.ring_world import RING, formed
@@ -46,6 +57,14 @@ def test_a_group_without_pods_is_idle() -> None:
     assert group(0, size=0).idle(NOW, 30)
 
 
+def test_a_group_whose_rank_0_is_cut_off_may_serve() -> None:
+    found = group(0, down_seconds=100)
+    leader, *others = found.ranks
+    assert found.idle(NOW, 30)
+    assert not Group(0, 3, found.template, (replace(leader, cut_off=True), *others)).idle(NOW, 30)
+    assert Group(0, 3, found.template, (replace(leader, cut_off=True, going=True), *others)).idle(NOW, 30)
+
+
 def test_the_last_change_counts() -> None:
     """A rank that comes or goes may be what makes the ring form."""
     found = group(0, down_seconds=100)
@@ -77,6 +96,20 @@ def test_clients_come_to_rank_0_and_to_paged_replicas() -> None:
     assert [serves_clients(world.rank(0, n)) for n in range(3)] == [True, False, False]
     assert ordinal_of(pod("chat-5d4f-7")) is None
     assert serves_clients(pod("chat-5d4f-7"))
+
+
+@pytest.mark.parametrize("name", ["loader-1", "chat-ring-1-2", "chat-ring-0", "mail-ring-0-1", "chat-ring-0-one"])
+def test_a_label_alone_makes_no_rank(name: str) -> None:
+    """Somebody else's pod with the labels of one, copied from a manifest say: a rollout must not delete it."""
+    world = formed()
+    foreign = copy.deepcopy(world.rank(0, 1))
+    foreign["metadata"] |= {"name": name, "uid": "uid-of-another"}
+    world.pods.append(foreign)
+    assert (number_of(foreign), ordinal_of(foreign), serves_clients(foreign)) == (None, None, False)
+    assert [rank.pod for rank in world.group(0).ranks] == ["chat-ring-0-0", "chat-ring-0-1", "chat-ring-0-2"]
+    world.change(engine={"startupTimeoutSeconds": 60})
+    deleted = {deletion.pod for _ in range(10) for deletion in world.step().pod_deletions}
+    assert deleted == {"chat-ring-0-0", "chat-ring-0-1", "chat-ring-0-2"}
 
 
 def test_a_drained_rank_0_is_still_asked() -> None:

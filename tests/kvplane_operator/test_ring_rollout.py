@@ -68,6 +68,17 @@ def test_the_next_waits_until_the_ring_is_whole() -> None:
     assert renewed(at_n_minus_1, group(1, template=OLD)).waits_for == (0,)
 
 
+def test_a_template_that_a_group_was_given_up_with_takes_no_other_ring() -> None:
+    def beside(given_up: Group, *others: Group) -> Renewal:
+        return renewal(others, given_up=[given_up], template=NEW, now=NOW, grace_seconds=GRACE, drain_seconds=DRAIN)
+
+    serves, idle = group(1, template=OLD), group(2, template=OLD, down_seconds=GRACE + 1)
+    spoiled = beside(group(0, missing=3), serves, idle)
+    assert (spoiled.drain, spoiled.take, spoiled.pending) == ((), frozenset({2}), 2)  # who serves nobody loses nothing
+    assert beside(group(0, missing=3), serves).waits_for == (0,)
+    assert drained_groups(beside(group(0, template=OLD, missing=3), serves)) == [1]
+
+
 def test_a_short_ring_goes_before_whole_ones() -> None:
     found = renewed(group(0, template=OLD), group(1, template=OLD, missing=1, in_flight=9))
     assert drained_groups(found) == [1]

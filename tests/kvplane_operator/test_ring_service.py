@@ -8,6 +8,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from kvplane_api import names
+from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Kind, NodeView, Ref
 from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.ring_groups import ago
@@ -129,6 +130,31 @@ class TestLosingARank:
         world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=ago(3600))}
         (deletion,) = world.plan().pod_deletions
         assert (deletion.pod, deletion.force) == ("chat-ring-0-1", True)
+        # One that may write to a claim waits, also where its service's template has none any more.
+        lost["spec"] |= {
+            "volumes": [{"name": "state", "persistentVolumeClaim": {"claimName": "state"}}],
+            "containers": [{"volumeMounts": [{"name": "state", "mountPath": "/state"}]}],
+        }
+        assert world.plan().pod_deletions == ()
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"model": {"source": "path:///models"}}, {"hybrid": {"size": 2}}, {"mode": "Paged"}],
+        ids=["not accepted", "of a newer CRD", "Paged"],
+    )
+    def test_a_pod_on_a_lost_node_is_ended_whatever_the_spec_says(self, fields: dict[str, Any]) -> None:
+        """Nothing else is done about a spec that is not accepted; a rank that waits for its pod is no part of it."""
+        world = formed(read_nodes=True)
+        lost = world.rank(0, 1)
+        lost["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+        if "mode" in fields:
+            del world.spec["ring"]
+        world.change(**fields)
+        world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=world.now)}
+        early = world.plan()
+        assert (early.pod_deletions, early.wake_after_seconds) == ((), 30)
+        world.nodes = {lost["spec"]["nodeName"]: NodeView(ready=False, since=ago(3600))}
+        assert [(deletion.pod, deletion.force) for deletion in world.plan().pod_deletions] == [("chat-ring-0-1", True)]
 
 
 class TestVerdict:
@@ -161,6 +187,7 @@ class TestVerdict:
         assert "was given up" in degraded["message"]
         assert "no such model" in degraded["message"]  # long after the pods are gone
         assert sets(world) == ["chat-ring-0", "chat-ring-1"]  # and nobody takes its place
+        assert world.wanted("Progressing")["message"] == "Nothing is being changed."
 
     def test_status_tells_before_anything_is_done(self) -> None:
         world = formed()
@@ -181,6 +208,13 @@ class TestVerdict:
         assert world.condition("Available") == ("False", "RestartBudgetExhausted")
         assert "no such model" in world.wanted("Available")["message"]
 
+    def test_a_verdict_whose_message_was_not_kept_is_a_sentence(self) -> None:
+        world = formed()
+        self.crash_loop(world, 0)
+        world.run(10)
+        world.status["pools"][0]["restarts"][0]["message"] = ""
+        assert world.wanted("Available")["message"].endswith("with a new value of kvplane.dev/retry.")
+
     @pytest.mark.parametrize("way", ["spec", "annotation"])
     def test_a_user_gives_it_another_budget(self, way: str) -> None:
         world = formed()
@@ -194,6 +228,21 @@ class TestVerdict:
         world.run(6)
         assert world.condition("Ready") == ("True", "Serving")
         assert "failedGroups" not in world.ring_pool()
+
+    def test_a_spec_that_is_not_accepted_does_not(self) -> None:
+        """Nothing is done about it, so status must not say that the group is starting."""
+        world = formed()
+        self.crash_loop(world, 0)
+        world.run(10)
+        world.down.clear()
+        world.change(model={"source": "path:///srv/m"})
+        world.annotations = {names.ANNOTATION_RETRY: "1"}
+        world.run(2)
+        assert world.ring_pool()["failedGroups"] == [0]
+        assert world.condition("Available") == ("False", "RestartBudgetExhausted")
+        world.change(model={"source": "pvc://models"})
+        world.run(6)
+        assert world.condition("Ready") == ("True", "Serving")
 
     def test_scaling_does_not(self) -> None:
         """Else an autoscaler would start a crash loop anew, each time it moves."""
@@ -314,6 +363,35 @@ class TestRollout:
         assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
         assert world.condition("Progressing")[1] == "RollingOut"
 
+    def test_a_template_that_a_group_was_given_up_with_stalls_the_rollout(self) -> None:
+        world = formed({**RING, "replicas": 2})
+        self.roll(world)
+        world.step()
+        world.down = {(0, ordinal) for ordinal in range(3)}
+        world.run(3)
+        world.crash(0, 0, times=6)
+        world.run(10)
+        assert world.ring_pool()["failedGroups"] == [0]
+        assert world.group(1).formed
+        assert world.condition("Progressing") == ("False", "RolloutStalled")
+        assert "Ring group 0 was given up with the new one" in world.wanted("Progressing")["message"]
+
+    def test_rings_whose_nodes_do_not_answer_are_left_alone(self) -> None:
+        """They are not Ready by the cluster's word alone, and all of them at once."""
+        world = formed({**RING, "replicas": 2}, read_nodes=True)
+        world.down = {(number, ordinal) for number in (0, 1) for ordinal in range(3)}
+        world.nodes = {p["spec"]["nodeName"]: NodeView(ready=False, since=world.now) for p in world.pods}
+        world.step()
+        self.roll(world)
+        assert not any(world.step().pod_deletions for _ in range(20))
+        world.nodes = {node: NodeView(ready=True, since=world.now) for node in world.nodes}
+        world.down.clear()
+        for _ in range(40):
+            world.step()
+            assert sum(not group.whole for group in world.groups()) <= 1
+        assert world.condition("Ready") == ("True", "Serving")
+        assert len({group.template for group in world.groups()}) == 1
+
     def test_another_size(self) -> None:
         world = formed({**RING, "replicas": 2})
         world.change(ring={"size": 4})
@@ -333,6 +411,17 @@ class TestRollout:
         world.settings = world.settings.model_copy(update={"ring_image": "example.com/ring:2"})
         world.run(30)
         assert not before & uids(world, 0, 1)
+
+    def test_a_group_that_was_given_up_with_the_last_template_is_in_nobodys_way(self) -> None:
+        world = formed({**RING, "replicas": 2}, rollout_on_upgrade=True)
+        world.crash(0, 0, times=6)
+        world.run(10)
+        assert world.ring_pool()["failedGroups"] == [0]
+        before = uids(world, 1)
+        world.settings = world.settings.model_copy(update={"ring_image": "example.com/ring:2"})
+        world.run(30)
+        assert world.group(1).whole
+        assert not before & uids(world, 1)
 
     @hypothesis_settings(max_examples=10, deadline=None)
     @given(
@@ -398,6 +487,56 @@ class TestChangeOfMode:
         assert sets(world) == []
         assert world.status["mode"] == "Paged"
 
+    def test_ranks_find_rank_0_until_the_last_of_them_is_gone(self) -> None:
+        """Those that are told to go wait for its drain, and ask for it by the name that their Service gives."""
+        world = formed()
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.settle()
+        world.counts(replicas=1, ready=1)
+        headless = Ref(Kind.SERVICE, "chat-ring-0")
+        assert Ref(Kind.STATEFUL_SET, "chat-ring-0") in {deletion.ref for deletion in world.settle().deletions}
+        world.pods.clear()
+        assert [deletion.ref for deletion in world.plan().deletions] == [headless]
+
+    def test_the_disruption_budget_is_of_the_pods_that_serve(self) -> None:
+        world = formed({**RING, "replicas": 2})
+        budget = Ref(Kind.PDB, "chat")
+        rings = world.children[budget]["spec"]["selector"]
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(2)
+        assert world.children[budget]["spec"]["selector"] == rings
+        world.counts(replicas=2, ready=2)
+        world.run(2)
+        assert world.children[budget]["spec"]["selector"] != rings
+
+    def test_one_that_is_taken_back_rolls_no_pods_that_an_earlier_operator_made(self) -> None:
+        world = self.serving_paged()
+        before = world.template()
+        world.settings = world.settings.model_copy(update={"engine_image": "example.com/vllm:2"})
+        world.change(mode="Ring", ring={"size": 3})
+        world.down = {(0, 0)}
+        world.run(3)
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(3)
+        assert world.template() == before
+        assert RING_DATA_KEY not in world.children[CONFIG_MAP]["data"]  # the next ring is made by what there is then
+
+    def test_nor_ranks(self) -> None:
+        world = formed()
+        before = uids(world, 0)
+        world.settings = world.settings.model_copy(update={"ring_image": "example.com/ring:2"})
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.run(2)
+        world.change(mode="Ring", ring={"size": 3})
+        world.run(6)
+        assert uids(world, 0) == before
+        assert world.group(0).whole
+        assert DATA_KEY not in world.children[CONFIG_MAP]["data"]
+
     def test_what_cannot_come_up_is_told_and_the_old_pool_stays(self) -> None:
         world = self.serving_paged()
         world.change(mode="Ring", ring={"size": 3})
@@ -426,6 +565,18 @@ def test_what_a_ring_cannot_do_is_not_accepted_from_auto() -> None:
     accepted = world.wanted("Accepted")
     assert accepted["reason"] == "UnsupportedByRing"
     assert "engine.blockSize, an hf:// model.source" in accepted["message"]
+
+
+@pytest.mark.parametrize("bound", [{"reservation": "Worst"}, {"kvHardCapPercent": 90}, {"kvPeakPercent": 100}])
+def test_bounds_on_kv_memory_that_no_ring_keeps_are_not_accepted(bound: dict[str, Any]) -> None:
+    accepted = RingWorld({**RING, "admission": {"policy": "Enforce", **bound}}).wanted("Accepted")
+    assert accepted["reason"] == "UnsupportedByRing"
+    assert f"does not take admission.{next(iter(bound))}: remove that" in accepted["message"]
+    assert RingWorld({**RING, "admission": {"policy": "Observe"}}).wanted("Accepted")["reason"] == "Valid"
+
+
+def test_what_a_ring_takes_is_told_without_the_cap_of_paged_replicas() -> None:
+    assert formed().ring_pool()["maxContextTokens"] == 4096  # as its engine says
 
 
 @pytest.mark.parametrize(

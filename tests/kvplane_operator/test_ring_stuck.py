@@ -12,12 +12,19 @@ from tests.kvplane_operator.world import NOW, pod
 LOST = NodeView(ready=False, since=ago(31))
 
 
+def using(volume: dict[str, Any], **uses: Any) -> dict[str, Any]:
+    """Parts of a pod's spec: a volume, and how the engine uses it."""
+    return {"volumes": [{"name": "v", **volume}], "containers": [{"name": "engine", **uses}]}
+
+
 def found(*, node: NodeView | None = LOST, going: bool = True, claim: bool = False) -> Stuck:
     made = pod("chat-ring-0-1", node="node-1")
     if going:
         made["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
+    if claim:
+        made["spec"] |= using({"persistentVolumeClaim": {"claimName": "m"}}, volumeMounts=[{"name": "v"}])
     nodes = {"node-2": LOST} if node is None else {"node-1": node}
-    return stuck([made], nodes, grace_seconds=30, writes_to_claim=claim, now=NOW)
+    return stuck([made], nodes, grace_seconds=30, now=NOW)
 
 
 def test_a_pod_that_cannot_end_is_ended() -> None:
@@ -58,9 +65,11 @@ def test_a_claim_is_safe_once_somebody_vouches_for_the_node() -> None:
         ({"ephemeral": {"volumeClaimTemplate": {}}}, {}, True),
     ],
 )
-def test_which_templates_write_to_a_claim(volume: dict[str, Any], mount: dict[str, Any], writes: bool) -> None:
-    spec = {
-        "volumes": [{"name": "v", **volume}],
-        "containers": [{"name": "engine", "volumeMounts": [{"name": "v", "mountPath": "/v", **mount}]}],
-    }
+def test_which_pods_write_to_a_claim(volume: dict[str, Any], mount: dict[str, Any], writes: bool) -> None:
+    spec = using(volume, volumeMounts=[{"name": "v", "mountPath": "/v", **mount}])
     assert writes_to_claim({"spec": spec}) is writes
+
+
+def test_a_claim_may_be_a_device() -> None:
+    device = using({"persistentVolumeClaim": {"claimName": "m"}}, volumeDevices=[{"name": "v", "devicePath": "/dev/v"}])
+    assert writes_to_claim({"spec": device})

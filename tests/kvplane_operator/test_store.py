@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kvplane_api import names
+from kvplane_operator.plan.ring.stuck import writes_to_claim
 from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
 from kvplane_operator.store import POD, SERVICE, Store
 
@@ -97,6 +98,27 @@ def test_pods_are_known_by_their_label_and_kept_slim(store: Store) -> None:
     (held,) = snapshot.pods
     assert held["spec"] == {"nodeName": "n"}
     assert held["status"] == {"phase": "Running"}
+
+
+def test_of_a_pods_volumes_its_claims_are_kept(store: Store) -> None:
+    """A pod that may write to one is not deleted by force, whatever its template says by then."""
+    found = pod()
+    mount = {"name": "state", "mountPath": "/state"}
+    found["spec"] |= {
+        "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "state", "persistentVolumeClaim": {"claimName": "s"}}],
+        "containers": [{"name": "engine", "image": "e", "volumeMounts": [mount]}],
+    }
+    store.put(POD, found)
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    (held,) = snapshot.pods
+    assert held["spec"] == {
+        "nodeName": "n",
+        "volumes": [{"name": "state", "persistentVolumeClaim": {"claimName": "s"}}],
+        "initContainers": [],
+        "containers": [{"volumeMounts": [mount]}],
+    }
+    assert writes_to_claim(held)
 
 
 def test_managed_fields_are_not_kept(store: Store) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from kvplane_runtime.proxy.gate import Again, Meter, Refusal, Relay
+from kvplane_runtime.proxy.gate import Again, End, Meter, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.server import Proxy
@@ -198,8 +198,13 @@ class OpenGate:
     admitted: list[Request] = field(default_factory=list)
     answered: list[int] = field(default_factory=list)
     """Status of each answer."""
-    completed: list[bool] = field(default_factory=list)
-    """Outcome of each request."""
+    ends: list[End] = field(default_factory=list)
+    """Of each request."""
+
+    @property
+    def completed(self) -> list[bool]:
+        """Whether each request was."""
+        return [end is End.COMPLETED for end in self.ends]
 
     def enter(self, head: RequestHead) -> "Pass | Refusal":
         del head
@@ -219,6 +224,12 @@ class Pass:
     def last_on_connection(self) -> bool:
         return self.gate.last_on_connection
 
+    def admit_now(self, request: Request) -> Request | Refusal | None:
+        if self.gate.hold:
+            return None
+        self.gate.admitted.append(request)
+        return self.gate.refusal_after_body or self.gate.edit(request)
+
     async def admit(self, request: Request) -> Request | Refusal:
         self.gate.admitted.append(request)
         if self.gate.hold:
@@ -229,11 +240,11 @@ class Pass:
         self.gate.answered.append(head.status)
         return self.gate.verdicts.pop(0) if self.gate.verdicts else Relay(self.gate.meter(head))
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         assert not self.left, "a ticket was left twice"
         self.left = True
         self.gate.inside -= 1
-        self.gate.completed.append(completed)
+        self.gate.ends.append(end)
 
 
 @dataclass

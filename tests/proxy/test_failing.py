@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+from unittest.mock import create_autospec
 
 import pytest
 
 from kvplane_runtime.proxy.limits import Limits
+from kvplane_runtime.proxy.server import ClientConnection
 from tests.proxy.peers import HELLO, Client, Script, UpstreamSocket, answer_hello, staged, until
 
 GET = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -242,6 +244,27 @@ async def test_a_client_that_goes_while_it_waits_at_the_gate_never_reaches_the_u
         stage.gate.hold.set()
         assert (await stage.ask(GET)).status == 200
         assert [body for _, body in stage.upstream.requests] == [b""]
+
+
+async def test_a_client_that_goes_in_the_turn_of_its_request_ends_what_was_sent() -> None:
+    gone = asyncio.Event()
+
+    async def script(socket: UpstreamSocket) -> None:
+        await socket.request()
+        await socket.send(HELLO)
+        await socket.hung_up()
+        gone.set()
+
+    async with staged(script) as stage:
+        assert (await stage.ask(GET)).status == 200  # leaves an idle connection behind
+        connection = ClientConnection(stage.proxy, asyncio.get_running_loop())
+        connection.connection_made(create_autospec(asyncio.Transport, instance=True))
+        connection.data_received(POST)
+        assert stage.gate.inside
+        connection.connection_lost(None)
+        assert not stage.gate.inside
+        async with asyncio.timeout(5):
+            await gone.wait()
 
 
 async def test_a_client_that_goes_while_it_uploads_leaves_the_gate() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from kvplane_runtime.proxy.gate import Again, Refusal
+from kvplane_runtime.proxy.gate import Again, End, Refusal
 from kvplane_runtime.proxy.http1 import Request, ResponseHead
 from kvplane_runtime.proxy.limits import Limits
 from kvplane_runtime.proxy.openai import Endpoint
@@ -264,7 +264,7 @@ async def test_a_metered_stream_that_breaks_off_is_cut_for_the_client() -> None:
         received = await client.closed()
         assert received.endswith(chunks(ROLE + TOKEN)) or received.endswith(chunks(TOKEN))
         assert metering.meters[0].token_events == 1
-        assert stage.gate.completed == [False]
+        assert stage.gate.ends == [End.UNSERVED]
 
 
 @pytest.mark.parametrize(
@@ -331,16 +331,26 @@ async def _client_goes(stage: Stage) -> Client:
     return client
 
 
-@pytest.mark.parametrize("fault", [_refused_body, _slow_body, _silent_engine, _client_goes])
-async def test_a_request_that_fails_is_left_once_and_not_completed(fault: Callable[[Stage], object]) -> None:
+@pytest.mark.parametrize(
+    ("fault", "end"),
+    [
+        (_refused_body, End.UNSERVED),
+        (_slow_body, End.UNSERVED),
+        (_silent_engine, End.UNSERVED),
+        (_client_goes, End.ABANDONED),
+    ],
+)
+async def test_a_request_that_fails_is_left_once_and_says_how_it_ended(
+    fault: Callable[[Stage], object], end: End
+) -> None:
     async def silent(socket: UpstreamSocket) -> None:
         await socket.request()
         await socket.hung_up()
 
     async with staged(silent, limits=Limits(body_seconds=0.05, silence_seconds=0.3)) as stage:
         await fault(stage)  # type: ignore[misc]
-        await until(lambda: bool(stage.gate.completed))
-        assert stage.gate.completed == [False]
+        await until(lambda: bool(stage.gate.ends))
+        assert stage.gate.ends == [end]
 
 
 async def test_admission_that_fails_by_its_own_fault_drops_the_connection_and_leaves() -> None:

@@ -188,6 +188,12 @@ def test_malformed_json_is_refused(data: bytes, code: str, words: str) -> None:
     assert refusal.param is None
 
 
+def test_of_many_keys_the_one_given_twice_is_found() -> None:
+    """As many as take minutes to compare with each other."""
+    keys = b", ".join(b'"%d": 0' % n for n in range(200_000))
+    assert "'199999' is given twice" in refused(b'{%b, "199999": 0}' % keys).message
+
+
 @pytest.mark.parametrize(
     ("at", "fields", "param", "code", "words"),
     [

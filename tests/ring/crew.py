@@ -18,7 +18,7 @@ import torch
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.communicator import RingBrokenError
-from kvplane_runtime.ring.control import Hub, Tether
+from kvplane_runtime.ring.control import Hub, Left, Tether
 from kvplane_runtime.ring.engine import About, Cancel, Leader, Shutdown, Submit
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import Limits
@@ -149,6 +149,9 @@ class FakeModel:
         logits = torch.zeros(len(rows), VOCABULARY)
         for at, token in enumerate(rows):
             logits[at, token] = 1.0
+        for at, decode in enumerate(step.decode):
+            if decode.sequence in self._process.crew.nonsense:
+                logits[at] = float("nan")
         held = sum(map(len, self._kv.values()))
         return StepResult(logits if rows and ring.rank == 0 else None, held, 0.001, 0.0, 8)
 
@@ -237,7 +240,7 @@ class WorkerProcess(Process):
         self.killed.set()
         self.running.set()
         self.tether.stop()
-        self.inbox.put(messages.Stop(-1, "killed"))
+        self.inbox.put(Left())
 
     def stop(self, seconds: float) -> None:
         """As SIGSTOP and SIGCONT do it: nothing of it runs for a time."""
@@ -323,6 +326,8 @@ class Crew:
         self.later = 0.0
         """Seconds that the leader's clock is ahead."""
         self.hooks: list[Callable[[Process, messages.Step], None]] = []
+        self.nonsense: set[int] = set()
+        """Sequences whose logits are no numbers when they decode."""
         self._rooms: dict[tuple[int, tuple[str, ...]], Room] = {}
         self._guard = threading.Lock()
         self._asked = 0

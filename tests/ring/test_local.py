@@ -19,17 +19,28 @@ from tests.ring.tiny import SERVED, build
 def test_ranks_are_told_what_a_pod_would_be() -> None:
     given = {"KVPLANE_RING_SHORT_TOKENS": "0", "KVPLANE_RING_ORDINAL": "3", "KVPLANE_RING_MODEL": "/models/other"}
     trial = Trial(ranks=4, model=Path("/models/m"), port=8100, settings=given)
-    told = [environment(trial, rank, ports=(1, 2), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
+    told = [environment(trial, rank, ports=(1, 2, 11, 12, 13), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
     found = [from_environment(each, hostname="laptop") for each in told]
     assert [each.ordinal for each in found] == [0, 1, 2, 3]
     assert {(each.world_size, each.leader, each.address, each.threads) for each in found} == {
         (4, "127.0.0.1", "127.0.0.1", 2)
     }
     assert {(each.port, each.control_port, each.store_port, each.short_tokens) for each in found} == {(8100, 1, 2, 0)}
+    assert [each.worker_port for each in found[1:]] == [11, 12, 13]
     assert {each.model for each in found} == {Path("/models/m")}, "the command line has the last word"
     assert {each.kv_percent for each in found} == {15}, "they share one memory"
     assert {each.parent for each in found} == {os.getpid()}
     assert told[0]["PATH"] == "/bin"
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1", "2"]), ("4,6", ["4", "6", ""])])
+def test_each_rank_gets_a_gpu_of_its_own(visible: str | None, gpus: list[str]) -> None:
+    trial = Trial(ranks=3, model=Path("/models/m"), port=8100, settings={"KVPLANE_RING_DEVICE": "cuda"})
+    base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    told = [environment(trial, rank, ports=(1, 2, 11, 12), base=base, cores=8) for rank in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in told] == gpus
+    found = [from_environment(each, hostname="laptop") for each in told]
+    assert {(each.device, each.kv_percent) for each in found} == {("cuda", 60)}, "each has its own memory"
 
 
 @pytest.mark.parametrize(
@@ -69,11 +80,13 @@ def gone(pids: set[int]) -> bool:
     return not any(map(alive, pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, size: int
+) -> None:
     build(SERVED[0]).save_pretrained(tmp_path / "tiny")
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", "2", "--port", str(port)]
+    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", str(size), "--port", str(port)]
     started = subprocess.Popen(
         [*command, "--model", str(tmp_path / "tiny")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime"))},
@@ -91,7 +104,7 @@ def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, 
             if "is formed (rank:pid" in line:
                 break
         assert any("curl http://127.0.0.1" in line for line in [*said, started.stdout.readline()]), said
-        assert len(ranks) == 2
+        assert len(ranks) == size
         if number == signal.SIGKILL:  # a rank that stands still must end too
             os.kill(max(ranks), signal.SIGSTOP)
     finally:

@@ -120,6 +120,7 @@ def test_token_ids_need_no_tokenizer() -> None:
         ({"n": 2, "best_of": 3}, "unsupported_parameter", "best_of", "best_of must be n, which is 2"),
         ({"temperature": -0.1}, "decimal_below_min_value", "temperature", "from 0 to 2"),
         ({"temperature": 2.1}, "decimal_above_max_value", "temperature", "from 0 to 2"),
+        ({"temperature": 10**400}, "decimal_above_max_value", "temperature", "got one of 1329 bits"),
         ({"temperature": True}, "invalid_type", "temperature", "got true"),
         ({"top_p": 0}, "decimal_below_min_value", "top_p", "above 0"),
         ({"top_p": 1.5}, "decimal_above_max_value", "top_p", "from 0 to 1"),
@@ -194,6 +195,13 @@ def test_what_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequestError) as caught:
         parse(body, chat=False, model=MODEL, random_seed=0)
     assert caught.value.refusal.code == "malformed_json"
+
+
+def test_of_many_keys_the_one_that_is_given_twice_is_found_at_once() -> None:
+    """Looking through all for each of them would take minutes, and the interpreter with it."""
+    body = json.dumps(dict.fromkeys(map(str, range(200_000)))).removesuffix("}") + ', "199999": 1}'
+    with pytest.raises(BadRequestError, match="The key '199999' is given twice in one object"):
+        parse(body.encode(), chat=False, model=MODEL, random_seed=0)
 
 
 def test_another_model_is_not_found() -> None:

@@ -1,9 +1,12 @@
 """The scheduler's rules, one by one, on ranks without a model."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
+from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.requests import Accepted, Ended, Failed, Policy, Progress
 from kvplane_runtime.ring.scheduler import Scheduler
 from tests.ring.simulated import POLICY, Ring, prompt, reference, sampled, seconds
@@ -100,6 +103,19 @@ def test_of_two_equal_long_prompts_the_first_ends_first() -> None:
     assert turns == sorted(turns)
 
 
+@pytest.mark.parametrize(("promised", "order"), [(100.0, ["long", "short"]), (0.000_1, ["short", "long"])])
+def test_a_promise_that_changes_orders_what_waits_already(promised: float, order: list[str]) -> None:
+    """By a promise that is far off, the longer prefill has to begin first; by one that cannot be kept, each its own time."""
+    ring = Ring()
+    ring.submit("before", prompt(800), max_tokens=1)
+    ring.drain()
+    ring.submit("long", prompt(400, 1), max_tokens=1)
+    ring.submit("short", prompt(100, 2), max_tokens=1)
+    ring.scheduler.policy = replace(ring.scheduler.policy, ttft_seconds=promised)
+    ring.drain()
+    assert [event.request for event in ring.events if isinstance(event, Ended)] == ["before", *order]
+
+
 def test_the_outputs_of_one_prompt_share_its_prefill() -> None:
     ring = Ring()
     ring.submit("a", prompt(200), outputs=3)
@@ -141,6 +157,23 @@ def test_kept_prefixes_make_room_oldest_first() -> None:
     assert ring.scheduler.snapshot().counts["evicted_sequences"] == 1
     ring.submit("again", prompt(100, 3), max_tokens=1)
     assert ring.scheduler.snapshot().counts["cached_tokens"] == 99
+
+
+def test_what_is_known_is_told_without_a_look_at_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring()
+    for number in range(20):
+        ring.submit(f"k{number}", prompt(40, number))
+        ring.drain()
+    held, tokens = ring.ranks.held(), Layout.tokens
+    looked: list[int] = []
+
+    def counted(layout: Layout, rank: int) -> int:
+        looked.append(rank)
+        return tokens(layout, rank)
+
+    monkeypatch.setattr(Layout, "tokens", counted)
+    known = ring.scheduler.snapshot()
+    assert (known.kept, known.held, looked) == (20, held, [])
 
 
 def test_what_never_fits_is_refused_with_the_ring_that_would_do() -> None:
@@ -199,6 +232,23 @@ def test_without_max_tokens_an_output_gets_the_default_or_what_fits() -> None:
     accepted = ring.submit("b", prompt(1990, 1), max_tokens=None)
     assert isinstance(accepted, Accepted)
     assert 1 <= accepted.max_tokens <= 11
+
+
+def test_what_is_served_is_bounded_by_the_settings_too() -> None:
+    ring = Ring(policy=replace(POLICY, context_tokens=120))
+    refusal = ring.submit("a", prompt(100), max_tokens=21)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code) == (400, "context_length_exceeded")
+    assert isinstance(ring.submit("a", prompt(120), max_tokens=None), Refusal)
+    assert ring.submit("a", prompt(100), max_tokens=None) == Accepted("a", 0, 20)
+    assert ring.scheduler.snapshot().longest_tokens == 120
+
+
+def test_a_lost_rank_does_not_change_what_the_ring_is_said_to_take() -> None:
+    ring = Ring(ranks=4, capacity=1000)
+    assert ring.scheduler.snapshot().whole_tokens == 4000
+    ring.reform({0: 0, 1: 1, 3: 2}, 3)
+    assert ring.scheduler.snapshot().whole_tokens == 4000
 
 
 def test_a_cancelled_request_sends_nothing_more_and_leaves_its_prefix() -> None:
@@ -417,16 +467,44 @@ def test_a_new_rank_0_finds_what_the_workers_hold() -> None:
     assert ring.tokens("a") == reference(prompt(2000), 0, 50, frozenset())
 
 
-def test_kv_in_doubt_is_not_kept() -> None:
+def test_a_request_without_a_token_ends_alone_and_kv_in_doubt_is_not_used_again() -> None:
     ring = Ring()
-    ring.submit("a", prompt(200))
-    ring.drain()
-    ring.submit("b", prompt(200, 1))
-    ring.step()
+    for name, seed in (("source", 0), ("other", 1)):
+        ring.submit(name, prompt(200, seed))
+        ring.drain()
+    assert ring.submit("a", [*prompt(100), 7, 7, 7], max_tokens=20) == Accepted("a", 100, 20)
+    ring.submit("b", prompt(200, 2), max_tokens=20)
+    while not (ring.tokens("a") and ring.tokens("b")):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    drawn = sampled(ring.scheduler, step, ring.ranks.run(step))
+    (doubtful,) = (decode.sequence for decode in step.decode if decode.position < 200)
+    del drawn[doubtful]
     refusal = Refusal(500, "not_finite", "The model computed nonsense.")
-    assert ring.scheduler.fail_all(refusal, keep=False) == [Failed("b", refusal)]
-    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
+    events = ring.scheduler.complete(step, drawn, seconds=0.01, failed={doubtful: refusal})
+    assert [event for event in events if isinstance(event, Failed)] == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().kept == 1
+    ring.events += events
+    ring.drain()
+    assert ring.tokens("b") == reference(prompt(200, 2), 0, 20, frozenset())
     assert ring.submit("c", prompt(200)) == Accepted("c", 0, 4)
+    assert ring.submit("d", prompt(200, 1)) == Accepted("d", 199, 4)
+
+
+def test_one_output_without_a_token_ends_its_whole_request() -> None:
+    ring = Ring()
+    ring.submit("a", prompt(200), max_tokens=20, outputs=3)
+    while not ring.tokens("a", 2):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    ring.ranks.run(step)
+    refusal = Refusal(500, "not_finite", "The model computed nonsense.")
+    failed = {draw.sequence: refusal for draw in ring.scheduler.draws(step)}
+    assert len(failed) > 1
+    assert ring.scheduler.complete(step, {}, seconds=0.01, failed=failed) == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
 
 
 def test_two_requests_of_one_name_are_a_mistake() -> None:

@@ -27,7 +27,8 @@ def test_a_pod_of_a_stateful_set_knows_who_it_is_and_where_rank_0_is() -> None:
     assert (found.ordinal, found.world_size) == (2, 4)
     assert found.leader == "demo-ring-0-0.demo-ring-0"
     assert (found.address, found.pod, found.served_name) == ("10.0.0.7", "u-2", "llama")
-    assert (found.port, found.control_port, found.store_port) == (8100, 29501, 29500)
+    assert (found.port, found.worker_port, found.control_port, found.store_port) == (8100, 8100, 29501, 29500)
+    assert (found.context_tokens, found.config_file) == (None, None)
     assert found.limits == Limits()
 
 
@@ -36,13 +37,16 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_ORDINAL": "1",
         "KVPLANE_RING_LEADER": "head",
         "KVPLANE_RING_SERVED_NAME": "name",
+        "KVPLANE_RING_DEVICE": "cuda",
         "KVPLANE_RING_DTYPE": "bfloat16",
         "KVPLANE_RING_KV_TOKENS": "5000",
         "KVPLANE_RING_KV_PERCENT": "50",
         "KVPLANE_RING_WINDOW_TOKENS": "512",
         "KVPLANE_RING_SLICE_SECONDS": "0.5",
         "KVPLANE_RING_SHORT_TOKENS": "0",
+        "KVPLANE_RING_CONTEXT_TOKENS": "90000",
         "KVPLANE_RING_TTFT_SECONDS": "4",
+        "KVPLANE_RING_CONFIG_FILE": "/etc/sidecar.json",
         "KVPLANE_RING_MAX_SEQUENCES": "8",
         "KVPLANE_RING_RESERVE": "Survive",
         "KVPLANE_RING_PARK_SECONDS": "60",
@@ -50,6 +54,7 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_THREADS": "3",
         "KVPLANE_RING_HOST": "0.0.0.0",  # noqa: S104  (only read, nothing listens)
         "KVPLANE_RING_PORT": "1",
+        "KVPLANE_RING_WORKER_PORT": "4",
         "KVPLANE_RING_CONTROL_PORT": "2",
         "KVPLANE_RING_STORE_PORT": "3",
         "KVPLANE_RING_PARENT": "77",
@@ -67,13 +72,16 @@ def test_every_setting_can_be_given() -> None:
         model=Path("/models/llama"),
         served_name="name",
         pod="u-2",
+        device="cuda",
         dtype="bfloat16",
         kv_tokens=5000,
         kv_percent=50,
         window_tokens=512,
         slice_seconds=0.5,
         short_tokens=0,
+        context_tokens=90_000,
         ttft_seconds=4.0,
+        config_file=Path("/etc/sidecar.json"),
         max_sequences=8,
         reserve="Survive",
         park_seconds=60.0,
@@ -81,6 +89,7 @@ def test_every_setting_can_be_given() -> None:
         threads=3,
         host="0.0.0.0",  # noqa: S104  (only read, nothing listens)
         port=1,
+        worker_port=4,
         control_port=2,
         store_port=3,
         parent=77,
@@ -114,6 +123,11 @@ def test_every_setting_can_be_given() -> None:
             "demo-ring-0-2",
             {"PROMPT_SPLIT_STRATEGY": "NONE"},
             "PROMPT_SPLIT_STRATEGY is 'NONE', this engine splits prompts over a ring only: set RING or unset it.",
+        ),
+        (
+            "demo-ring-0-2",
+            {"KVPLANE_RING_CONTEXT_TOKENS": "1"},
+            "KVPLANE_RING_CONTEXT_TOKENS is 1; it must be from 2 to 1099511627776.",
         ),
         (
             "demo-ring-0-2",
@@ -154,6 +168,7 @@ def test_the_configuration_hash_tells_models_and_types_apart(tmp_path: Path) -> 
     assert hashed() == first
     assert hashed(KVPLANE_RING_PARK_SECONDS="1") == first, "rank 0's alone to decide"
     assert hashed(KVPLANE_RING_DTYPE="float32") != first
+    assert hashed(KVPLANE_RING_DEVICE="cuda") != first, "a ring of both would have no network"
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 101)
     second = hashed()
     assert second != first

@@ -56,6 +56,11 @@ def test_panels_show_what_happened(hour: Hour) -> None:
     refused = expressions["kvplane / Admission / Requests refused"]
     assert hour.value(refused, minute=10) < 0.01
     assert hour.value(refused, minute=33) == pytest.approx(0.45 / 3, abs=0.02)  # one of three replicas refuses 45 %
+    kept = expressions["kvplane / Overview / Promises kept"]
+    assert hour.value(kept, minute=10) > 0.99
+    assert hour.value(kept, minute=33) == pytest.approx(
+        (1 + 0.3 + 0.55) / 3, abs=0.03
+    )  # all is well, thrashing, refusing
     thrashing = expressions["kvplane / Overview / Replicas thrashing"]
     assert (hour.value(thrashing, minute=10), hour.value(thrashing, minute=33)) == (0, 1)
     assert hour.value(expressions["kvplane / Overview / Services not ready"], minute=10) == 1

@@ -19,6 +19,7 @@ from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.promises import Result
 from kvplane_runtime.sidecar.signals import KvCache, Scrape
 from tests.proxy.peers import Client, FakeUpstream, Response, Script, UpstreamSocket, until
 from tests.sidecar.clock import Clock
@@ -85,7 +86,7 @@ def config(**admission: Any) -> SidecarConfig:
 
 
 @asynccontextmanager
-async def staged(script: Script, directory: Path, **admission: Any) -> AsyncIterator[Stage]:
+async def staged(script: Script, directory: Path, *, ring: bool = False, **admission: Any) -> AsyncIterator[Stage]:
     """A gate and a proxy in front of a scripted engine that is ready; nothing may be left at the end."""
     clock, limits = Clock(), Limits()
     upstream = FakeUpstream(script)
@@ -98,7 +99,7 @@ async def staged(script: Script, directory: Path, **admission: Any) -> AsyncIter
     drain = DrainGate(engine=engine, clock=clock)
     gate = AdmissionGate(
         drain=drain,
-        admission=Admission(config=watched.current, uniform=lambda: 0.5),
+        admission=Admission(config=watched.current, uniform=lambda: 0.5, ring=ring),
         config=watched,
         engine=engine,
         clock=clock,
@@ -155,14 +156,15 @@ async def answers(socket: UpstreamSocket) -> None:
 class Held:
     """An engine that answers when it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, says: bytes | None = None) -> None:
         self.go = asyncio.Event()
+        self._says = answer() if says is None else says
 
     async def __call__(self, socket: UpstreamSocket) -> None:
         while True:
             await socket.request()
             await self.go.wait()
-            await socket.send(answer())
+            await socket.send(self._says)
 
 
 def ids(count: int) -> list[int]:
@@ -275,16 +277,50 @@ async def test_the_engines_own_503_sends_a_request_back_once(tmp_path: Path) -> 
     async with staged(refuses, tmp_path) as stage:
         stage.scraped()
         again = await stage.post({"prompt": ids(8), "max_tokens": 4})
-        await until(lambda: len(said) == 3)
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 1)
         stage.clock.pass_seconds(0.3)
         stage.gate.tick()
         assert (await again.response()).status == 200
         twice = await stage.post({"prompt": ids(8), "max_tokens": 4})
-        await until(lambda: len(said) == 1)
+        await until(lambda: stage.gate.admission.state(now=stage.clock()).queued == 1)
         stage.clock.pass_seconds(0.3)
         stage.gate.tick()
         refused = await twice.response()
         assert (refused.status, refused.header(b"x-kvplane-reason")) == (429, b"queue-full")
+
+
+FULL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\nx-kvplane-reason: %b\r\n"
+    b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+)
+
+
+@pytest.mark.parametrize(("said", "reason"), [(b"kv", "kv"), (b"requests", "sequences")])
+async def test_a_rings_own_429_goes_to_the_client_and_counts_as_a_refusal(
+    tmp_path: Path, said: bytes, reason: str
+) -> None:
+    async def full(socket: UpstreamSocket) -> None:
+        while True:
+            await socket.request()
+            await socket.send(FULL % said)
+
+    async with staged(full, tmp_path, ring=True) as stage:
+        stage.scraped()
+        refused = await stage.ask({"prompt": ids(8), "max_tokens": 4})
+        assert (refused.status, refused.header(b"retry-after"), refused.body) == (429, b"7", b"{}")
+        assert refused.header(b"x-kvplane-reason") == said
+        assert stage.gate.admission.decisions["refused", reason] == 1
+        assert stage.gate.retry_after_seconds.histogram().sum == 7
+        await stage.settled()
+        state = stage.gate.admission.state(now=stage.clock())
+        assert (state.refused_total, state.shed_reservation_tokens_total > 0) == (1, True)
+        assert stage.gate.promises.results == {Result.REFUSED: 1}
+
+
+async def test_in_front_of_a_ring_what_would_not_fit_is_sent_all_the_same(tmp_path: Path) -> None:
+    async with staged(answers, tmp_path, ring=True) as stage:
+        stage.scraped(blocks=20)
+        assert (await stage.ask({"prompt": ids(100 * BLOCK), "max_tokens": 4})).status == 200
 
 
 async def test_a_client_that_leaves_the_queue_or_the_engine_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -328,6 +364,20 @@ async def test_policies_that_do_not_enforce_let_everything_pass(policy: str, tmp
         assert [(await client.response()).status for client in clients] == [200] * 4
         if policy == "Off":
             assert "stream_options" not in stage.bodies[0]
+
+
+@pytest.mark.parametrize("policy", ["Observe", "Off"])
+async def test_without_a_queue_the_engines_own_503_is_the_answer(policy: str, tmp_path: Path) -> None:
+    async def refuses(socket: UpstreamSocket) -> None:
+        while True:
+            await socket.request()
+            await socket.send(BUSY)
+
+    async with staged(refuses, tmp_path, policy=policy) as stage:
+        stage.scraped()
+        refused = await stage.ask({"prompt": ids(8), "max_tokens": 4})
+        assert (refused.status, refused.header(b"x-kvplane-reason")) == (503, None)
+        assert len(stage.upstream.requests) == 1
 
 
 async def test_policy_off_leaves_even_malformed_bodies_to_the_engine(tmp_path: Path) -> None:

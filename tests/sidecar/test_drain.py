@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from kvplane_api.names import DRAIN_GRACE_SECONDS
-from kvplane_runtime.proxy.gate import Refusal
+from kvplane_runtime.proxy.gate import End, Refusal
 from kvplane_runtime.proxy.http1 import Request, RequestHead
 from kvplane_runtime.sidecar.drain import LONGEST_GRACE_SECONDS, DrainGate, Visit
 from tests.sidecar.clock import Clock
@@ -58,7 +58,7 @@ def test_requests_inside_are_counted(gate: DrainGate) -> None:
     assert (gate.in_flight, gate.empty.is_set()) == (2, False)
     for visit in visits:
         assert not visit.last_on_connection
-        visit.leave(completed=True)
+        visit.leave(End.COMPLETED)
     assert (gate.in_flight, gate.empty.is_set()) == (0, True)
 
 
@@ -93,7 +93,7 @@ def test_a_drain_serves_on_while_requests_still_come_but_not_for_ever(gate: Drai
     while served + DRAIN_GRACE_SECONDS - 1 < LONGEST_GRACE_SECONDS:
         clock.pass_seconds(DRAIN_GRACE_SECONDS - 1)
         served += DRAIN_GRACE_SECONDS - 1
-        entered(gate).leave(completed=True)
+        entered(gate).leave(End.COMPLETED)
         assert not gate.drained(drain_seconds=600)
     clock.pass_seconds(LONGEST_GRACE_SECONDS - served)
     assert refused(gate).code == "draining"
@@ -103,12 +103,12 @@ def test_a_drain_serves_on_while_requests_still_come_but_not_for_ever(gate: Drai
 def test_a_drain_is_over_when_the_last_request_left_but_not_before_the_grace(gate: DrainGate, clock: Clock) -> None:
     visit = entered(gate)
     gate.begin()
-    visit.leave(completed=True)
+    visit.leave(End.COMPLETED)
     assert not gate.drained(drain_seconds=600)
     late = entered(gate)
     clock.pass_seconds(DRAIN_GRACE_SECONDS)
     assert not gate.drained(drain_seconds=600)
-    late.leave(completed=True)
+    late.leave(End.COMPLETED)
     assert gate.drained(drain_seconds=600)
 
 

@@ -18,6 +18,7 @@ from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.metrics import METRICS, SidecarCollector
+from kvplane_runtime.sidecar.promises import Result
 from kvplane_runtime.sidecar.reference import reference
 from kvplane_runtime.sidecar.signals import SIGNALS, Kind, Signal, normalise
 from kvplane_runtime.signals.ledger import Batch, BlocksStored
@@ -38,7 +39,9 @@ ALWAYS_KNOWN = {
     "kvplane_admission_kappa",
     "kvplane_admission_queue_seconds",
     "kvplane_admission_requests",
+    "kvplane_client_time_to_first_token_seconds",
     "kvplane_retry_after_seconds",
+    "kvplane_slo_requests",
 }
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -248,6 +251,19 @@ def test_the_expected_peak_is_known_with_the_capacity(sidecar: Sidecar) -> None:
     sidecar.feed(RECORDED.read_text())
     sidecar.gate.tick()
     assert sidecar.value("kvplane_admission_kv_peak_ratio") is not None
+
+
+@pytest.mark.parametrize("policy", ["Enforce", "Observe", "Off"])
+def test_what_became_of_the_promises_is_exported_from_zero_on(sidecar: Sidecar, policy: str) -> None:
+    configured = {"servedName": "chat", "admission": {"policy": policy}}
+    sidecar.config.current = SidecarConfig.model_validate(configured)
+    sidecar.gate.promises.results[Result.TTFT_MISSED] += 2
+    counted = {result: sidecar.value("kvplane_slo_requests_total", result=result) for result in Result}
+    assert counted == {result: 2 if result is Result.TTFT_MISSED else 0 for result in Result}
+    sidecar.gate.promises.first_token_seconds.add(2.5)
+    name = "kvplane_client_time_to_first_token_seconds"
+    assert [sidecar.value(f"{name}_bucket", le=bound) for bound in ("1.0", "2.5", "+Inf")] == [0, 1, 1]
+    assert sidecar.value(f"{name}_sum") == 2.5
 
 
 def test_policy_off_exports_no_decisions(sidecar: Sidecar) -> None:

@@ -11,7 +11,14 @@ from typing import Final
 from pydantic.alias_generators import to_camel
 
 from kvplane_api.conditions import Condition, Reason, Type
-from kvplane_api.service import LARGEST_RING, MOST_RING_GROUPS, PAGED_ENGINE_FIELDS, RING_ENV, LLMServiceSpec
+from kvplane_api.service import (
+    LARGEST_RING,
+    MOST_RING_GROUPS,
+    PAGED_ADMISSION_FIELDS,
+    PAGED_ENGINE_FIELDS,
+    RING_ENV,
+    LLMServiceSpec,
+)
 from kvplane_operator.plan import sources
 from kvplane_operator.plan.mode import Choice, choose, replica_fit
 from kvplane_operator.plan.ring import size as ring_size
@@ -54,7 +61,8 @@ def ring_available(_: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings
 
 
 def ring_supports(_: Snapshot, spec: LLMServiceSpec, __: OperatorSettings) -> Objection | None:
-    """What CEL refuses in mode Ring, where Auto chose it: fields that the ring engine does not have are not ignored."""
+    """Fields that the ring engine does not have are not ignored: what CEL refuses in mode Ring, where Auto chose it, and
+    in both cases the bounds on KV memory that only the sidecar of a paged engine keeps."""
     choice = choose(spec)
     if choice.mode == "Paged":
         return None
@@ -64,6 +72,8 @@ def ring_supports(_: Snapshot, spec: LLMServiceSpec, __: OperatorSettings) -> Ob
         foreign.append("an hf:// model.source (use pvc://, oci:// or path://)")
     if spec.engine.dtype == "float16":
         foreign.append("engine.dtype: float16")
+    bounds = {to_camel(name) for name in spec.admission.model_fields_set}
+    foreign += [f"admission.{name}" for name in PAGED_ADMISSION_FIELDS if name in bounds]
     foreign += [f"engine.env {env.name}" for env in spec.engine.env or () if env.name in RING_ENV]
     if "rollout" in spec.model_fields_set:
         foreign.append("rollout")

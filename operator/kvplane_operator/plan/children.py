@@ -82,8 +82,7 @@ def current_record(
         else None
     )
     key = records.template_key(spec, service=snapshot.name, ring=ring, extra=extra)
-    held = snapshot.children.get(Ref(Kind.CONFIG_MAP, snapshot.name))
-    kept = records.load(held.get("data")) if held else None
+    kept = records.load(_recorded(snapshot), records.DATA_KEY if ring is None else records.RING_DATA_KEY)
     if kept is not None and kept.key == key:
         return kept
     config = sidecar_config(spec, snapshot.name, kv_events=variant.kv_events)
@@ -107,7 +106,7 @@ def wanted_children(
     """
     name, labels = snapshot.name, selector(snapshot.name)
     children = [
-        config_map(name, config, record),
+        config_map(snapshot, config, record, ring=False),
         _deployment(name, spec, record),
         service(name, clients),
         # Headless: one DNS name and one address per pod, for what chooses pods itself.
@@ -151,9 +150,25 @@ def manifest(kind: Kind, name: str, **body: Any) -> Manifest:
     return {"apiVersion": API_VERSION[kind], "kind": kind.value, "metadata": {"name": name}, **body}
 
 
-def config_map(name: str, config: str, record: records.Record) -> Manifest:
-    """The sidecar's configuration, and beside it the recorded template."""
-    return manifest(Kind.CONFIG_MAP, name, data={names.FILE_SIDECAR_CONFIG: config, records.DATA_KEY: record.text})
+def config_map(snapshot: Snapshot, config: str, record: records.Record, *, ring: bool) -> Manifest:
+    """The sidecar's configuration, and beside it the recorded template; that of the other mode's pods too, as long as there are
+    any, since a change of mode may be taken back."""
+    mine, other, makes_others = (
+        (records.RING_DATA_KEY, records.DATA_KEY, Kind.DEPLOYMENT)
+        if ring
+        else (records.DATA_KEY, records.RING_DATA_KEY, Kind.STATEFUL_SET)
+    )
+    data = {names.FILE_SIDECAR_CONFIG: config, mine: record.text}
+    recorded = _recorded(snapshot)
+    if other in recorded and any(ref.kind is makes_others for ref in snapshot.children):
+        data[other] = recorded[other]
+    return manifest(Kind.CONFIG_MAP, snapshot.name, data=data)
+
+
+def _recorded(snapshot: Snapshot) -> Mapping[str, str]:
+    held = snapshot.children.get(Ref(Kind.CONFIG_MAP, snapshot.name), {})
+    data: Mapping[str, str] = held.get("data") or {}
+    return data
 
 
 def _deployment(name: str, spec: LLMServiceSpec, record: records.Record) -> Manifest:

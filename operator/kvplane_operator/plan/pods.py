@@ -22,6 +22,11 @@ their spec changes (or the installation asks for rolloutOnUpgrade)."""
 USER = 65532
 """Numeric user and group of every container, so that pod security can check that it is not root."""
 
+VOLUME_SIDECAR_CONFIG = "sidecar-config"
+CONFIG_MOUNT = {"name": VOLUME_SIDECAR_CONFIG, "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True}
+"""A whole volume, never a file of it: only so does the kubelet bring changes to running pods."""
+CONFIG_FILE = f"{names.PATH_SIDECAR_CONFIG}/{names.FILE_SIDECAR_CONFIG}"
+
 _SCRATCH = "/var/cache/kvplane"
 _PROBE_GRACE_SECONDS = 10
 _STARTUP_PERIOD_SECONDS = 5
@@ -46,6 +51,9 @@ class Variant:
     """Of the engine; empty: nothing is asked for."""
     env: tuple[Mapping[str, Any], ...] = ()
     """Of the engine, after all other: the user's variables of these names do not count."""
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    """Of the engine, after all other."""
+    sidecar_env: tuple[Mapping[str, Any], ...] = ()
     placement: Mapping[str, Any] = field(default_factory=dict)
     """Parts of the pod spec that say where it may run."""
     kv_events: bool = False
@@ -157,12 +165,12 @@ def _pod_spec(spec: LLMServiceSpec, variant: Variant, *, service: str, settings:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         **variant.placement,
-        "initContainers": [_sidecar(service, settings, kv_events=kv_events)],
+        "initContainers": [_sidecar(service, variant, settings=settings)],
         "containers": [_engine(spec, source, variant, settings=settings)],
         "volumes": [
             # Only the sidecar's key: the template recorded beside it is the operator's own.
             {
-                "name": "sidecar-config",
+                "name": VOLUME_SIDECAR_CONFIG,
                 "configMap": {
                     "name": service,
                     "items": [{"key": names.FILE_SIDECAR_CONFIG, "path": names.FILE_SIDECAR_CONFIG}],
@@ -177,7 +185,8 @@ def _pod_spec(spec: LLMServiceSpec, variant: Variant, *, service: str, settings:
     }
 
 
-def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> dict[str, Any]:
+def _sidecar(service: str, variant: Variant, *, settings: OperatorSettings) -> dict[str, Any]:
+    kv_events = variant.kv_events
     return {
         "name": names.CONTAINER_SIDECAR,
         "image": settings.sidecar_image,
@@ -185,10 +194,11 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
         "restartPolicy": "Always",
         "command": ["kvplane-sidecar"],
         "env": [
-            {"name": names.ENV_CONFIG_FILE, "value": f"{names.PATH_SIDECAR_CONFIG}/{names.FILE_SIDECAR_CONFIG}"},
+            {"name": names.ENV_CONFIG_FILE, "value": CONFIG_FILE},
             {"name": names.ENV_SERVICE, "value": service},
             {"name": names.ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": names.ENV_POD_NAMESPACE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+            *map(dict, variant.sidecar_env),
         ],
         "ports": [
             {"name": "http", "containerPort": names.PORT_SERVING, "protocol": "TCP"},
@@ -204,7 +214,7 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
         "securityContext": _RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": "sidecar-config", "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True},
+            dict(CONFIG_MOUNT),
             {"name": "tmp", "mountPath": "/tmp", "subPath": "sidecar"},  # noqa: S108
             *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS, "readOnly": True}] if kv_events else ()),
         ],
@@ -249,6 +259,7 @@ def _engine(
             {"name": "scratch", "mountPath": _SCRATCH},
             *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS}] if variant.kv_events else ()),
             *source.mounts,
+            *map(dict, variant.mounts),
         ],
     }
     if variant.resources:

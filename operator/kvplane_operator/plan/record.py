@@ -2,7 +2,7 @@
 
 The record lives in the service's ConfigMap beside the sidecar's configuration (under a key that is not mounted) and holds
 the template and a key: a hash of the parts of the spec that feed it. Same key: the recorded template stands, whatever a
-newer operator would render. See docs/decisions/0004-recorded-template.md.
+newer operator would render. Each mode has a record of its own. See docs/decisions/0004-recorded-template.md.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any, Final
 from kvplane_api.service import LLMServiceSpec
 
 DATA_KEY: Final = "pod-template.json"
+RING_DATA_KEY: Final = "ring-pod-template.json"
 
 _NOT_IN_TEMPLATE = ("replicas", "autoscaling", "rollout", "slo", "admission", "mode")
 """Parts of the spec that reach the pods by another way, or not at all."""
@@ -67,10 +68,10 @@ def make(key: str, template: dict[str, Any]) -> Record:
     return Record(key, template, json.dumps(parts, separators=(",", ":"), sort_keys=True))
 
 
-def load(data: Mapping[str, str] | None) -> Record | None:
-    """The record of a ConfigMap's data; None where there is none or it was changed by hand."""
+def load(data: Mapping[str, str], key: str) -> Record | None:
+    """The record under that key of a ConfigMap's data; None where there is none or it was changed by hand."""
     try:
-        text = (data or {})[DATA_KEY]
+        text = data[key]
         raw = json.loads(text)
         record = Record(key=raw["key"], template=raw["template"], text=text)
         return record if raw["digest"] == digest(record.template) else None

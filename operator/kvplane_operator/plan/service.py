@@ -29,7 +29,7 @@ from kvplane_operator.plan.ring import pods as ring_pods
 from kvplane_operator.plan.ring import status as ring_status
 from kvplane_operator.plan.ring.children import Wanted
 from kvplane_operator.plan.ring.groups import groups, number_of, set_number
-from kvplane_operator.plan.ring.service import RingPlan, look, ring_plan
+from kvplane_operator.plan.ring.service import RingPlan, forced, look, ring_plan
 from kvplane_operator.plan.ring.status import Rings
 from kvplane_operator.plan.snapshot import Kind, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.plan.status import Told, wanted_status
@@ -91,7 +91,10 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         wanted, config = rings.wanted, rings.config
     else:
         wanted, config = _paged_children(snapshot, spec, settings, clients=clients)
-    kept = wanted.kept if serving == choice.mode else wanted.kept | _workloads(snapshot, serving)
+    children, kept = wanted.children, wanted.kept | _asked_by_ranks(snapshot)
+    if serving != choice.mode:
+        children = {ref: child for ref, child in children.items() if ref.kind is not Kind.PDB}
+        kept |= _of_pool(snapshot, serving)
     if scaling.decides(snapshot.spec):
         kept |= {scaling.state_ref(snapshot.name)}
     plan = _told(
@@ -99,24 +102,26 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         spec,
         choice,
         serving=serving,
-        rings=rings.rings if rings else look(snapshot, spec, now=now)[0],
+        rings=rings.rings if rings else look(snapshot, spec, acts=True, now=now),
         objection=objection,
         notes=notes,
         signals=signals,
         now=now,
     )
     wanted_hash = config_hash(config)
-    waits = (_wake(snapshot), plan.wake_after_seconds, *(rings.waits if rings else ()))
+    ended, until_ended = forced(snapshot, spec, now=now)
     return replace(
         plan,
-        writes=tuple(_writes(snapshot, wanted.children)),
-        deletions=tuple(_deletions(snapshot, wanted.children, kept)),
+        writes=tuple(_writes(snapshot, children)),
+        deletions=tuple(_deletions(snapshot, children, kept)),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
-        deletion_costs=_deletion_costs(snapshot, wanted.children, now=now),
+        deletion_costs=_deletion_costs(snapshot, children, now=now),
         drains=rings.drains if rings else (),
-        pod_deletions=rings.pod_deletions if rings else (),
-        wake_after_seconds=min((wait for wait in waits if wait is not None), default=None),
+        pod_deletions=(*(rings.pod_deletions if rings else ()), *ended),
+        wake_after_seconds=_soonest(
+            _wake(snapshot), plan.wake_after_seconds, until_ended, *(rings.waits if rings else ())
+        ),
         dry_run_first=spec.pod_template is not None and spec.pod_template.spec is not None,
     )
 
@@ -139,14 +144,16 @@ def _status_only(
     *,
     now: datetime,
 ) -> Plan:
-    """What is said of what runs while nothing is changed."""
+    """What is said of what runs while nothing is changed; only what is to go already goes."""
     choice = choose(spec) if spec else None
     runs = snapshot.status.get("mode")
     mode: Mode = runs if runs in ("Paged", "Ring") else (choice.mode if choice else "Paged")
-    rings = look(snapshot, spec, now=now)[0]
-    return _told(
+    rings = look(snapshot, spec, acts=False, now=now)
+    plan = _told(
         snapshot, spec, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
     )
+    ended, until_ended = forced(snapshot, spec, now=now)
+    return replace(plan, pod_deletions=ended, wake_after_seconds=_soonest(plan.wake_after_seconds, until_ended))
 
 
 def _told(
@@ -174,7 +181,7 @@ def _told(
         others = []
     if choice is not None and objection is None and serving != choice.mode:
         told = _changing(told, snapshot, spec, choice.mode)
-    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now)
+    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now, ring=serving == "Ring")
     wanted = wanted_status(snapshot, told, figures=figures, others=others, now=now)
     return Plan(status=wanted, choice=choice, wake_after_seconds=figures.wake_after_seconds)
 
@@ -202,11 +209,23 @@ def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
     return spec.replicas > 0 and serves[_other(mode)] and not serves[mode]
 
 
-def _workloads(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
-    """The children that make up the pods of a mode."""
-    if mode == "Paged":
-        return frozenset(ref for ref in snapshot.children if ref.kind is Kind.DEPLOYMENT)
-    return frozenset(ref for ref in snapshot.children if set_number(ref.name, snapshot.name) is not None)
+def _of_pool(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
+    """The children that make up the pods of a mode, and the disruption budget, which is theirs as long as they serve."""
+
+    def belongs(ref: Ref) -> bool:
+        makes_pods = ref.kind is Kind.DEPLOYMENT if mode == "Paged" else set_number(ref.name, snapshot.name) is not None
+        return makes_pods or ref.kind is Kind.PDB
+
+    return frozenset(filter(belongs, snapshot.children))
+
+
+def _asked_by_ranks(snapshot: Snapshot) -> frozenset[Ref]:
+    """The headless Services of groups that still have pods: by them a worker asks whether rank 0 still drains, and goes
+    before it where nobody answers."""
+    present = {number for pod in snapshot.pods if (number := number_of(pod)) is not None}
+    return frozenset(
+        ref for ref in snapshot.children if ref.kind is Kind.SERVICE and set_number(ref.name, snapshot.name) in present
+    )
 
 
 def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, mode: Mode) -> Told:
@@ -288,7 +307,11 @@ def _wake(snapshot: Snapshot) -> float | None:
         Obstacle.LEFTOVER: LEFTOVER_RETRY_SECONDS,
         Obstacle.REJECTED: REJECTED_RETRY_SECONDS,
     }
-    return min((after[blocked.obstacle] for blocked in snapshot.blocked), default=None)
+    return _soonest(*(after[blocked.obstacle] for blocked in snapshot.blocked))
+
+
+def _soonest(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _explain(error: ValidationError) -> str:

@@ -17,6 +17,10 @@ With nothing in flight only context, tenant and gate C are asked: an idle engine
 known (before the first scrape, or an engine that does not export it) gates A and C cannot be computed; the others hold,
 and at most 256 sequences run, or with Worst one request at a time. That never halts and guesses no capacity; an engine
 that stays silent is a condition of its own (SignalsFresh).
+
+A ring decides on its own room: its scheduler knows what each rank holds and what each request may come to hold, and cuts
+long prefills into slices, so that they hold nobody up. Of the gates only tenant and ``max_num_seqs`` are asked in front of
+one; what is never served, or not now, it says itself, in its own numbers.
 """
 
 from collections import Counter
@@ -67,9 +71,10 @@ _LEAST_WAIT_SHARE: Final = 0.5
 
 
 class Admission:
-    """One engine's admission. ``uniform`` gives numbers from [0, 1), to spread Retry-After."""
+    """One engine's admission. ``uniform`` gives numbers from [0, 1), to spread Retry-After; ``ring``: the engine is a ring."""
 
-    def __init__(self, *, config: SidecarConfig, uniform: Callable[[], float]) -> None:
+    def __init__(self, *, config: SidecarConfig, uniform: Callable[[], float], ring: bool = False) -> None:
+        self.ring = ring
         self._config = config
         self._uniform = uniform
         self._queue = Queue()
@@ -126,6 +131,7 @@ class Admission:
         elif refusal is not None:
             self._refuse(entry, refusal, now=now)
         elif waiting is not None:
+            self._displace(waiting, now=now)
             self._next_check = min(self._next_check, now + CHECK_SECONDS) if len(self._queue) else now + CHECK_SECONDS
             self._queue.put(waiting, now=now)
             if waiting.held_by is Reason.DEADLINE:
@@ -218,6 +224,21 @@ class Admission:
             )
         else:
             self._queue.put(self._wait(entry, held_by=Reason.QUEUE_FULL, returned=True, now=now), now=now)
+
+    def turned_away(self, entry: Entry, reason: Reason, *, now: float) -> None:
+        """A ring has no room for a request that was let in, and has told its client so."""
+        running = self._flight.get(entry)
+        if running is None:
+            return
+        self._release(running, now=now)
+        self._charge(
+            entry.demand,
+            prompt_tokens=-entry.demand.prompt_tokens,
+            output_tokens=-running.expected_output,
+            now=now,
+        )
+        self._count_refused(entry.demand, reason)
+        self._changed(now)
 
     def end(
         self,
@@ -329,8 +350,8 @@ class Admission:
             queued_prompt_tokens=self._queue.prompt_tokens,
             queued_reservation_tokens=round(sum(self._reservation(waiting.entry.demand) for waiting in self._queue)),
             reserved_tokens=round(peak * self._flight.shape.block_size),
-            kv_peak_ratio=None if not blocks else max(0.0, peak + self._engine.external) / blocks,
-            kappa=self._kappa(now=now),
+            kv_peak_ratio=None if not blocks or self.ring else max(0.0, peak + self._engine.external) / blocks,
+            kappa=1.0 if self.ring else self._kappa(now=now),
             admitted_total=self._admitted,
             refused_total=self._refused,
             shed_reservation_tokens_total=round(self._shed),
@@ -340,6 +361,8 @@ class Admission:
 
     def _never(self, demand: Demand) -> Refused | None:
         """Refusal of a request that cannot be served however long it waits."""
+        if self.ring:
+            return None
         view, certain = self._engine, demand
         if demand.least_prompt_tokens is not None:
             certain = replace(demand, prompt_tokens=max(1, demand.least_prompt_tokens), outputs=1)
@@ -387,6 +410,8 @@ class Admission:
             most = _SEQUENCES_UNKNOWN
         if len(flight) and most is not None and flight.sequences + view.external_sequences + demand.outputs > most:
             return Reason.SEQUENCES
+        if self.ring:
+            return None
         share = 1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority)
         if not self._holds(demand, own=own, kappa=share * self._kappa(now=now)):
             return Reason.KV
@@ -468,18 +493,23 @@ class Admission:
         if len(queue) and queue.prompt_bytes + demand.prompt_bytes > _QUEUED_BYTES:
             why = f"Requests of {queue.prompt_bytes} bytes wait already"
             return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
-        if len(queue) >= bounds.max_requests:
-            why = f"{len(queue)} requests wait already"
-            crowding = queue.crowding(demand.tenant)
-            if crowding is None:
-                return self._refusal(Reason.QUEUE_FULL, why, demand, now=now)
-            if self._config.admission.policy == "Enforce":  # those that wait may be from before it changed
-                queue.take(crowding.entry)
-                refusal = self._refusal(Reason.QUEUE_FULL, why, crowding.entry.demand, now=now)
-                self._refuse(crowding.entry, refusal, now=now)
-                self._ruled.append(crowding.entry)
-                self._changed(now)
+        if len(queue) >= bounds.max_requests and queue.crowding(demand.tenant) is None:
+            return self._full(demand, waiting=len(queue), now=now)
         return None
+
+    def _displace(self, waiting: Waiting, *, now: float) -> None:
+        """Sends one away for a new request that a full queue takes: a tenant with more there gives up its place."""
+        bounds, queue = self._config.admission.queue, self._queue
+        if len(queue) < bounds.max_requests or (crowding := queue.crowding(waiting.entry.demand.tenant)) is None:
+            return
+        before = len(queue)
+        queue.take(crowding.entry)
+        self._refuse(crowding.entry, self._full(crowding.entry.demand, waiting=before, now=now), now=now)
+        self._ruled.append(crowding.entry)
+        self._changed(now)
+
+    def _full(self, demand: Demand, *, waiting: int, now: float) -> Refused:
+        return self._refusal(Reason.QUEUE_FULL, f"{waiting} requests wait already", demand, now=now)
 
     def _next(self, *, now: float) -> Waiting | None:
         """The request that goes to the engine now; None if every gate is closed for all that may go."""
@@ -560,11 +590,14 @@ class Admission:
 
     def _refuse(self, entry: Entry, refusal: Refused, *, now: float) -> None:
         entry.refusal = refusal
-        if refusal.reason is not Reason.CONTEXT:
-            self._shed += self._reservation(entry.demand)
-            self._backlog.refused(entry.demand.prompt_tokens)
+        self._count_refused(entry.demand, refusal.reason)
+
+    def _count_refused(self, demand: Demand, reason: Reason) -> None:
+        if reason is not Reason.CONTEXT:
+            self._shed += self._reservation(demand)
+            self._backlog.refused(demand.prompt_tokens)
         self._refused += 1
-        self.decisions["refused", refusal.reason] += 1
+        self.decisions["refused", reason] += 1
 
     def _release(self, running: Running, *, now: float) -> None:
         """Gives back all that a request reserved."""
@@ -685,7 +718,7 @@ class Admission:
     def _expected_wait(self, demand: Demand, *, now: float) -> float:
         """Seconds until the need of such a request is free and those before it are gone."""
         backlog = self._backlog.seconds(self._queue.prompt_tokens, returning=True)
-        if self._engine.blocks is None:
+        if self._engine.blocks is None or self.ring:
             return backlog
         steps = self._flight.peak.steps_until(
             self._profile(demand), limit=self._kappa(now=now) * self._engine.blocks - self._engine.external, z=Z

@@ -4,18 +4,19 @@ Every request with a valid head goes through one gate, in this order:
 
 1. ``Gate.enter(head)`` gives a ticket or a refusal at once, before any byte of the body is read: a refused upload costs
    nothing.
-2. ``await Ticket.admit(request)`` when the body is complete. It may take its time: here admission waits for room. It gives
-   the request to send, as it came or edited, or a refusal. It is cancelled when the client goes away.
+2. ``Ticket.admit_now(request)`` when the body is complete gives the request to send, as it came or edited, or a refusal;
+   or None, and ``await Ticket.admit(request)`` gives it later: there admission waits for room. That is cancelled when the
+   client goes away. (A task for each request would cost it a turn of the event loop, which all streams share.)
 3. ``Ticket.answered(head)`` when the engine's answer begins, before any of it is passed on: relay it (through a meter or
    not), drop it and go back to 2 with the request as it came (``Again``), or drop it and refuse. A ticket says ``Again``
    for a request that the engine has refused itself, and bounds how often; the proxy does not count.
 4. ``Meter.feed`` for each piece of the body, ``Meter.finish`` at its end: framing removed before, put on again after.
-5. ``Ticket.leave(completed=...)`` exactly once, whatever happened and after whichever step: what a ticket holds is given
-   back there. Completed: the engine's answer was handed to the client's connection whole.
+5. ``Ticket.leave(end)`` exactly once, whatever happened and after whichever step: what a ticket holds is given back there.
 
 All but ``admit`` are called from the event loop's callbacks, so they return at once and do not raise.
 """
 
+import enum
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +37,17 @@ class Refusal:
     """The field of the request body that is at fault, such as ``stream_options.include_usage``."""
     reason: str | None = None
     """What was short, in one word for ``x-kvplane-reason``, such as ``kv``; None sends no such field."""
+
+
+class End(enum.Enum):
+    """How a request's stay ended."""
+
+    COMPLETED = enum.auto()
+    """The engine's answer was handed to the client's connection whole."""
+    ABANDONED = enum.auto()
+    """The client went away, or stopped reading, before it was."""
+    UNSERVED = enum.auto()
+    """Neither: it was refused, or the engine did not answer, or not to the end."""
 
 
 class Meter(Protocol):
@@ -70,13 +82,16 @@ class Ticket(Protocol):
     def last_on_connection(self) -> bool:
         """Whether the client is to be told ``Connection: close``; read when the response head is written."""
 
+    def admit_now(self, request: Request) -> Request | Refusal | None:
+        """Decides once the body is complete; the method of the request returned is that of the one given. None: not yet."""
+
     async def admit(self, request: Request) -> Request | Refusal:
-        """Decides once the body is complete; the method of the request returned is that of the one given."""
+        """The same, as long as it may take."""
 
     def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
         """Decides what becomes of the engine's answer."""
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         """The request is over."""
 
 

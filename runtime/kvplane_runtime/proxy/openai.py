@@ -11,15 +11,15 @@ belong (``1.0``, ``"1"`` and ``true`` are none), bounded nesting.
 """
 
 import enum
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from kvplane_runtime.proxy.gate import Refusal
 from kvplane_runtime.proxy.http1 import RequestHead
+from kvplane_runtime.strict_json import TOO_DEEP, MalformedJsonError, decode, shown
 
 MAX_TOKENS: Final = 10_000_000
 """Highest ``max_tokens`` taken: more than any context, and small enough that sums of it stay exact everywhere."""
@@ -109,12 +109,13 @@ def parse(endpoint: Endpoint, body: bytes | bytearray) -> Generation | Refusal:
     It takes 5 to 50 ns a byte without a pause: :mod:`reader` keeps large bodies off the event loop.
     """
     try:
-        fields = _decode(body)
-        return _generation(endpoint, fields, len(body))
+        return _generation(endpoint, decode(body), len(body))
+    except MalformedJsonError as error:
+        return Refusal(400, "malformed_json", str(error))
     except _BadRequestError as error:
         return error.refusal
-    except RecursionError:
-        return Refusal(400, "malformed_json", "The request body is nested too deeply; send it flatter.")
+    except RecursionError:  # of what was decoded
+        return Refusal(400, "malformed_json", TOO_DEEP)
 
 
 def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
@@ -139,40 +140,6 @@ def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
 
 _OPTIONS: Final = b'"stream_options":{"include_usage":true}'
 _NULL_OPTIONS: Final = re.compile(rb'"stream_options"\s*:\s*null')
-
-
-def _decode(body: bytes | bytearray) -> dict[str, object]:
-    try:
-        value = _DECODER.decode(body.decode())
-    except UnicodeDecodeError as error:
-        raise _BadRequestError(
-            "malformed_json", f"The request body is not UTF-8 (byte {error.start}); encode it so.", None
-        ) from error
-    except ValueError as error:
-        raise _BadRequestError(
-            "malformed_json", f"The request body is not valid JSON: {str(error).rstrip('.')}; correct it.", None
-        ) from error
-    if not isinstance(value, dict):
-        raise _BadRequestError("malformed_json", f"The request body must be a JSON object, got {_shown(value)}.", None)
-    return value
-
-
-def _unique(members: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(members)
-    if len(found) != len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _BadRequestError(
-            "malformed_json", f"The key {twice[:64]!r} is given twice in one object; give it once.", None
-        )
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON value")
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def _generation(endpoint: Endpoint, fields: dict[str, object], size: int) -> Generation:
@@ -295,7 +262,7 @@ def _integer(fields: dict[str, object], name: str, lowest: int, highest: int, *,
         raise _wrong_type(name, bounds, value)
     if not lowest <= value <= highest:
         code = "integer_below_min_value" if value < lowest else "integer_above_max_value"
-        raise _BadRequestError(code, f"{name} must be {bounds}, got {_shown(value)}; {cure}.", name)
+        raise _BadRequestError(code, f"{name} must be {bounds}, got {shown(value)}; {cure}.", name)
     return value
 
 
@@ -316,17 +283,4 @@ def _include_usage(fields: dict[str, object]) -> bool | None:
 
 
 def _wrong_type(name: str, wanted: str, value: object) -> _BadRequestError:
-    return _BadRequestError("invalid_type", f"{name} must be {wanted}, got {_shown(value)}; correct it.", name)
-
-
-def _shown(value: object) -> str:
-    """A value as a message shows it: short, and without the content of prompts."""
-    if value is None or isinstance(value, bool | float):
-        return json.dumps(value)
-    if isinstance(value, int):
-        return str(value) if value.bit_length() < 64 else f"one of {value.bit_length()} bits"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, Sequence):
-        return f"a list of {len(value)}"
-    return "an object"
+    return _BadRequestError("invalid_type", f"{name} must be {wanted}, got {shown(value)}; correct it.", name)

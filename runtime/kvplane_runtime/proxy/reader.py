@@ -53,10 +53,15 @@ class BodyReader:
         self._turn = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
 
+    @staticmethod
+    def read_now(endpoint: Endpoint, body: bytes | bytearray) -> Generation | Refusal | None:
+        """What ``body`` asks for, or the refusal that it deserves; None for a large one, which takes its time."""
+        return parse(endpoint, body) if len(body) <= INLINE_BYTES else None
+
     async def read(self, endpoint: Endpoint, body: bytes | bytearray) -> Generation | Refusal:
-        """What ``body`` asks for, or the refusal that it deserves. ``body`` must not change meanwhile."""
-        if len(body) <= INLINE_BYTES:
-            return parse(endpoint, body)
+        """The same for a body of any size, which must not change meanwhile."""
+        if (read := self.read_now(endpoint, body)) is not None:
+            return read
         async with self._turn:
             if self._child is None:
                 try:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from kvplane_runtime.proxy import answers
-from kvplane_runtime.proxy.gate import Again, Gate, Meter, Refusal, Relay, Ticket
+from kvplane_runtime.proxy.gate import Again, End, Gate, Meter, Refusal, Relay, Ticket
 from kvplane_runtime.proxy.http1 import (
     ChunkedScanner,
     Framing,
@@ -205,9 +205,10 @@ class ClientConnection(asyncio.Protocol):
         self._state = _State.LINGERING
         if self._upstream is not None:
             self._upstream.abort()
+            self._upstream = None
         if self._task is not None:
-            self._task.cancel()
-        self._leave()
+            self._task.cancel()  # which may not have begun yet
+        self._leave(End.ABANDONED)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -308,15 +309,24 @@ class ClientConnection(asyncio.Protocol):
         self._state = _State.SERVING
         body, self._body = self._body, bytearray()
         request = Request(self._head, self._request_id, bytes(body) if len(body) < _COPIED_BYTES else body)
-        self._task = self._loop.create_task(self._serve(request, self._ticket))
+        admitted = self._ticket.admit_now(request)
+        begun = None
+        if isinstance(admitted, Request) and (begun := self._proxy.upstream.take_idle()) is not None:
+            self._begin(begun, admitted)
+        self._task = self._loop.create_task(self._serve(request, self._ticket, admitted, begun))
         self._task.add_done_callback(self._served)
 
-    async def _serve(self, request: Request, ticket: Ticket) -> None:
+    async def _serve(
+        self, request: Request, ticket: Ticket, admitted: Request | Refusal | None, begun: UpstreamConnection | None
+    ) -> None:
+        """From what was decided, and sent, at once to the end of the answer."""
         while True:
-            admitted = await ticket.admit(request)
-            outcome = admitted if isinstance(admitted, Refusal) else await self._forward(admitted)
+            if admitted is None:
+                admitted = await ticket.admit(request)
+            outcome = admitted if isinstance(admitted, Refusal) else await self._forward(admitted, begun)
             if not isinstance(outcome, Again):
                 break
+            admitted = begun = None
         self._task = None
         if outcome is not None:
             self._refuse(outcome, body_read=True)
@@ -331,14 +341,16 @@ class ClientConnection(asyncio.Protocol):
             )
             self.abort()
 
-    async def _forward(self, request: Request) -> Refusal | Again | None:
-        """Sends the request and relays the response; returns what to do if there is none to relay."""
-        self._dropped = None
+    async def _forward(self, request: Request, begun: UpstreamConnection | None) -> Refusal | Again | None:
+        """Sends the request, unless it was sent, and relays the response; returns what to do if there is none to relay."""
         pool = self._proxy.upstream
-        idle = pool.take_idle()
+        idle = begun or pool.take_idle()
         try:
             try:
-                await self._exchange(idle or await pool.connect(), request)
+                if begun is not None:
+                    await self._relayed(begun)
+                else:
+                    await self._exchange(idle or await pool.connect(), request)
             except UpstreamClosedError as error:
                 # A reused connection that closes without a byte was most likely closed before the request reached it,
                 # but only an idempotent request may be sent on that guess.
@@ -351,11 +363,19 @@ class ClientConnection(asyncio.Protocol):
         return self._dropped
 
     async def _exchange(self, connection: UpstreamConnection, request: Request) -> None:
+        self._begin(connection, request)
+        await self._relayed(connection)
+
+    def _begin(self, connection: UpstreamConnection, request: Request) -> None:
+        connection.begin(request, self)
+        self._dropped = None
         self._upstream = connection
         if self._write_paused:
             connection.pause_relay()
+
+    async def _relayed(self, connection: UpstreamConnection) -> None:
         try:
-            await connection.exchange(request, self)
+            await connection.completed()
         finally:
             self._upstream = None
             self._proxy.upstream.give_back(connection)
@@ -468,7 +488,7 @@ class ClientConnection(asyncio.Protocol):
         Which also comes where it was not announced, for a drain that has begun since the head of the response went out.
         """
         self._last = self._last or (self._ticket is not None and self._ticket.last_on_connection)
-        self._leave()
+        self._leave(End.UNSERVED)
         self._body_scanner = None
         self._head = None
         self._request_id = b""
@@ -500,12 +520,13 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write_eof()
         self._arm(self._limits.linger_seconds, self._linger_on)
 
-    def _leave(self) -> None:
+    def _leave(self, otherwise: End) -> None:
+        """Gives the ticket back; ``otherwise``: how the request ended if it was not completed."""
         self._release_body()
         self._body.clear()
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
-            ticket.leave(completed=self._completed)
+            ticket.leave(End.COMPLETED if self._completed else otherwise)
 
     def _release_body(self) -> None:
         self._proxy.held_bytes -= self._held

@@ -91,11 +91,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self.idle_since = 0.0
 
-    async def exchange(self, request: Request, receiver: Receiver) -> None:
-        """Sends ``request`` and relays its response until it is complete.
-
-        Raises UpstreamError. Cancelled, it aborts the connection. Afterwards ``reusable`` tells what to do with it.
-        """
+    def begin(self, request: Request, receiver: Receiver) -> None:
+        """Sends ``request``; its response is relayed from now on. Raises UpstreamClosedError."""
         if self.closing:
             raise UpstreamClosedError("it closed the connection before the request was sent", answered=False)
         self._method = request.head.method
@@ -111,10 +108,16 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             self._transport.write(request_head_bytes(request))
             self._transport.write(request.body)
+
+    async def completed(self) -> None:
+        """Returns when the response is complete.
+
+        Raises UpstreamError. Cancelled, it aborts the connection. Afterwards ``reusable`` tells what to do with it.
+        """
         try:
             await self._done
         finally:
-            self._timer.cancel()
+            self._stop_timer()
             if self.reusable:
                 self.resume_relay()
             else:
@@ -133,6 +136,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drops the connection at once; the receiver is not called again."""
+        self._stop_timer()
         self._relay = None
         self._transport.abort()
 
@@ -179,6 +183,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(
                 UpstreamClosedError("it closed the connection before its answer was complete", answered=self._answered)
             )
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _new_reader(self) -> HeadReader:
         return HeadReader(response=True, max_bytes=self._limits.max_head_bytes, max_fields=self._limits.max_fields)

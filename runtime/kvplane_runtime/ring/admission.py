@@ -42,6 +42,13 @@ class Room:
     reserve: Reserve
     model_tokens: int | None
     """Longest prompt + output that the model was made for; None: no bound."""
+    context_tokens: int | None = None
+    """Longest prompt + output that is to be served; None: no bound."""
+
+    @property
+    def longest(self) -> int | None:
+        """Longest prompt + output, however large the ring; None: no bound."""
+        return min((bound for bound in (self.model_tokens, self.context_tokens) if bound is not None), default=None)
 
     @property
     def tokens(self) -> int:
@@ -56,7 +63,7 @@ class Room:
 
     def output_tokens(self, prompt: int, outputs: int, *, most: int) -> int:
         """Longest output, up to ``most``, beside which the prompt fits; at least 1."""
-        bound = most if self.model_tokens is None else min(most, self.model_tokens - prompt)
+        bound = most if self.longest is None else min(most, self.longest - prompt)
         shortest, longest = 1, max(1, bound)
         while shortest < longest:
             middle = (shortest + longest + 1) // 2
@@ -79,9 +86,10 @@ def demand(prompt: int, output: int, *, ranks: int) -> Tokens:
 def never_fits(prompt: int, output: int, outputs: int, room: Room) -> Refusal | None:
     """400 where the request could not be served by this ring with nothing else in it."""
     asked = f"The prompt has {prompt} tokens and the output may have {output}"
-    if room.model_tokens is not None and prompt + output > room.model_tokens:
+    if room.longest is not None and prompt + output > room.longest:
+        bound = "the model's context is" if room.longest == room.model_tokens else "this service is set to take at most"
         return _too_long(
-            f"{asked}, together {prompt + output}; the model's context is {room.model_tokens} tokens, whatever the ring. "
+            f"{asked}, together {prompt + output}; {bound} {room.longest} tokens, whatever the ring. "
             "Send a shorter prompt or a lower max_tokens."
         )
     if room.holds(prompt, output, outputs, ranks=room.ranks):
@@ -114,46 +122,28 @@ def ring_size(prompt: int, output: int, outputs: int, room: Room) -> int | None:
 
 def no_room(needed: Tokens, free: Tokens, retry_after_seconds: int) -> Refusal:
     """429: the request would fit if less were under way."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"The request may need {max(needed)} KV tokens on a rank, and {max(0, min(free))} are free now on the fullest; "
-        f"retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
-    )
+    room = f"{max(0, min(free))} are free now on the fullest"
+    return _not_now(f"The request may need {max(needed)} KV tokens on a rank, and {room}", retry_after_seconds)
 
 
 def until_whole(ranks: int, whole: int, retry_after_seconds: int) -> Refusal:
     """429: the request fits the whole ring, and not what is there of it."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"The request fits the whole ring of {whole} ranks, and only {ranks} are there now; "
-        f"retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
+    return _not_now(
+        f"The request fits the whole ring of {whole} ranks, and only {ranks} are there now", retry_after_seconds
     )
 
 
 def after_parked(retry_after_seconds: int) -> Refusal:
     """429: who lost its room with a rank goes before who comes."""
-    return Refusal(
-        429,
-        "kv_cache_full",
-        f"Requests that lost their room with a rank go first; retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
-        reason="kv",
-    )
+    return _not_now("Requests that lost their room with a rank go first", retry_after_seconds)
 
 
 def too_many(sequences: int, retry_after_seconds: int) -> Refusal:
     """429: as many outputs as are decoded together are under way."""
-    return Refusal(
-        429,
-        "too_many_sequences",
-        f"The ring serves at most {sequences} outputs at a time, and they are under way; retry in {retry_after_seconds} s.",
-        retry_after_seconds=retry_after_seconds,
+    return _not_now(
+        f"The ring serves at most {sequences} outputs at a time, and they are under way",
+        retry_after_seconds,
+        code="too_many_sequences",
         reason="requests",
     )
 
@@ -172,3 +162,13 @@ def parked_too_long(seconds: float, ranks: int) -> Refusal:
 
 def _too_long(message: str) -> Refusal:
     return Refusal(400, "context_length_exceeded", message, param="prompt")
+
+
+def _not_now(why: str, retry_after_seconds: int, *, code: str = "kv_cache_full", reason: str = "kv") -> Refusal:
+    return Refusal(
+        429,
+        code,
+        f"{why}; retry in {retry_after_seconds} s.",
+        retry_after_seconds=retry_after_seconds,
+        reason=reason,
+    )

@@ -3,8 +3,8 @@
 ==========================  ====================================================================================
 ``/v1/completions``         text or token ids, several prompts, ``n``; streamed (SSE) or whole
 ``/v1/chat/completions``    through the model's chat template
-``/v1/models``              the one model, with ``max_model_len``: what the empty ring holds
-``/health``                 200 while the ring is formed and takes requests, else 503 with the reason
+``/v1/models``              the one model, with ``max_model_len``: what the ring takes when it is empty and whole
+``/health``                 200 while the ring is formed and takes requests, else 503 with the reason, as JSON
 ``/state``                  :class:`kvplane_runtime.ring.state.RingState` as JSON
 ``/metrics``                for Prometheus: vLLM's names for what every engine has, ``kvplane_ring_*`` for the rest
 ``/version``                this program's
@@ -32,7 +32,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from kvplane_runtime.ring import openai, state
+from kvplane_runtime.ring import health, openai, state
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.metrics import RingCollector, Tally
 from kvplane_runtime.ring.openai import Asked, BadRequestError, ServedModel
@@ -50,6 +50,8 @@ QUIET_SECONDS: Final = 15.0
 _LARGE_BODY: Final = 32 * 1024
 """Bodies from here on are parsed and tokenized off the event loop."""
 _DRAIN_CHECK_SECONDS: Final = 0.05
+_LINGER_SECONDS: Final = 1.0
+"""Who has not read the end of an answer so long after the drain is cut off; aiohttp would wait for a minute, twice."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _OWN_FAULT: Final = Refusal(500, "internal_error", "The engine has a fault of its own; its log has the details.")
 _request_id: Final[ContextVar[str]] = ContextVar("request_id")
@@ -399,13 +401,11 @@ class Api:
         """``GET /health``: readiness."""
         known = self._engine.state()
         if self.draining:
-            return web.Response(status=503, text="The engine drains.\n")
+            return health.answer("The engine drains.")
         if known.formed:
-            return web.Response(text="ok\n")
+            return health.answer(None)
         loading = "".join(f" Rank {rank} has loaded {share:.0%}." for rank, share in sorted(known.loading.items()))
-        return web.Response(
-            status=503, text=f"The ring is not formed: {len(known.members)} of {known.world_size} ranks.{loading}\n"
-        )
+        return health.answer(f"The ring is not formed: {len(known.members)} of {known.world_size} ranks.{loading}")
 
     async def state(self, _: web.Request) -> web.Response:
         """``GET /state``."""
@@ -448,7 +448,9 @@ class Api:
 
 async def serve(api: Api, *, host: str, port: int) -> web.AppRunner:
     """Listens; the runner's ``cleanup`` ends it. Clients that go away have their handlers cancelled."""
-    runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=_LINGER_SECONDS
+    )
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

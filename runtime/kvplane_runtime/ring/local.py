@@ -56,14 +56,15 @@ class Trial:
 def environment(
     trial: Trial, rank: int, *, ports: Sequence[int], base: Mapping[str, str], cores: int
 ) -> dict[str, str]:
-    """What one rank is told. ``ports``: of the control connections and of the store."""
-    control, store = ports
+    """What one rank is told. ``ports``: of the control connections, of the store, and one for each worker."""
+    control, store, *workers = ports
     threads = max(1, cores // trial.ranks)
+    gpu = trial.settings.get("KVPLANE_RING_DEVICE") == "cuda"
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),
         "KVPLANE_RING_THREADS": str(threads),
-        "KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks)),  # they share one memory
+        **({} if gpu else {"KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks))}),  # on CPUs they share one memory
         "KVPLANE_RING_DRAIN_SECONDS": "5",
         **trial.settings,
         "WORLD_SIZE": str(trial.ranks),
@@ -74,10 +75,19 @@ def environment(
         "KVPLANE_RING_LEADER": _LOOPBACK,
         "KVPLANE_RING_MODEL": str(trial.model),
         "KVPLANE_RING_PORT": str(trial.port),
+        "KVPLANE_RING_WORKER_PORT": str((trial.port, *workers)[rank]),
         "KVPLANE_RING_CONTROL_PORT": str(control),
         "KVPLANE_RING_STORE_PORT": str(store),
         "KVPLANE_RING_PARENT": str(os.getpid()),
+        **({"CUDA_VISIBLE_DEVICES": _gpu(rank, base.get("CUDA_VISIBLE_DEVICES"))} if gpu else {}),
     }
+
+
+def _gpu(rank: int, visible: str | None) -> str:
+    """The GPU of one rank, of those that are ``visible`` (None: all); none where there are fewer, which the rank will say."""
+    if visible is None:
+        return str(rank)
+    return dict(enumerate(visible.split(","))).get(rank, "")
 
 
 class Local:
@@ -86,7 +96,7 @@ class Local:
     def __init__(self, trial: Trial, *, out: IO[str]) -> None:
         self._trial = trial
         self._out = out
-        self._ports = _free_ports(2)
+        self._ports = _free_ports(1 + trial.ranks)
         self._ranks = [self._start(number) for number in range(trial.ranks)]
         self._stopping = False
 

@@ -5,79 +5,21 @@ too; what only a ring has is ``kvplane_ring_*``. Base units; a metric appears on
 carry a request, a prompt or a user. The table is also the source of the documentation.
 """
 
-import bisect
-import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from kvplane_runtime.ring.state import State, exposed_wait, imbalance, usage
+from kvplane_runtime.histogram import Buckets, Histogram
+from kvplane_runtime.metric import Kind, Metric, Samples, families
+from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, usage
 
-LABEL_MODEL: Final = "model_name"
 BLOCK_TOKENS: Final = 16
 """A ring's KV has no blocks; capacity is told in vLLM's usual ones, as readers of ``cache_config_info`` expect."""
 _TTFT: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
 _LATENCY: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0)
 _TOKENS: Final = tuple(float(4**power) for power in range(12))
-
-
-class Kind(enum.StrEnum):
-    """What Prometheus is told that a metric is."""
-
-    GAUGE = "gauge"
-    COUNTER = "counter"
-    HISTOGRAM = "histogram"
-
-
-_FAMILIES: Final = {
-    Kind.GAUGE: GaugeMetricFamily,
-    Kind.COUNTER: CounterMetricFamily,
-    Kind.HISTOGRAM: HistogramMetricFamily,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric as it is exported and documented."""
-
-    name: str
-    """Without ``_total``."""
-    kind: Kind
-    description: str
-    labels: tuple[str, ...] = ()
-    """Beside ``model_name``, which every metric has."""
-
-    def family(self) -> Family:
-        """An empty family to add samples to."""
-        family: Family = _FAMILIES[self.kind](self.name, self.description, labels=(*self.labels, LABEL_MODEL))
-        return family
-
-
-class Histogram:
-    """Observations counted by bucket."""
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Takes in a value."""
-        self._counts[bisect.bisect_left(self._bounds, value)] += 1
-        self.sum += value
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """(upper bound, values up to it), ascending, ``+Inf`` last."""
-        names = [*(str(bound) for bound in self._bounds), "+Inf"]
-        total, found = 0, []
-        for name, count in zip(names, self._counts, strict=True):
-            total += count
-            found.append((name, float(total)))
-        return found
 
 
 class Tally:
@@ -87,24 +29,24 @@ class Tally:
         self.responses: dict[int, int] = {}
         """Answers that were given to their end, by HTTP status."""
         self.disconnects = 0
-        self.time_to_first_token = Histogram(_TTFT)
-        self.inter_token_latency = Histogram(_LATENCY)
-        self.request_latency = Histogram(_TTFT)
-        self.prompt_tokens = Histogram(_TOKENS)
-        self.generated_tokens = Histogram(_TOKENS)
+        self.time_to_first_token = Buckets(_TTFT)
+        self.inter_token_latency = Buckets(_LATENCY)
+        self.request_latency = Buckets(_TTFT)
+        self.prompt_tokens = Buckets(_TOKENS)
+        self.generated_tokens = Buckets(_TOKENS)
 
     def token(self, *, since_arrival: float, since_last: float | None) -> None:
         """A token of an output came; ``since_last``: None for its first."""
         if since_last is None:
-            self.time_to_first_token.observe(since_arrival)
+            self.time_to_first_token.add(since_arrival)
         else:
-            self.inter_token_latency.observe(since_last)
+            self.inter_token_latency.add(since_last)
 
     def completed(self, *, seconds: float, prompt_tokens: int, generated_tokens: int) -> None:
         """A request has its whole answer."""
-        self.request_latency.observe(seconds)
-        self.prompt_tokens.observe(prompt_tokens)
-        self.generated_tokens.observe(generated_tokens)
+        self.request_latency.add(seconds)
+        self.prompt_tokens.add(prompt_tokens)
+        self.generated_tokens.add(generated_tokens)
 
 
 CACHE_CONFIG: Final = Metric(
@@ -159,7 +101,10 @@ LOADED: Final = Metric(
     ("ordinal",),
 )
 REFORMS: Final = Metric(
-    "kvplane_ring_reforms", Kind.COUNTER, "Rings formed after the first, by cause: lost (a rank), joined.", ("cause",)
+    "kvplane_ring_reforms",
+    Kind.COUNTER,
+    "Rings formed after the first, by cause: lost (a rank, by a fault), left (a rank that was told to end), joined.",
+    ("cause",),
 )
 RECOVERY: Final = Metric(
     "kvplane_ring_recovery_seconds", Kind.HISTOGRAM, "From the detection of a loss until the ring worked again."
@@ -254,8 +199,37 @@ METRICS: Final = (
     DISCONNECTS,
 )
 
-Samples = Mapping[tuple[str, ...], float | Histogram]
-"""Values by the values of the metric's own labels."""
+# A worker's own, beside what rank 0 says of all ranks: what is true of this process, also while it has no rank 0.
+INSIDE: Final = Metric("kvplane_ring_worker_inside", Kind.GAUGE, "1 while this worker is in a ring that works, else 0.")
+WORKER_EPOCH: Final = Metric(
+    "kvplane_ring_worker_epoch", Kind.GAUGE, "Number of the ring that this worker is in, or was in last."
+)
+WORKER_KV: Final = Metric(
+    "kvplane_ring_worker_kv_tokens", Kind.GAUGE, "KV tokens that this worker holds, of requests and kept prefixes."
+)
+WORKER_KV_CAPACITY: Final = Metric(
+    "kvplane_ring_worker_kv_capacity_tokens", Kind.GAUGE, "KV tokens that this worker can hold."
+)
+WORKER_STEPS: Final = Metric("kvplane_ring_worker_steps", Kind.COUNTER, "Steps that this worker has done.")
+WORKER_STEP_SECONDS: Final = Metric(
+    "kvplane_ring_worker_step_seconds",
+    Kind.COUNTER,
+    "This worker's time in steps by part: computing, waited (communication that no computation hid), other.",
+    ("part",),
+)
+WORKER_SENT: Final = Metric(
+    "kvplane_ring_worker_sent_bytes", Kind.COUNTER, "Bytes that this worker sent to other ranks."
+)
+
+WORKER_METRICS: Final = (
+    INSIDE,
+    WORKER_EPOCH,
+    WORKER_KV,
+    WORKER_KV_CAPACITY,
+    WORKER_STEPS,
+    WORKER_STEP_SECONDS,
+    WORKER_SENT,
+)
 
 
 class RingCollector(Collector):
@@ -273,25 +247,65 @@ class RingCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """The families that have a value now."""
         state = self._state()
-        for metric, samples in self._known(state):
-            if samples:
-                family = metric.family()
-                for labels, value in samples.items():
-                    _add(family, (*labels, state.served_name), value)
-                yield family
+        return families(self._known(state), served_name=state.served_name)
 
     def _known(self, state: State) -> Iterator[tuple[Metric, Samples]]:
         yield from _from_scheduler(state)
         yield from _from_ring(state)
         tally = self._tally
-        yield TIME_TO_FIRST_TOKEN, {(): tally.time_to_first_token}
-        yield INTER_TOKEN_LATENCY, {(): tally.inter_token_latency}
-        yield REQUEST_LATENCY, {(): tally.request_latency}
-        yield REQUEST_PROMPT_TOKENS, {(): tally.prompt_tokens}
-        yield REQUEST_GENERATION_TOKENS, {(): tally.generated_tokens}
+        yield TIME_TO_FIRST_TOKEN, {(): tally.time_to_first_token.histogram()}
+        yield INTER_TOKEN_LATENCY, {(): tally.inter_token_latency.histogram()}
+        yield REQUEST_LATENCY, {(): tally.request_latency.histogram()}
+        yield REQUEST_PROMPT_TOKENS, {(): tally.prompt_tokens.histogram()}
+        yield REQUEST_GENERATION_TOKENS, {(): tally.generated_tokens.histogram()}
         yield IN_FLIGHT, {(): self._in_flight()}
         yield RESPONSES, {(str(code),): count for code, count in tally.responses.items()}
         yield DISCONNECTS, {(): tally.disconnects}
+
+
+class WorkerCollector(Collector):
+    """Renders a worker at the moment of a scrape."""
+
+    def __init__(
+        self,
+        *,
+        account: Callable[[], WorkerAccount],
+        inside: Callable[[], bool],
+        served_name: str,
+        capacity_tokens: int,
+    ) -> None:
+        self._account = account
+        self._inside = inside
+        self._served_name = served_name
+        self._capacity_tokens = capacity_tokens
+
+    def describe(self) -> Iterable[Family]:
+        """Every family that may be collected."""
+        return [metric.family() for metric in WORKER_METRICS]
+
+    def collect(self) -> Iterator[Family]:
+        """The families that have a value now."""
+        return families(self._known(), served_name=self._served_name)
+
+    def _known(self) -> Iterator[tuple[Metric, Samples]]:
+        account = self._account()
+        yield INSIDE, {(): self._inside()}
+        if account.epoch >= 0:
+            yield WORKER_EPOCH, {(): account.epoch}
+        yield WORKER_KV, {(): account.kv_tokens}
+        yield WORKER_KV_CAPACITY, {(): self._capacity_tokens}
+        yield WORKER_STEPS, {(): account.traffic.steps}
+        yield WORKER_STEP_SECONDS, {(part,): seconds for part, seconds in _parts(account.traffic).items()}
+        yield WORKER_SENT, {(): account.traffic.sent_bytes}
+
+
+def _parts(traffic: RankTraffic) -> dict[str, float]:
+    """Time in steps by what was done in it."""
+    return {
+        "computing": traffic.compute_seconds,
+        "waited": traffic.waited_seconds,
+        "other": max(0.0, traffic.seconds - traffic.compute_seconds - traffic.waited_seconds),
+    }
 
 
 def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
@@ -344,17 +358,15 @@ def _from_ring(state: State) -> Iterator[tuple[Metric, Samples]]:
     yield WORLD_SIZE, {(): state.world_size}
     yield LOADED, {(str(ordinal),): share for ordinal, share in state.loading.items()}
     yield REFORMS, {(cause,): count for cause, count in state.reforms.items()}
-    recovery = Histogram(_TTFT)
+    recovery = Buckets(_TTFT)
     for seconds in state.recovery_seconds:
-        recovery.observe(seconds)
-    yield RECOVERY, {(): recovery}
+        recovery.add(seconds)
+    yield RECOVERY, {(): recovery.histogram()}
     if state.startup_seconds is not None:
         yield STARTUP, {(): state.startup_seconds}
     times: dict[tuple[str, ...], float | Histogram] = {}
     for rank, traffic in enumerate(state.traffic):
-        times[str(rank), "computing"] = traffic.compute_seconds
-        times[str(rank), "waited"] = traffic.waited_seconds
-        times[str(rank), "other"] = max(0.0, traffic.seconds - traffic.compute_seconds - traffic.waited_seconds)
+        times |= {(str(rank), part): seconds for part, seconds in _parts(traffic).items()}
     yield STEP_SECONDS, times
     yield SENT, {(str(rank),): traffic.sent_bytes for rank, traffic in enumerate(state.traffic)}
     exposed, uneven = exposed_wait(state), imbalance(state)
@@ -362,13 +374,3 @@ def _from_ring(state: State) -> Iterator[tuple[Metric, Samples]]:
         yield EXPOSED_WAIT, {(): exposed}
     if uneven is not None:
         yield IMBALANCE, {(): uneven}
-
-
-def _add(family: Family, labels: tuple[str, ...], value: float | Histogram) -> None:
-    match family:
-        case HistogramMetricFamily():
-            assert isinstance(value, Histogram)  # noqa: S101  (the table pairs them)
-            family.add_metric(labels, buckets=value.cumulative(), sum_value=value.sum)
-        case GaugeMetricFamily() | CounterMetricFamily():
-            assert not isinstance(value, Histogram)  # noqa: S101  (the table pairs them)
-            family.add_metric(labels, value)

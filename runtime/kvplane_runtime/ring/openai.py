@@ -1,19 +1,19 @@
 """A request's body, read strictly: what OpenAI clients may ask of this engine, and in which words the rest is refused.
 
 What cannot be done is refused, never passed over in silence: a client that asks for penalties and does not get them has
-a wrong answer without knowing it. Members that nobody knows are passed over, as everywhere. Strict means: UTF-8, no NaN, no
-key twice in one object, integers where integers belong.
+a wrong answer without knowing it. Members that nobody knows are passed over, as everywhere. Strict means: strict JSON, and
+integers where integers belong.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.sampling import MAX_LOGPROBS, Sampling
 from kvplane_runtime.ring.tokens import TemplateError, Tokenizer
+from kvplane_runtime.strict_json import MalformedJsonError, decode, shown
 
 MAX_TOKENS: Final = 10_000_000
 MAX_OUTPUTS: Final = 64
@@ -102,9 +102,9 @@ def parse(body: bytes, *, chat: bool, model: ServedModel, random_seed: int) -> A
     ``random_seed`` serves requests that have none. Takes a second for a million tokens: keep large bodies off the loop.
     """
     try:
-        fields = _decode(body)
-    except RecursionError:
-        raise BadRequestError("malformed_json", "The request body is nested too deeply; send it flatter.") from None
+        fields = decode(body)
+    except MalformedJsonError as error:
+        raise BadRequestError("malformed_json", str(error)) from error
     _check_model(fields, model)
     _check_unsupported(fields)
     logprobs = _chat_logprobs(fields) if chat else _integer(fields, "logprobs", 0, MAX_LOGPROBS)
@@ -140,38 +140,6 @@ def parse(body: bytes, *, chat: bool, model: ServedModel, random_seed: int) -> A
         include_usage=_include_usage(fields),
         return_token_ids=_boolean(fields, "return_token_ids") or False,
     )
-
-
-def _decode(body: bytes) -> dict[str, Any]:
-    try:
-        value = _DECODER.decode(body.decode())
-    except UnicodeDecodeError as error:
-        raise BadRequestError(
-            "malformed_json", f"The request body is not UTF-8 (byte {error.start}); encode it so."
-        ) from error
-    except ValueError as error:
-        raise BadRequestError(
-            "malformed_json", f"The request body is not valid JSON: {str(error).rstrip('.')}; correct it."
-        ) from error
-    if not isinstance(value, dict):
-        raise BadRequestError("malformed_json", f"The request body must be a JSON object, got {_shown(value)}.")
-    return value
-
-
-def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(members)
-    if len(found) != len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRequestError("malformed_json", f"The key {twice[:64]!r} is given twice in one object; give it once.")
-    return found
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON value")
-
-
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
 def _check_model(fields: Mapping[str, Any], model: ServedModel) -> None:
@@ -250,7 +218,7 @@ def _checked(ids: list[int], name: str, model: ServedModel) -> list[int]:
         wrong = min(ids) if min(ids) < 0 else max(ids)
         raise BadRequestError(
             "invalid_token_id",
-            f"{name} has the token id {_shown(wrong)}; the ids of {model.name} are 0 to {model.vocabulary - 1}.",
+            f"{name} has the token id {shown(wrong)}; the ids of {model.name} are 0 to {model.vocabulary - 1}.",
             name,
         )
     return ids
@@ -379,7 +347,7 @@ def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float)
     if value is None:
         return None
     bounds = f"a number from {lowest:g} to {highest:g}"
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or (isinstance(value, float) and not math.isfinite(value)):
         raise _wrong_type(name, bounds, value)
     return float(_bounded(name, value, lowest, highest, bounds=bounds, kind="decimal"))
 
@@ -387,7 +355,7 @@ def _number(fields: Mapping[str, Any], name: str, lowest: float, highest: float)
 def _bounded(name: str, value: N, lowest: float, highest: float, *, bounds: str, kind: str) -> N:
     if not lowest <= value <= highest:
         code = f"{kind}_below_min_value" if value < lowest else f"{kind}_above_max_value"
-        raise BadRequestError(code, f"{name} must be {bounds}, got {_shown(value)}; correct it.", name)
+        raise BadRequestError(code, f"{name} must be {bounds}, got {shown(value)}; correct it.", name)
     return value
 
 
@@ -403,15 +371,4 @@ def _empty(name: str) -> BadRequestError:
 
 
 def _wrong_type(name: str, wanted: str, value: object) -> BadRequestError:
-    return BadRequestError("invalid_type", f"{name} must be {wanted}, got {_shown(value)}; correct it.", name)
-
-
-def _shown(value: object) -> str:
-    """A value as a message shows it: short, and without the content of prompts."""
-    if value is None or isinstance(value, bool | float):
-        return json.dumps(value)
-    if isinstance(value, int):
-        return str(value) if value.bit_length() < 64 else f"one of {value.bit_length()} bits"
-    if isinstance(value, str):
-        return "a string"
-    return f"a list of {len(value)}" if isinstance(value, Sequence) else "an object"
+    return BadRequestError("invalid_type", f"{name} must be {wanted}, got {shown(value)}; correct it.", name)

@@ -3,22 +3,27 @@
 All ranks do the same through :class:`Place`, rank 0 too; a worker's orders come over its :class:`control.Tether`. Three
 things are never done here: wait where a fence could not wake it, go on in a ring that was fenced, and forget KV. A rank
 that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them with its next ``Join``.
+
+What a worker is at the moment may be asked from any thread: its ``account`` is a value that is replaced, never changed.
 """
 
 import contextlib
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
-from kvplane_runtime.ring.control import Severed, Tether
+from kvplane_runtime.ring.control import Left, Severed, Tether
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.ranges import Run
+from kvplane_runtime.ring.state import WorkerAccount
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class Tokens:
     """The tokens of each sequence as far as they have KV: what a rank 0 that knows nothing has to be told."""
 
     def __init__(self) -> None:
-        self.by_sequence: dict[int, list[int]] = {}
+        self.by_sequence: dict[int, array[int]] = {}
 
     def apply(self, step: messages.Step) -> None:
         """After ``step`` was finished."""
@@ -56,11 +61,11 @@ class Tokens:
 
     def restore(self, tables: Sequence[messages.Table]) -> None:
         """As a ``Form`` says."""
-        self.by_sequence = {table.sequence: list(table.tokens) for table in tables}
+        self.by_sequence = {table.sequence: array(messages.TYPECODE, table.packed) for table in tables}
 
     def _write(self, sequence: int, start: int, tokens: list[int]) -> None:
-        known = self.by_sequence.setdefault(sequence, [])
-        known[start : start + len(tokens)] = tokens
+        known = self.by_sequence.setdefault(sequence, array(messages.TYPECODE))
+        known[start : start + len(tokens)] = array(messages.TYPECODE, tokens)
 
 
 def positions(held: Sequence[Run]) -> list[messages.Positions]:
@@ -155,7 +160,7 @@ class Place:
         """What this process holds, for a rank 0 that does not know; one entry of ``held`` each, its own."""
         known = self._tokens.by_sequence
         return [
-            messages.Table(sequence, known[sequence], [positions(mine)])
+            messages.Table.of(sequence, known[sequence], [positions(mine)])
             for sequence, mine in self._model.held().items()
             if mine and sequence in known
         ]
@@ -198,7 +203,12 @@ class Worker:
     """A rank that follows rank 0."""
 
     def __init__(
-        self, *, place: Place, tether: Tether, inbox: "SimpleQueue[messages.AnyMessage | Severed]", join: messages.Join
+        self,
+        *,
+        place: Place,
+        tether: Tether,
+        inbox: "SimpleQueue[messages.AnyMessage | Severed | Left]",
+        join: messages.Join,
     ) -> None:
         """``join`` is what it says of itself; its epoch and tables are filled in here."""
         self._place = place
@@ -206,9 +216,28 @@ class Worker:
         self._inbox = inbox
         self._self = join
         self._rank = -1
+        self.account = WorkerAccount()
+        """As it was after the last order."""
+
+    def leave(self) -> None:
+        """Has :meth:`run` end, after the step under way; from a signal's handler too."""
+        self._tether.leave()
+
+    def outside(self) -> str | None:
+        """Why this rank is in no ring that works, in a sentence; None where it is in one."""
+        epoch, tether = self._place.epoch, self._tether
+        if tether.leaving:
+            return "This rank is told to end, and leaves its ring."
+        if epoch >= 0 and tether.formed == epoch:
+            return None
+        if not tether.connected:
+            return "Rank 0 does not answer; this rank keeps its KV and goes on trying."
+        if epoch < 0:
+            return "Rank 0 has formed no ring with this rank."
+        return f"The ring of epoch {epoch} does not work yet: not all of its ranks are inside."
 
     def run(self) -> str | None:
-        """Follows until it is told to stop (None), or is refused (why)."""
+        """Follows until it has left (None), or is refused (why)."""
         self._ask()
         while True:
             order = self._inbox.get()
@@ -224,8 +253,9 @@ class Worker:
                     self._ask()
                 case messages.Refused():
                     return order.reason
-                case messages.Stop():
-                    log.info("The ring stops: %s", order.reason)
+                case Left():
+                    log.info("This rank has left its ring.")
+                    self._place.leave()
                     return None
                 case _:
                     pass  # what workers say, rank 0 does not
@@ -248,8 +278,10 @@ class Worker:
         try:
             self._place.form(form)
         except RingBrokenError as error:
-            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error)))
+            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error), suspect(error)))
         else:
+            held = sum(run.count for mine in self._place.held().values() for run in mine)
+            self.account = replace(self.account, epoch=form.epoch, kv_tokens=held)
             self._tether.send(messages.Formed(form.epoch, form.rank))
 
     def _step(self, step: messages.Step) -> None:
@@ -261,7 +293,10 @@ class Worker:
             self._place.leave()  # what comes after a step that broke is not to run, even where it needs nobody
             self._tether.send(fault(step, self._rank, error))
         else:
-            self._tether.send(done(step, self._rank, result))
+            said = done(step, self._rank, result)
+            traffic = self.account.traffic.plus(said.traffic)
+            self.account = replace(self.account, kv_tokens=result.held_tokens, traffic=traffic)
+            self._tether.send(said)
 
 
 def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
@@ -277,4 +312,9 @@ def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
 
 def fault(step: messages.Step, rank: int, error: RingBrokenError) -> messages.Fault:
     """What a rank says of a step that broke."""
-    return messages.Fault(step.epoch, rank, step.number, str(error), error.peers[0] if error.peers else None)
+    return messages.Fault(step.epoch, rank, step.number, str(error), suspect(error))
+
+
+def suspect(error: RingBrokenError) -> int | None:
+    """The rank that was waited for in vain, where that is known."""
+    return error.peers[0] if error.peers else None

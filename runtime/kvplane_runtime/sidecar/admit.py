@@ -2,8 +2,8 @@
 
 The decisions are :mod:`kvplane_runtime.admission`'s, the bytes are the proxy's. Here are only the things between them: the
 size of a prompt from its bytes, the tenant and the class from the head, a future for each request that waits, the counts
-of tokens that passed, and what an answer's usage teaches. Counts are collected TICK_SECONDS apart and not pushed with
-every chunk, so that the hot path does no accounting.
+of tokens that passed, what an answer's usage teaches, and whether it came as promised. Counts are collected TICK_SECONDS
+apart and not pushed with every chunk, so that the hot path does no accounting.
 
 Policy Off reads and measures without touching anything: bodies go as they came, and nothing is refused or held here.
 """
@@ -16,15 +16,16 @@ from typing import Final
 from kvplane_runtime.admission.controller import Admission
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
 from kvplane_runtime.admission.prompts import PromptLengths
+from kvplane_runtime.histogram import Buckets
 from kvplane_runtime.proxy import openai, sse
-from kvplane_runtime.proxy.gate import Again, Refusal, Relay
+from kvplane_runtime.proxy.gate import Again, End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 from kvplane_runtime.proxy.openai import Endpoint, Generation
 from kvplane_runtime.proxy.reader import BodyReader
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate, Visit
 from kvplane_runtime.sidecar.engine import EngineMonitor
-from kvplane_runtime.sidecar.tally import Tally
+from kvplane_runtime.sidecar.promises import Promises, Result, judged
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ _QUEUE_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 _RETRY_BOUNDS: Final = (1, 2, 3, 5, 8, 13, 20, 30)
 _WEIGHT: Final = 0.1
 """Of the newest answer in the moving averages."""
+_NO_ROOM: Final = (429, 503)
+"""Statuses by which an engine turns a request away and is not at fault."""
 
 
 class AdmissionGate:
@@ -58,10 +61,12 @@ class AdmissionGate:
     ) -> None:
         self.reader = BodyReader()
         self.admission = admission
-        self.queue_seconds = Tally(_QUEUE_BOUNDS)
+        self.queue_seconds = Buckets(_QUEUE_BOUNDS)
         """Time from arrival to the decision, of requests that were let in."""
-        self.retry_after_seconds = Tally(_RETRY_BOUNDS)
+        self.retry_after_seconds = Buckets(_RETRY_BOUNDS)
         """What refused clients were told."""
+        self.promises = Promises()
+        """What became of those in ``slo``."""
         self._drain = drain
         self._config = config
         self._engine = engine
@@ -84,12 +89,20 @@ class AdmissionGate:
         """Whether requests are only measured."""
         return self._config.current.admission.policy == "Off"
 
+    @property
+    def enforced(self) -> bool:
+        """Whether what is decided is done."""
+        return self._config.current.admission.policy == "Enforce"
+
     # Requests.
     def enter(self, head: RequestHead) -> "Ticket | Visit | Refusal":
         """Refuses while the pod drains or the engine is not ready; decides on nothing else yet."""
         visit = self._drain.enter(head)
         endpoint = openai.endpoint(head)
-        if isinstance(visit, Refusal) or endpoint is None:
+        if endpoint is None:
+            return visit
+        if isinstance(visit, Refusal):
+            self.promises.results[Result.FAILED] += 1
             return visit
         return Ticket(self, visit, endpoint)
 
@@ -129,9 +142,11 @@ class AdmissionGate:
         elif entry.refusal is not None and entry.refusal.retry_after_seconds is not None:
             self.retry_after_seconds.add(entry.refusal.retry_after_seconds)
 
-    def first_token(self, entry: Entry) -> None:
+    def first_token(self, ticket: "Ticket", entry: Entry) -> None:
         """The engine has begun to answer: its prompt is computed, and makes room for the next one."""
         now = self._clock()
+        ticket.first_token_at = now
+        self.promises.first_token_seconds.add(now - entry.arrived_at)
         if entry.admitted_at is not None and now > entry.admitted_at:
             rate = entry.demand.prompt_tokens / (now - entry.admitted_at)
             self._prefill_tokens_per_second = _average(self._prefill_tokens_per_second, rate)
@@ -143,9 +158,19 @@ class AdmissionGate:
         self.admission.requeue(entry, now=self._clock())
         self.settle_soon()
 
-    def end(self, ticket: "Ticket", entry: Entry, *, completed: bool) -> None:
+    def turned_away(self, entry: Entry, head: ResponseHead) -> None:
+        """A ring has no room for the request; what it told the client counts as a refusal here."""
+        seconds = head.value(b"retry-after") or b""
+        if seconds.isdigit():
+            self.retry_after_seconds.add(int(seconds))
+        many = head.value(b"x-kvplane-reason") == b"requests"
+        self.admission.turned_away(entry, Reason.SEQUENCES if many else Reason.KV, now=self._clock())
+        self.settle_soon()
+
+    def end(self, ticket: "Ticket", entry: Entry, end: End) -> None:
         """Gives back what the request held, and learns from what it turned out to be."""
         now = self._clock()
+        completed = end is End.COMPLETED and ticket.status == 200
         meter = ticket.meter
         usage = meter.usage() if meter is not None else None
         output = usage.completion_tokens if usage else None
@@ -159,6 +184,8 @@ class AdmissionGate:
         if completed and output and began is not None and now > began:
             per_token = (now - began) * entry.demand.outputs / output
             self._seconds_per_token = _average(self._seconds_per_token, per_token)
+        if (result := self._result(ticket, entry, end, output_tokens=output, now=now)) is not None:
+            self.promises.results[result] += 1
         del self._tickets[entry]
         self.admission.end(
             entry,
@@ -168,6 +195,32 @@ class AdmissionGate:
             output_tokens=output,
         )
         self.settle_soon()
+
+    def _result(
+        self, ticket: "Ticket", entry: Entry, end: End, *, output_tokens: int | None, now: float
+    ) -> Result | None:
+        """What became of the promises to a request that is over; None where it is not to be judged."""
+        if end is End.ABANDONED:
+            # Who left after it was late may have left because of that; who left before may have got it in time.
+            waited = (ticket.first_token_at or entry.admitted_at or now) - entry.arrived_at
+            return Result.TTFT_MISSED if waited > self._config.current.slo.ttft_milliseconds / 1000 else None
+        if entry.refusal is not None:
+            return None if entry.refusal.reason is Reason.CONTEXT else Result.REFUSED
+        status = ticket.status
+        if status in _NO_ROOM:
+            return Result.REFUSED
+        if end is End.UNSERVED or status is None or status >= 500 or (ticket.tokenless and not output_tokens):
+            return Result.FAILED
+        if status != 200 or entry.admitted_at is None:
+            return None
+        first = ticket.first_token_at
+        return judged(
+            self._config.current.slo,
+            let_through=entry.admitted_at - entry.arrived_at,
+            first_token=None if first is None else first - entry.arrived_at,
+            total=now - entry.arrived_at,
+            tokens=None if output_tokens is None else output_tokens / entry.demand.outputs,
+        )
 
     def _tenant(self, head: RequestHead) -> str:
         header = self._config.current.admission.fairness.header
@@ -284,10 +337,12 @@ class Ticket:
         self._request: Request | None = None
         """As it goes to the engine."""
         self._edited = False
-        self._served = False
-        """Whether the engine answered it with a success."""
         self.decided = asyncio.Event()
+        self.status: int | None = None
+        """Of the engine's answer that is passed on; None until it begins."""
         self.meter: sse.StreamMeter | sse.AnswerMeter | None = None
+        self.first_token_at: float | None = None
+        """On the gate's clock; None also where the answer is not streamed."""
         self.text_bytes = 0
         self.only_text = False
 
@@ -296,28 +351,45 @@ class Ticket:
         """As the drain says."""
         return self._visit.last_on_connection
 
+    @property
+    def tokenless(self) -> bool:
+        """Whether it is answered by a stream in which no token has come: an error comes so, when it comes as an event."""
+        return isinstance(self.meter, sse.StreamMeter) and self.first_token_at is None
+
+    def admit_now(self, request: Request) -> Request | Refusal | None:
+        """The decision on a new request where there is one at once; None where it has to wait, or came again."""
+        if self._entry is not None:
+            return None
+        generation = self._gate.reader.read_now(self._endpoint, request.body)
+        return None if generation is None else self._offer(request, generation) or self._decision(request)
+
     async def admit(self, request: Request) -> Request | Refusal:
         """Waits until the request may go to the engine; a request that comes again waits with what it had."""
         if self._entry is None:
-            unread = await self._offer(request)
-            if unread is not None:
+            generation = await self._gate.reader.read(self._endpoint, request.body)
+            if unread := self._offer(request, generation):
                 return unread
-        entry = self._entry
-        assert entry is not None and self._request is not None  # noqa: S101  (offered above)
-        while entry.admitted_at is None and entry.refusal is None:
+        while (decision := self._decision(request)) is None:
             self.decided.clear()
             await self.decided.wait()
+        return decision
+
+    def _decision(self, request: Request) -> Request | Refusal | None:
+        """What became of the offer; None as long as it waits."""
+        entry = self._entry
+        assert entry is not None and self._request is not None  # noqa: S101  (it was offered)
+        if entry.admitted_at is None and entry.refusal is None:
+            return None
         self._gate.decided(entry)
         if entry.refusal is not None:
             return refusal(entry.refusal)
         # The engine may have died while the request waited.
-        died = await self._visit.admit(request)
+        died = self._visit.admit_now(request)
         return died if isinstance(died, Refusal) else self._request
 
-    async def _offer(self, request: Request) -> Request | Refusal | None:
+    def _offer(self, request: Request, generation: Generation | Refusal) -> Request | Refusal | None:
         """Offers the request; returns it, or a refusal, where there is nothing to offer."""
         off = self._gate.off
-        generation = await self._gate.reader.read(self._endpoint, request.body)
         if isinstance(generation, Refusal):
             return request if off else generation
         self.text_bytes = sum(prompt.text_bytes for prompt in generation.prompts)
@@ -329,24 +401,29 @@ class Ticket:
         return None
 
     def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
-        """The engine's own 503 sends the request back into the queue; what it says to an admitted one is measured."""
+        """The engine's own 503 sends the request back into the queue, where there is one; all else is passed on and measured. A
+        ring's 429 too: it knows what is short, and when it will not be.
+        """
         entry = self._entry
         if entry is None:
             return Relay()
-        if head.status == 503 and not self._gate.off:
+        if head.status == 503 and self._gate.enforced:
             self._gate.requeue(entry)
             return Again() if entry.refusal is None else refusal(entry.refusal)
-        self._served = head.status == 200
+        self.status = head.status
+        if head.status == 429 and self._gate.admission.ring and not self._gate.off:
+            self._gate.turned_away(entry, head)
+            return Relay()
         self.meter = sse.meter(
-            head, self._endpoint, drop_usage=self._edited, on_first_token=lambda: self._gate.first_token(entry)
+            head, self._endpoint, drop_usage=self._edited, on_first_token=lambda: self._gate.first_token(self, entry)
         )
         return Relay(self.meter)
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         """Gives everything back."""
         if self._entry is not None:
-            self._gate.end(self, self._entry, completed=completed and self._served)
-        self._visit.leave(completed=completed)
+            self._gate.end(self, self._entry, end)
+        self._visit.leave(end)
 
 
 def refusal(refused: Refused) -> Refusal:

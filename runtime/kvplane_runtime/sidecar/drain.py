@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvplane_api.names import DRAIN_GRACE_SECONDS
-from kvplane_runtime.proxy.gate import Refusal, Relay
+from kvplane_runtime.proxy.gate import End, Refusal, Relay
 from kvplane_runtime.proxy.http1 import Request, RequestHead, ResponseHead
 
 LONGEST_GRACE_SECONDS = 30.0
@@ -118,16 +118,20 @@ class Visit:
         """During a drain the client is to come back on a new connection, which leads to another replica."""
         return self.gate.draining
 
-    async def admit(self, request: Request) -> Request | Refusal:
+    def admit_now(self, request: Request) -> Request | Refusal:
         """The engine may have died while the body was read."""
         return self.gate.check_engine() or request
+
+    async def admit(self, request: Request) -> Request | Refusal:
+        """The same: nothing is waited for."""
+        return self.admit_now(request)
 
     def answered(self, head: ResponseHead) -> Relay:
         """Whatever the engine answers goes to the client."""
         del head
         return Relay()
 
-    def leave(self, *, completed: bool) -> None:
+    def leave(self, end: End) -> None:
         """One request fewer."""
-        del completed
+        del end
         self.gate.leave()

@@ -6,61 +6,30 @@ also the source of docs/metrics.md.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from kvplane_runtime.admission.demand import Reason
+from kvplane_runtime.metric import Kind, Metric, Samples, families
 from kvplane_runtime.proxy.server import Proxy
+from kvplane_runtime.sidecar import passed_on, signals
 from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
-from kvplane_runtime.sidecar.signals import KV_BLOCK_LIFETIME, PREFIX, SIGNALS, Histogram, Kind
+from kvplane_runtime.sidecar.promises import Result
+from kvplane_runtime.sidecar.signals import KV_BLOCK_LIFETIME, PREFIX, SIGNALS
 from kvplane_runtime.signals.thrash import KINDS
 
-LABEL_MODEL: Final = "model_name"
 KV_EVENTS: Final = "kv_events"
 """The KV event stream among the signals that age."""
-_TYPES: Final = {
-    Kind.GAUGE: GaugeMetricFamily,
-    Kind.RATIO: GaugeMetricFamily,
-    Kind.COUNTER: CounterMetricFamily,
-    Kind.HISTOGRAM: HistogramMetricFamily,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One metric as it is exported and documented."""
-
-    name: str
-    """With the prefix, without ``_total``."""
-    kind: Kind
-    description: str
-    labels: tuple[str, ...] = ()
-    """Beside ``model_name``, which every metric has."""
-    source: str = "the sidecar"
-    """Where the value comes from; the names an engine version may use, newest first."""
-
-    @property
-    def exported_name(self) -> str:
-        """As it stands in the exposition."""
-        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
-
-    def family(self) -> Family:
-        """An empty family to add samples to."""
-        family: Family = _TYPES[self.kind](self.name, self.description, labels=(*self.labels, LABEL_MODEL))
-        return family
-
 
 FROM_SIGNALS: Final = {
     signal.name: Metric(
         f"kvplane_{signal.name}",
-        signal.kind,
+        Kind.GAUGE if signal.kind is signals.Kind.RATIO else Kind(signal.kind.value),
         signal.description,
         source="engine: " + ", ".join(f"`{PREFIX}{source}`" for source in signal.sources),
     )
@@ -155,6 +124,21 @@ STARTUP: Final = Metric(
     Kind.GAUGE,
     "From the sidecar's start to the engine's first passing health check; absent if it found the engine up.",
 )
+SLO_REQUESTS: Final = Metric(
+    "kvplane_slo_requests",
+    Kind.COUNTER,
+    "Generating requests that are over, by what became of the promises in slo: met; ttft-missed (first token late); "
+    "tpot-missed (tokens slow); total-missed (not streamed, and longer than both promises allow together); refused (429, also "
+    "by a tenant's own limit, or the engine's 503); failed (another 5xx, a cut answer, or no engine). Not counted: clients that "
+    "left, other 4xx, answers whose tokens are not known.",
+    ("result",),
+)
+CLIENT_TTFT: Final = Metric(
+    "kvplane_client_time_to_first_token_seconds",
+    Kind.HISTOGRAM,
+    "Time from a request's arrival here to its first token, admission's queue included: what slo.ttftMilliseconds promises. "
+    "Of streamed answers only; of the others it is not known.",
+)
 ADMISSION_DECISIONS: Final = Metric(
     "kvplane_admission_decisions",
     Kind.COUNTER,
@@ -234,6 +218,8 @@ METRICS: Final = (
     ENGINE_INFO,
     ENGINE_READY,
     STARTUP,
+    SLO_REQUESTS,
+    CLIENT_TTFT,
     ADMISSION_DECISIONS,
     ADMISSION_REQUESTS,
     ADMISSION_KV_PEAK,
@@ -250,10 +236,6 @@ METRICS: Final = (
     RETRIES,
     CONFIG_RELOADS,
 )
-
-
-Samples = Mapping[tuple[str, ...], float | Histogram]
-"""Values by the values of the metric's own labels."""
 
 
 class SidecarCollector(Collector):
@@ -282,17 +264,14 @@ class SidecarCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """The families that have a value now."""
-        model = self._config.current.served_name
-        for metric, samples in self._known():
-            if samples:
-                family = metric.family()
-                for labels, value in samples.items():
-                    _add(family, (*labels, model), value)
-                yield family
+        yield from families(self._known(), served_name=self._config.current.served_name)
+        if self._engine.passed_on is not None:
+            yield from passed_on.families(self._engine.passed_on)
 
     def _known(self) -> Iterator[tuple[Metric, Samples]]:
         yield from self._from_scrape()
         yield from self._from_account()
+        yield from self._from_promises()
         yield from self._from_admission()
         engine, now = self._engine, self._clock()
         heard = {} if engine.kv.ledger.heard_at is None else {KV_EVENTS: engine.kv.ledger.heard_at}
@@ -348,6 +327,11 @@ class SidecarCollector(Collector):
                 {("unreadable",): ledger.unreadable_total, ("untracked",): ledger.untracked_total},
             )
 
+    def _from_promises(self) -> Iterator[tuple[Metric, Samples]]:
+        promises = self._gate.promises
+        yield SLO_REQUESTS, {(result.value,): promises.results[result] for result in Result}
+        yield CLIENT_TTFT, {(): promises.first_token_seconds.histogram()}
+
     def _from_admission(self) -> Iterator[tuple[Metric, Samples]]:
         gate, admission = self._gate, self._config.current.admission
         yield ADMISSION_INFO, {(admission.policy, admission.reservation): 1}
@@ -358,7 +342,8 @@ class SidecarCollector(Collector):
         yield ADMISSION_REQUESTS, {("queued",): state.queued, ("running",): state.running}
         if state.kv_peak_ratio is not None:
             yield ADMISSION_KV_PEAK, {(): state.kv_peak_ratio}
-        yield ADMISSION_KAPPA, {(): state.kappa}
+        if not gate.admission.ring:
+            yield ADMISSION_KAPPA, {(): state.kappa}
         yield ADMISSION_QUEUE_SECONDS, {(): gate.queue_seconds.histogram()}
         yield RETRY_AFTER, {(): gate.retry_after_seconds.histogram()}
 
@@ -367,13 +352,3 @@ def _from_zero(decisions: Mapping[tuple[str, str], int]) -> Samples:
     """Counters whose labels are known begin at 0, so that a rate sees their first increase."""
     refusals = [(decision, reason.value) for decision in ("refused", "would-refuse") for reason in Reason]
     return {labels: decisions.get(labels, 0) for labels in [("admitted", ""), *refusals]}
-
-
-def _add(family: Family, labels: tuple[str, ...], value: float | Histogram) -> None:
-    match family:
-        case HistogramMetricFamily():
-            assert isinstance(value, Histogram)  # noqa: S101  (the table pairs them)
-            family.add_metric(labels, buckets=list(value.buckets), sum_value=value.sum)
-        case GaugeMetricFamily() | CounterMetricFamily():
-            assert not isinstance(value, Histogram)  # noqa: S101  (the table pairs them)
-            family.add_metric(labels, value)

@@ -2,8 +2,8 @@
 
 import sys
 
-from kvplane_runtime.sidecar.metrics import LABEL_MODEL, METRICS
-from kvplane_runtime.sidecar.signals import Kind
+from kvplane_runtime.metric import LABEL_MODEL
+from kvplane_runtime.sidecar.metrics import METRICS
 
 _HEAD = f"""\
 # Metrics of the sidecar
@@ -14,6 +14,9 @@ Every engine pod exports these on its admin port, `:8001/metrics`. Units are bas
 from 0 to 1), and every metric has the label `{LABEL_MODEL}`: the name that clients use. A metric is there only while its
 value is known. Absent means unknown, never 0, so an alert on a missing series is meaningful. Histograms keep the engine's
 own buckets. Where several engine names are given, the first one that the engine exports is used: vLLM renamed some.
+
+In front of a ring the [metrics of the ring engine](reference/ring-metrics.md) that are named `kvplane_ring_*` stand beside these,
+as the engine gives them, while it answers.
 """
 
 
@@ -21,9 +24,9 @@ def reference() -> str:
     """The page."""
     lines = [_HEAD, "| metric | type | labels | meaning | from |", "|---|---|---|---|---|"]
     for metric in METRICS:
-        kind = "gauge" if metric.kind is Kind.RATIO else metric.kind.value
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| `{metric.exported_name}` | {kind} | {labels} | {metric.description} | {metric.source} |")
+        source = metric.source or "the sidecar"
+        lines.append(f"| `{metric.exported_name}` | {metric.kind} | {labels} | {metric.description} | {source} |")
     return "\n".join(lines) + "\n"
 
 

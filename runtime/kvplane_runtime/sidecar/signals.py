@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvplane_api.wire import EngineSignals
+from kvplane_runtime.histogram import Histogram
 from kvplane_runtime.sidecar import exposition
 from kvplane_runtime.sidecar.exposition import Sample
 from kvplane_runtime.signals.account import Counters
@@ -166,20 +167,6 @@ KV_CACHE: Final = "kv_cache"
 _CACHE_INFO: Final = PREFIX + "cache_config_info"
 NEEDED: Final = ("kv_cache_usage_ratio", "preemptions", KV_CACHE)
 """What admission cannot do without: without them it counts only what it let in itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Histogram:
-    """A histogram in the engine's own buckets."""
-
-    buckets: tuple[tuple[str, float], ...]
-    """Upper bound as exported and cumulative count, ascending; the last bound is ``+Inf``."""
-    sum: float
-
-    @property
-    def count(self) -> float:
-        """Of all observations."""
-        return self.buckets[-1][1]
 
 
 @dataclass(frozen=True, slots=True)

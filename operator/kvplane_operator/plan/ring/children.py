@@ -35,29 +35,34 @@ def wanted_children(
     take: Collection[int],
     gone: Collection[int],
     clients: Mapping[str, str],
+    long_down: bool,
 ) -> Wanted:
     """All children that should exist.
 
-    A group that was given up asks for no pods. One whose turn in a rollout has not come (it is not in ``take``) keeps the
-    StatefulSet that it has, as does one that still drains (it is not in ``gone``). ``clients``: labels of the pods that
-    clients are led to.
+    A group that was given up asks for no pods; its StatefulSet then tells of the template that it failed with. One whose turn
+    in a rollout has not come (it is not in ``take``) keeps the StatefulSet that it has, as does one that still drains (it
+    is not in ``gone``). ``clients``: labels of the pods that clients are led to. ``long_down``: no ring has served for longer
+    than one takes to load.
     """
     name = snapshot.name
     current = {group.number for group in groups if group.template == pods.template_hash(record.template)}
+    to_free = set(failed) & {group.number for group in groups if group.size}
     children = [
-        config_map(name, config, record),
+        config_map(snapshot, config, record, ring=True),
         service(name, clients),
         service(f"{name}-pods", clients, clusterIP="None"),
     ]
     if spec.disruption.pdb == "Auto" and spec.replicas > 0:
         # One budget over all ranks of all groups: while one group is short of a rank, no other loses one to a drain. A rank
-        # that is not Ready may hold KV in a ring that just forms anew, so it is no free game as other pods are.
-        children.append(disruption_budget(name, pods.selector(name), unhealthy="IfHealthyBudget"))
+        # that is not Ready may hold KV in a ring that just forms anew, so it is no free game as other pods are, unless rings
+        # do not form at all: then a drain would wait without end.
+        unhealthy = "AlwaysAllow" if long_down else "IfHealthyBudget"
+        children.append(disruption_budget(name, pods.selector(name), unhealthy=unhealthy))
     kept: set[Ref] = set()
     for number in (*scale.staying, *scale.made):
         ranks = 0 if number in failed else size
         children.append(_headless(name, number))
-        if number in scale.made or number in failed or number in current or number in take:
+        if number in scale.made or number in to_free or number in current or number in take:
             children.append(_stateful_set(name, number, ranks=ranks, template=record.template))
         else:
             kept.add(Ref(Kind.STATEFUL_SET, set_name(name, number)))

@@ -4,7 +4,7 @@ A group is a StatefulSet and its pods, a rank is a pod. A rank is Ready only as 
 all: the ring of a group is *formed* while rank 0 is Ready, and *whole* while all N are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,6 +14,9 @@ from kvplane_operator.plan.findings import pod_condition, ready
 from kvplane_operator.plan.snapshot import Kind, Manifest, Snapshot
 
 LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_OURS: Final = (names.CONTAINER_ENGINE, names.CONTAINER_SIDECAR)
+"""Containers that make up a rank: what a user adds to the pod is no part of the ring."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Rank:
     template: str = ""
     """Hash of the template it was made from."""
     since: datetime = LONG_AGO
-    """When its readiness changed last; of a pod that never had any, when it was made."""
+    """When its readiness, or that of its node, changed last; of a pod that never had any, when it was made. A pod on a node that
+    is back is Ready some seconds after it."""
     drain_since: datetime | None = None
     """Since when the operator drains it."""
     draining: bool = False
@@ -38,6 +42,10 @@ class Rank:
     in_flight: int | None = None
     """Requests that its sidecar holds; None where that is not known."""
     ip: str = ""
+    exited: bool = False
+    """Its engine or its sidecar has exited, and does not run yet."""
+    cut_off: bool = False
+    """Its node is known, and not ready: that the pod is not Ready is what the cluster supposes, and it may serve all the same."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,12 @@ class Group:
         return self.formed and self.members == self.size
 
     @property
+    def crashed(self) -> bool:
+        """Whether exits keep it from forming a ring, for which it needs rank 0 and all others but one."""
+        exited = [rank.ordinal for rank in self.ranks if rank.exited and not rank.going]
+        return 0 in exited or len(exited) > 1
+
+    @property
     def draining(self) -> bool:
         """Whether the operator drains it."""
         return self.leader is not None and self.leader.drain_since is not None
@@ -86,11 +100,12 @@ class Group:
         return float("inf") if known is None else known
 
     def seconds_to_idle(self, now: datetime, grace_seconds: float) -> float | None:
-        """Time until it has served nobody for the grace, 0 from then on; None while it serves, or is drained.
+        """Time until it has served nobody for the grace, 0 from then on; None while it serves, or may, or is drained.
 
-        A ring that forms anew takes seconds and holds requests meanwhile, so it is not taken for one that serves nobody.
+        A ring that forms anew takes seconds and holds requests meanwhile, so it is not taken for one that serves nobody. Nor
+        is one whose rank 0 is cut off: when many nodes cannot reach the API server, it is no time to renew all rings.
         """
-        if self.formed or self.draining:
+        if self.formed or self.draining or (self.leader is not None and self.leader.cut_off):
             return None
         last = max((rank.since for rank in self.ranks), default=LONG_AGO)
         return max(0.0, grace_seconds - (now - last).total_seconds())
@@ -112,22 +127,30 @@ def set_number(name: str, service: str) -> int | None:
 
 
 def number_of(pod: Mapping[str, Any]) -> int | None:
-    """The group that a pod belongs to, by its label; None if to none."""
-    text = (pod["metadata"].get("labels") or {}).get(names.LABEL_GROUP, "")
-    return int(text) if text.isdecimal() else None
+    """The group that a pod belongs to; None if to none."""
+    place = _place(pod)
+    return place[0] if place else None
 
 
 def ordinal_of(pod: Mapping[str, Any]) -> int | None:
-    """The rank of a pod, from the end of its name as the ring engine reads it; None for the pod of no ring."""
-    if number_of(pod) is None:
-        return None
-    ordinal = str(pod["metadata"]["name"]).rpartition("-")[2]
-    return int(ordinal) if ordinal.isdecimal() else None
+    """The rank of a pod; None for the pod of no ring."""
+    place = _place(pod)
+    return place[1] if place else None
 
 
 def serves_clients(pod: Mapping[str, Any]) -> bool:
     """Whether requests of clients come to this pod: of a ring, only rank 0."""
-    return ordinal_of(pod) in (None, 0)
+    return names.LABEL_GROUP not in (pod["metadata"].get("labels") or {}) or ordinal_of(pod) == 0
+
+
+def _place(pod: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Group and rank of a pod, if its name bears out its labels, which are anybody's to set: a StatefulSet's controller takes
+    in none by its labels alone either, and the ring engine reads the name."""
+    labels = pod["metadata"].get("labels") or {}
+    number, named = labels.get(names.LABEL_GROUP, ""), names.rank_of(pod["metadata"]["name"])
+    if named is None or not number.isdecimal():
+        return None
+    return (int(number), named[1]) if named[0] == set_name(labels.get(names.LABEL_SERVICE, ""), int(number)) else None
 
 
 def tells(pod: Mapping[str, Any]) -> bool:
@@ -141,9 +164,8 @@ def groups(snapshot: Snapshot) -> tuple[Group, ...]:
     """The groups that have a StatefulSet, by number."""
     ranks: dict[int, list[Rank]] = {}
     for pod in snapshot.pods:
-        number, ordinal = number_of(pod), ordinal_of(pod)
-        if number is not None and ordinal is not None:
-            ranks.setdefault(number, []).append(_rank(pod, ordinal, snapshot))
+        if (place := _place(pod)) is not None:
+            ranks.setdefault(place[0], []).append(_rank(pod, place[1], snapshot))
     found = []
     for ref, held in snapshot.children.items():
         number = set_number(ref.name, snapshot.name)
@@ -174,6 +196,7 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
     reading = snapshot.readings.get(metadata["name"])
     state = reading.state if reading and reading.state and reading.state.pod == metadata["name"] else None
     changed = pod_condition(pod, "Ready").get("lastTransitionTime") or metadata.get("creationTimestamp")
+    node = snapshot.nodes.get(pod["spec"].get("nodeName") or "")
     return Rank(
         ordinal=ordinal,
         pod=metadata["name"],
@@ -181,12 +204,26 @@ def _rank(pod: Manifest, ordinal: int, snapshot: Snapshot) -> Rank:
         ready=ready(pod),
         going="deletionTimestamp" in metadata,
         template=annotations.get(names.ANNOTATION_TEMPLATE_HASH, ""),
-        since=time_of(changed) or LONG_AGO,
+        since=max(time_of(changed) or LONG_AGO, node.since if node else LONG_AGO),
         drain_since=time_of(annotations.get(names.ANNOTATION_DRAIN_SINCE)),
         draining=state is not None and state.draining,
         in_flight=state.in_flight if state else None,
         ip=pod["status"].get("podIP", ""),
+        exited=any(has_exited(status) for status in containers(pod)),
+        cut_off=node is not None and not node.ready,
     )
+
+
+def containers(pod: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The statuses of a rank's engine and sidecar, which is an init container."""
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        yield from (status for status in pod["status"].get(kind, ()) if status["name"] in _OURS)
+
+
+def has_exited(status: Mapping[str, Any]) -> bool:
+    """Whether a container has exited and was not started again, also while it waits for that."""
+    state, last = status.get("state", {}), status.get("lastState", {})
+    return "terminated" in state or ("waiting" in state and "terminated" in last)
 
 
 def _template_hash(stateful_set: Manifest) -> str:

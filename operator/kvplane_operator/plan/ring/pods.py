@@ -1,7 +1,8 @@
 """The pods of ring groups: the ring engine behind the same sidecar as every engine, one rank each.
 
 The engine's words are those of its settings (kvplane_runtime.ring.settings). It learns its rank and rank 0's address from
-the names that a StatefulSet and its headless Service give. One template serves all groups; ``for_group`` makes it a
+the names that a StatefulSet and its headless Service give, and reads the sidecar's configuration file beside the sidecar. One
+template serves all groups; ``for_group`` makes it a
 group's own, so that ranks of one ring, not of one service, are spread over nodes.
 """
 
@@ -13,7 +14,7 @@ from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan import record as records
 from kvplane_operator.plan import sources
 from kvplane_operator.plan.engine_args import SHUTDOWN_SECONDS
-from kvplane_operator.plan.pods import Variant, env, resources, spread_over_nodes
+from kvplane_operator.plan.pods import CONFIG_FILE, CONFIG_MOUNT, Variant, env, resources, spread_over_nodes
 from kvplane_operator.plan.ring.size import asked
 from kvplane_operator.settings import OperatorSettings
 
@@ -49,6 +50,8 @@ def variant(spec: LLMServiceSpec, *, service: str, size: int, settings: Operator
         args=list(COMMAND[1:]),
         resources=resources(ring.resources or spec.engine.resources, accelerator=settings.accelerator, accelerators=1),
         env=tuple(_env(spec, service=service, size=size)),
+        mounts=(CONFIG_MOUNT,),
+        sidecar_env=(env(names.ENV_POOL, names.POOL_RING),),
         placement={**_spread(ring.spread, service), "tolerations": _tolerations(ring.recovery.reform_grace_seconds)},
     )
 
@@ -87,7 +90,11 @@ def _env(spec: LLMServiceSpec, *, service: str, size: int) -> list[dict[str, Any
         "KVPLANE_RING_RESERVE": _RESERVE[ring.recovery.reserve],
         # The sidecar has drained before the engine is told to stop; this is the second net, as of every engine.
         "KVPLANE_RING_DRAIN_SECONDS": str(SHUTDOWN_SECONDS),
+        # The promised time to the first token, which may change without a restart.
+        "KVPLANE_RING_CONFIG_FILE": CONFIG_FILE,
     }
+    if spec.context.max_tokens is not None:
+        values["KVPLANE_RING_CONTEXT_TOKENS"] = str(spec.context.max_tokens)
     if ring.window_tokens is not None:
         values["KVPLANE_RING_WINDOW_TOKENS"] = str(ring.window_tokens)
     if spec.engine.max_sequences is not None:

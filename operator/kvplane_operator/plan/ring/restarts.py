@@ -5,7 +5,8 @@ group: each pod's own count is compared with what was seen of that pod before, a
 neither a new pod nor a new leader loses it. Exits of a pod on its way out are nobody's fault and do not count.
 
 A group over its budget that can form no ring is given up: the first crash says why, its accelerators are freed. One that
-serves with a rank less goes on, and the rank that crashes is left to the kubelet, whose pauses a new pod would end.
+serves with a rank less goes on, and the rank that crashes is left to the kubelet, whose pauses a new pod would end. So does one
+that forms none for another reason: exits of an hour ago are no reason to end ranks that load their weights.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,13 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from kvplane_api import names
 from kvplane_api.conditions import MESSAGE_LIMIT, Reason
 from kvplane_operator.plan.findings import Finding
-from kvplane_operator.plan.ring.groups import LONG_AGO, Group, time_of
+from kvplane_operator.plan.ring.groups import LONG_AGO, Group, containers, has_exited, time_of
 
-_OURS: Final = (names.CONTAINER_ENGINE, names.CONTAINER_SIDECAR)
-"""Containers whose exits count: what a user adds to the pod is no part of the ring."""
+MESSAGES_KEPT: Final = 32
+"""Groups whose first crash is kept in status with its log: those of a thousand groups would be more than etcd takes, and the
+verdicts would go unwritten with them."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Restarts:
     reason: str = ""
     """Of the first exit of the window, as a condition gives it."""
     message: str = ""
+    """Empty where it was not kept."""
     pods: Mapping[str, int] = field(default_factory=dict)
     """Exits seen of each pod, by uid; of those that are there and have any."""
 
@@ -51,18 +53,12 @@ class Ledger:
 
 
 def exits(pod: Mapping[str, Any]) -> int:
-    """How often the engine and the sidecar of a pod have exited.
+    """How often the engine or the sidecar of a pod have exited: of the two, that which has more often. A node that is rebooted
+    ends both, and that is one exit.
 
     A container that exited and was not started again is one ahead of its restartCount, and stays so while it waits.
     """
-    total = 0
-    for kind in ("initContainerStatuses", "containerStatuses"):
-        for status in pod["status"].get(kind, ()):
-            if status["name"] in _OURS:
-                state, last = status.get("state", {}), status.get("lastState", {})
-                down = "terminated" in state or ("waiting" in state and "terminated" in last)
-                total += status.get("restartCount", 0) + down
-    return total
+    return max((int(status.get("restartCount", 0)) + has_exited(status) for status in containers(pod)), default=0)
 
 
 def counted(
@@ -96,8 +92,10 @@ def counted(
 
 
 def given_up(group: Group, restarts: Restarts | None, *, budget: int, now: datetime, grace_seconds: float) -> bool:
-    """Whether a group that exits too often serves nobody, and has not for the grace in which a ring forms anew."""
-    return restarts is not None and restarts.count > budget and group.idle(now, grace_seconds)
+    """Whether exits keep a group that had too many from forming a ring, and it has served nobody for the grace in which one
+    forms anew."""
+    over = restarts is not None and restarts.count > budget
+    return over and group.crashed and group.idle(now, grace_seconds)
 
 
 def ledger(pool: Mapping[str, Any]) -> Ledger:
@@ -122,13 +120,15 @@ def reset(held: Ledger, *, retry: str, spec: str) -> Ledger:
 
 def written(held: Ledger, *, existing: Collection[int]) -> dict[str, Any]:
     """The ledger as it stands in a pool's status, of groups that exist."""
+    in_order = sorted(held.restarts.keys() & set(existing), key=lambda number: (number not in held.failed, number))
+    told = frozenset(in_order[:MESSAGES_KEPT])
     restarts = [
         {
             "group": number,
             "count": entry.count,
             "windowStart": entry.window_start.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "reason": entry.reason,
-            "message": entry.message[:MESSAGE_LIMIT],
+            "message": entry.message[:MESSAGE_LIMIT] if number in told else "",
             "pods": [{"uid": uid, "count": count} for uid, count in sorted(entry.pods.items())],
         }
         for number, entry in sorted(held.restarts.items())

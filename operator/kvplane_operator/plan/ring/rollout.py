@@ -4,6 +4,7 @@ Ranks of two templates never form one ring, so a group changes as a whole: drain
 its pods deleted together, formed. A set whose turn has not come keeps its old template, so that a rank which fails
 meanwhile comes back as it was. A ring that serves is touched only while no other is short of a rank. One that has served
 nobody for a while costs nothing, and goes at once: a mistake that keeps every ring from forming is corrected everywhere.
+A template that a group was given up with takes no ring that serves.
 """
 
 from collections.abc import Sequence
@@ -27,13 +28,14 @@ class Renewal:
     pending: int = 0
     """Groups that are not yet as wanted."""
     waits_for: tuple[int, ...] = ()
-    """Groups that keep the rest from going on, as they are short of a rank; empty while something goes on."""
+    """Groups that keep the rest from going on, as they are short of a rank or were given up; empty while something goes on."""
     wake_after_seconds: float | None = None
 
 
 def renewal(
     groups: Sequence[Group],
     *,
+    given_up: Sequence[Group] = (),
     template: str,
     now: datetime,
     grace_seconds: float,
@@ -41,14 +43,17 @@ def renewal(
 ) -> Renewal:
     """The next things to do so that all ranks of ``groups`` are of ``template``; nothing where they are.
 
-    ``groups`` are those that stay and were not given up. How many ranks a ring has is part of its template. A drained group
+    ``groups`` are those that stay and were not ``given_up``. How many ranks a ring has is part of its template. A drained group
     that is as wanted (its scale-down was taken back) is renewed too: a sidecar that drains does not serve again by itself.
     """
     pending = [group for group in groups if _stale(group, template) or _old(group) or group.draining]
     under_way = [group for group in pending if group.draining or not _stale(group, template)]
     turn = [group for group in pending if group in under_way or group.idle(now, grace_seconds)]
     blocking: tuple[int, ...] = ()
-    if not under_way:
+    spoiled = tuple(group.number for group in given_up if not _stale(group, template))
+    if spoiled:
+        blocking = spoiled
+    elif not under_way:
         chosen, blocking = _next(pending, groups)
         turn += chosen
     drain: list[Group] = []

@@ -4,27 +4,29 @@ A verdict is told before it is acted upon: a group is scaled to 0 only once stat
 evidence, go with it.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from kvplane_api import names
-from kvplane_api.service import LLMServiceSpec, Ring
+from kvplane_api.conditions import Type
+from kvplane_api.service import LLMServiceSpec, Ring, RingRecovery
 from kvplane_operator.plan import children as shared
 from kvplane_operator.plan import record as records
 from kvplane_operator.plan.actions import Drain, PodDeletion
-from kvplane_operator.plan.findings import findings
+from kvplane_operator.plan.findings import Finding, findings
 from kvplane_operator.plan.ring import pods, restarts, size
 from kvplane_operator.plan.ring.children import Wanted, wanted_children
 from kvplane_operator.plan.ring.drain import drained, remaining_seconds
-from kvplane_operator.plan.ring.groups import Group, groups, number_of, numbers_taken
+from kvplane_operator.plan.ring.groups import Group, groups, number_of, numbers_taken, time_of
 from kvplane_operator.plan.ring.restarts import Ledger
 from kvplane_operator.plan.ring.rollout import renewal
 from kvplane_operator.plan.ring.scale import Scale, scale
 from kvplane_operator.plan.ring.status import Rings
-from kvplane_operator.plan.ring.stuck import stuck, writes_to_claim
-from kvplane_operator.plan.snapshot import Snapshot
+from kvplane_operator.plan.ring.stuck import stuck
+from kvplane_operator.plan.snapshot import Manifest, Snapshot
 from kvplane_operator.plan.status import DEFAULT_STARTUP_SECONDS
 from kvplane_operator.settings import OperatorSettings
 
@@ -48,61 +50,71 @@ class RingPlan:
     """Seconds after which the plan may differ without an event."""
 
 
-def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime) -> tuple[Rings, bool]:
-    """The groups as they are, exits counted and verdicts given; and whether a verdict is new.
+def look(snapshot: Snapshot, spec: LLMServiceSpec | None, *, acts: bool, now: datetime) -> Rings:
+    """The groups as they are, exits counted and verdicts given.
 
-    ``spec`` is None where it cannot be read: then nothing is counted and nobody judged.
+    ``spec`` is None where it cannot be read: then nothing is counted and nobody judged. ``acts``: it is acted upon, so that its
+    change gives the budgets back.
     """
     found = groups(snapshot)
-    mine = tuple(pod for pod in snapshot.pods if number_of(pod) is not None)
+    pods_of = _pods_by_group(snapshot)
     timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
-    telling = tuple(findings(mine, startup_timeout_seconds=timeout))
-    held = _ledger(snapshot)
+    telling = tuple(findings(tuple(itertools.chain.from_iterable(pods_of.values())), startup_timeout_seconds=timeout))
+    held = _ledger(snapshot, acts=acts)
     recovery = (size.asked(spec) if spec else Ring()).recovery
-    judged = held
-    if spec is not None:
-        window = timedelta(seconds=recovery.budget_window_seconds)
-        counted = {}
-        for group in found:
-            if group.number in held.failed:
-                entry = held.restarts.get(group.number)  # what led to the verdict stands as long as it
-            else:
-                ranks = [pod for pod in mine if number_of(pod) == group.number]
-                names_of = {rank.pod for rank in group.ranks}
-                entry = restarts.counted(
-                    held.restarts.get(group.number),
-                    group.number,
-                    ranks,
-                    findings=[finding for finding in telling if finding.pod in names_of],
-                    now=now,
-                    window=window,
-                )
-            if entry is not None:
-                counted[group.number] = entry
-        lost = {
-            group.number
-            for group in found
-            if restarts.given_up(
-                group,
-                counted.get(group.number),
-                budget=recovery.restart_budget,
-                now=now,
-                grace_seconds=recovery.reform_grace_seconds,
-            )
-        }
-        judged = replace(held, restarts=counted, failed=held.failed | lost)
-    desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
-    numbers = tuple(group.number for group in found)
-    rings = Rings(
+    return Rings(
         groups=found,
-        ledger=judged,
+        ledger=_judged(held, found, pods_of, telling, recovery=recovery, now=now) if spec else held,
+        told_failed=held.failed,
         findings=telling,
         size=size.size(spec) if spec else None,
-        desired=desired,
+        desired=spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0)),
         budget=recovery.restart_budget,
-        scale=Scale(staying=numbers, made=(), leaving=()),
+        scale=Scale(staying=tuple(group.number for group in found), made=(), leaving=()),
     )
-    return rings, judged.failed != held.failed
+
+
+def _pods_by_group(snapshot: Snapshot) -> dict[int, list[Manifest]]:
+    pods_of: dict[int, list[Manifest]] = {}
+    for pod in snapshot.pods:
+        if (number := number_of(pod)) is not None:
+            pods_of.setdefault(number, []).append(pod)
+    return pods_of
+
+
+def _judged(
+    held: Ledger,
+    found: Sequence[Group],
+    pods_of: Mapping[int, Sequence[Manifest]],
+    telling: Sequence[Finding],
+    *,
+    recovery: RingRecovery,
+    now: datetime,
+) -> Ledger:
+    """``held`` with what the pods show now, and the verdicts that follow from it."""
+    group_of = {pod["metadata"]["name"]: number for number, ranks in pods_of.items() for pod in ranks}
+    findings_of: dict[int, list[Finding]] = {}
+    for finding in telling:
+        findings_of.setdefault(group_of[finding.pod], []).append(finding)
+    counted, lost = {}, set()
+    for group in found:
+        entry = held.restarts.get(group.number)
+        if group.number not in held.failed:  # else what led to the verdict stands as long as it
+            entry = restarts.counted(
+                entry,
+                group.number,
+                pods_of.get(group.number, ()),
+                findings=findings_of.get(group.number, ()),
+                now=now,
+                window=timedelta(seconds=recovery.budget_window_seconds),
+            )
+        if entry is not None:
+            counted[group.number] = entry
+        if restarts.given_up(
+            group, entry, budget=recovery.restart_budget, now=now, grace_seconds=recovery.reform_grace_seconds
+        ):
+            lost.add(group.number)
+    return replace(held, restarts=counted, failed=held.failed | lost)
 
 
 def ring_plan(
@@ -113,16 +125,18 @@ def ring_plan(
     if ranks is None:
         raise ValueError("ring.size must be given or planned before rings are; the check ring_size_known sees to it.")
     recovery, drain_seconds = size.asked(spec).recovery, spec.disruption.drain_seconds
-    rings, new_verdict = look(snapshot, spec, now=now)
-    failed = _ledger(snapshot).failed  # those that status tells of
+    rings = look(snapshot, spec, acts=True, now=now)
+    failed = rings.told_failed
     planned = scale(rings.groups, replicas=spec.replicas, failed=failed, taken=numbers_taken(snapshot))
 
     variant = pods.variant(spec, service=snapshot.name, size=ranks, settings=settings)
     record = shared.current_record(snapshot, spec, settings, variant, ring=ranks)
     config = shared.current_config(snapshot, spec, record=record)
-    staying = [g for g in rings.groups if g.number in planned.staying and g.number not in failed]
+    kept = [group for group in rings.groups if group.number in planned.staying]
+    staying = [group for group in kept if group.number not in failed]
     renewed = renewal(
         staying,
+        given_up=[group for group in kept if group.number in failed],
         template=pods.template_hash(record.template),
         now=now,
         grace_seconds=recovery.reform_grace_seconds,
@@ -151,23 +165,17 @@ def ring_plan(
         take=renewed.take,
         gone=gone,
         clients=clients,
-    )
-    ended = stuck(
-        [pod for pod in snapshot.pods if number_of(pod) is not None],
-        snapshot.nodes,
-        grace_seconds=recovery.reform_grace_seconds,
-        writes_to_claim=writes_to_claim(record.template),
-        now=now,
+        long_down=_long_down(snapshot, rings, seconds=spec.engine.startup_timeout_seconds, now=now),
     )
     drains = tuple(_drains([*renewed.drain, *draining]))
+    over = {entry.group for entry in rings.exhausted}
     waits = [
         renewed.wake_after_seconds,
-        ended.wake_after_seconds,
-        0.0 if new_verdict else None,
+        0.0 if rings.ledger.failed != failed else None,
         ASK_AGAIN_SECONDS if drains else None,
         *(remaining_seconds(group, now=now, drain_seconds=drain_seconds) for group in draining if group.draining),
         *(_until_idle(group, now, recovery.reform_grace_seconds) for group in leaving),
-        *(_until_judged(rings, group, now, recovery.reform_grace_seconds) for group in staying),
+        *(_until_idle(group, now, recovery.reform_grace_seconds) for group in staying if group.number in over),
     ]
     return RingPlan(
         rings=replace(rings, scale=planned, renewal=renewed),
@@ -175,30 +183,51 @@ def ring_plan(
         config=config,
         wanted=wanted,
         drains=drains,
-        pod_deletions=(
-            *(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
-            *(
-                PodDeletion(pod["metadata"]["name"], pod["metadata"]["uid"], "its node does not answer", force=True)
-                for pod in ended.pods
-            ),
-        ),
+        pod_deletions=tuple(PodDeletion(rank.pod, rank.uid, "its ring group is renewed") for rank in renewed.delete),
         waits=tuple(wait for wait in waits if wait is not None),
     )
 
 
-def _ledger(snapshot: Snapshot) -> Ledger:
+def forced(
+    snapshot: Snapshot, spec: LLMServiceSpec | None, *, now: datetime
+) -> tuple[tuple[PodDeletion, ...], float | None]:
+    """Ring pods to delete by force, and after how many seconds to look again.
+
+    Neither the mode nor an objection to the spec matters: somebody told these pods to go, and a rank, or its group, waits for it.
+    """
+    recovery = (size.asked(spec) if spec else Ring()).recovery
+    mine = [pod for pod in snapshot.pods if number_of(pod) is not None]
+    ended = stuck(mine, snapshot.nodes, grace_seconds=recovery.reform_grace_seconds, now=now)
+    found = (pod["metadata"] for pod in ended.pods)
+    deletions = (PodDeletion(pod["name"], pod["uid"], "its node does not answer", force=True) for pod in found)
+    return tuple(deletions), ended.wake_after_seconds
+
+
+def _ledger(snapshot: Snapshot, *, acts: bool) -> Ledger:
     """What status says, with the whole budget again where the spec changed, or a user asks for it.
 
     How many groups there are, and who says so, is no change of what they run: an autoscaler must not start a crash loop
-    anew.
+    anew. While a spec is not acted upon, the groups are as the last one left them, and given up if they were.
     """
     pools: tuple[Mapping[str, Any], ...] = tuple(snapshot.status.get("pools") or ())
     held = restarts.ledger(next((pool for pool in pools if pool.get("kind") == "Ring"), {}))
+    if not acts:
+        return held
     retry = snapshot.annotations.get(names.ANNOTATION_RETRY, "")[:63]
     spec = records.digest({field: value for field, value in snapshot.spec.items() if field not in _OF_SCALE})
     if held.spec != spec or (retry and retry != held.retry):
         return restarts.reset(held, retry=retry, spec=spec)
     return held
+
+
+def _long_down(snapshot: Snapshot, rings: Rings, *, seconds: int, now: datetime) -> bool:
+    """Whether no ring has served for so long. Since when is told by status: a pod that was made anew says nothing of it."""
+    conditions = snapshot.status.get("conditions") or ()
+    available: Mapping[str, Any] = next((c for c in conditions if c["type"] == Type.AVAILABLE.value), {})
+    since = time_of(available.get("lastTransitionTime"))
+    if rings.serving or available.get("status") != "False" or since is None:
+        return False
+    return (now - since).total_seconds() >= seconds
 
 
 def _drains(found: list[Group]) -> list[Drain]:
@@ -213,9 +242,3 @@ def _drains(found: list[Group]) -> list[Drain]:
 
 def _until_idle(group: Group, now: datetime, grace_seconds: float) -> float | None:
     return group.seconds_to_idle(now, grace_seconds) or None
-
-
-def _until_judged(rings: Rings, group: Group, now: datetime, grace_seconds: float) -> float | None:
-    """A group over its budget that serves nobody is looked at again when its grace is over."""
-    over = any(entry.group == group.number for entry in rings.exhausted)
-    return _until_idle(group, now, grace_seconds) if over else None

@@ -24,6 +24,8 @@ class Rings:
 
     groups: tuple[Group, ...]
     ledger: Ledger
+    told_failed: frozenset[int]
+    """Groups that status says were given up: only what is told is acted upon."""
     findings: tuple[Finding, ...]
     """Of all ring pods, the most telling first."""
     size: int | None
@@ -121,7 +123,9 @@ def _progressing(rings: Rings) -> Condition:
         group = forming[0]
         text = f"Ring group {group.number} has {group.members} of {group.size} ranks in its ring."
         return Condition(kind, "True", Reason.RE_FORMING, text)
-    return Condition(kind, "False", Reason.STABLE, "Everything asked for is there.")
+    given_up = any(group.number in rings.ledger.failed for group in rings.groups)
+    text = "Nothing is being changed." if given_up else "Everything asked for is there."
+    return Condition(kind, "False", Reason.STABLE, text)
 
 
 def _rolling(rings: Rings) -> Condition:
@@ -135,8 +139,11 @@ def _rolling(rings: Rings) -> Condition:
         )
         return Condition(kind, "False", Reason.ROLLOUT_STALLED, text)
     waits = ", ".join(map(str, rings.renewal.waits_for))
+    if rings.ledger.failed.intersection(rings.renewal.waits_for):
+        text = f"{pending} ring groups keep the old template. Ring group {waits} was given up with the new one; see Degraded."
+        return Condition(kind, "False", Reason.ROLLOUT_STALLED, text)
     text = f"{pending} of {len(rings.groups)} ring groups are yet to get the newest template." + (
-        f" They wait for the ranks of group {waits}." if waits else ""
+        f" They wait for group {waits}, which is short of a rank." if waits else ""
     )
     return Condition(kind, "True", Reason.ROLLING_OUT, text)
 
@@ -173,9 +180,10 @@ def _exhausted(rings: Rings) -> str:
     else:
         fate = "has no ring now"
     others = f" So did {more} more." if more else ""
+    first = f" The first: {entry.message}" if entry.message else ""
     return (
         f"Ring group {entry.group} had {entry.count} exits, more than ring.recovery.restartBudget ({rings.budget}), and {fate}."
-        f"{others} The first: {entry.message}"
+        f"{others}{first}"
     )
 
 

@@ -27,7 +27,6 @@ def stuck(
     nodes: Mapping[str, NodeView],
     *,
     grace_seconds: int,
-    writes_to_claim: bool,
     now: datetime,
 ) -> Stuck:
     """Pods that are being deleted, on nodes that were not ready for longer than the grace.
@@ -40,7 +39,7 @@ def stuck(
         node = nodes.get(pod["spec"].get("nodeName") or "")
         if node is None or node.ready or "deletionTimestamp" not in pod["metadata"]:
             continue
-        if writes_to_claim and not node.out_of_service:
+        if writes_to_claim(pod) and not node.out_of_service:
             continue
         wait = grace_seconds - (now - node.since).total_seconds()
         if wait <= 0:
@@ -50,21 +49,20 @@ def stuck(
     return Stuck(tuple(found), min(waits, default=None))
 
 
-def writes_to_claim(template: Mapping[str, Any]) -> bool:
-    """Whether a pod of that template mounts a PersistentVolumeClaim that it may write to.
+def writes_to_claim(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod mounts a PersistentVolumeClaim that it may write to: what it runs with counts, since the template may be a
+    newer one.
 
     Its access mode is not asked for, which would take the right to read claims: ReadWriteOnce is assumed.
     """
-    spec = template["spec"]
+    spec = pod["spec"]
+    containers = (*(spec.get("initContainers") or ()), *(spec.get("containers") or ()))
     for volume in spec.get("volumes") or ():
         claim = volume.get("persistentVolumeClaim")
         if "ephemeral" not in volume and (claim is None or claim.get("readOnly")):
             continue
-        mounts = (
-            mount
-            for container in (*(spec.get("initContainers") or ()), *spec["containers"])
-            for mount in container.get("volumeMounts") or ()
-        )
-        if any(mount["name"] == volume["name"] and not mount.get("readOnly") for mount in mounts):
-            return True
+        for container in containers:
+            mounts = (m for m in container.get("volumeMounts") or () if not m.get("readOnly"))
+            if any(use["name"] == volume["name"] for use in (*mounts, *(container.get("volumeDevices") or ()))):
+                return True
     return False

@@ -1,15 +1,28 @@
-"""A histogram that is counted here, in the shape of those that come from the engine."""
+"""Histograms as Prometheus knows them: read from an engine, or counted here. Pure."""
 
 import bisect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
-from kvplane_runtime.sidecar.signals import Histogram
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """What was counted, in the buckets of who counted it."""
+
+    buckets: tuple[tuple[str, float], ...]
+    """Upper bound as exported and cumulative count, ascending; the last bound is ``+Inf``."""
+    sum: float
+
+    @property
+    def count(self) -> float:
+        """Of all observations."""
+        return self.buckets[-1][1]
 
 
-class Tally:
-    """Values by bucket, and their sum."""
+class Buckets:
+    """Counts values by bucket, and sums them."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """``bounds``: upper bounds of the buckets, ascending; one without bound comes last by itself."""
