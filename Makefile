@@ -56,6 +56,14 @@ images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
 
+.PHONY: demo-ring
+demo-ring: setup ## 100,000 tokens over a ring of four processes on this machine, with their progress and memory (no root, no cluster)
+	@$(PYTHON) -m bench.ring.demo
+
+.PHONY: test-gpu
+test-gpu: ## the ring engine's GPU path; PYTHON=… has torch for CUDA and these packages, .venv has not (ONE=1: one GPU, no NCCL)
+	@$(PYTHON) -m pytest tests/ring -m "gpu$(if $(ONE), and not several_gpus)" --durations=10
+
 .PHONY: bench-engine
 bench-engine: setup ## the simulated engine beside the real vLLM: step times, preemptions, KV usage under the same load
 	@$(PYTHON) -m bench.engine

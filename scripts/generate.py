@@ -8,6 +8,7 @@ from kvplane_api import crd, reference
 from kvplane_operator import metrics as operator_metrics
 from kvplane_runtime.ring import reference as ring_reference
 from kvplane_runtime.sidecar.reference import reference as sidecar_metrics
+from tests.ring import proved
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,9 @@ def outputs() -> dict[Path, str]:
         REPOSITORY / "crds" / "llmservices.yaml": crd.HEADER + crd.to_yaml(crd.custom_resource_definition()),
         docs / "metrics.md": sidecar_metrics(),
         docs / "reference" / "operator-metrics.md": operator_metrics_page(),
+        docs / "reference" / "ring-architectures.md": ring_reference.architectures_page(
+            served=proved.served(), refused=proved.refused(), ranks=proved.RANKS, bound=proved.BOUND
+        ),
         docs / "reference" / "ring-metrics.md": ring_reference.metrics_page(),
         docs / "reference" / "ring-settings.md": ring_reference.settings_page(),
         **{docs / "reference" / name: text for name, text in reference.pages().items()},

@@ -86,7 +86,9 @@ async def record(tokens: int, progress: Progress) -> str:
         name: [(at, rate / 1e6) for at, rate in rates(samples, every=TRAFFIC_EVERY)]
         for name, samples in recording.sent_bytes.items()
     }
-    most = max(rate for points in sent.values() for _, rate in points)
+    most = max((rate for points in sent.values() for _, rate in points), default=0.0)
+    if not most:
+        raise RuntimeError(f"The request was over before its traffic could be seen; give more than {tokens} --tokens.")
     return svg(
         [
             Panel(f"processors used by each rank ({RANKS} ranks on {len(processors())})", load, top=1.0),

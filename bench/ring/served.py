@@ -28,6 +28,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 NAME: Final = "bench"
 START_SECONDS: Final = 120.0
 POLL_SECONDS: Final = 0.02
+_PREFILL: Final = b": prefill "
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Answer:
     """A streamed completion; times are seconds from its request."""
 
     tokens: list[int] = field(default_factory=list)
+    prefilled: int = 0
+    """Tokens of the prompt that are computed, as the stream's comments say."""
     first_seconds: float | None = None
     error: str | None = None
 
@@ -60,6 +63,8 @@ async def ask(url: str, model: str, prompt: Sequence[int], *, count: int, into: 
         async for line in response.content:
             if line.startswith(b"data: {"):
                 _take(answer, json.loads(line[6:]), time.perf_counter() - began)
+            elif line.startswith(_PREFILL):
+                answer.prefilled = int(line.removeprefix(_PREFILL).partition(b"/")[0])
         if response.status != 200:
             answer.error = answer.error or f"status {response.status}"
     return answer
@@ -92,7 +97,8 @@ def stretched(model: Path, folder: Path, *, positions: int) -> Path:
     return folder
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on."""
     sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
     try:
         return [int(each.getsockname()[1]) for each in sockets]
@@ -107,7 +113,7 @@ class Served:
     def __init__(self, model: Path, *, ranks: int, logs: Path, settings: Mapping[str, str]) -> None:
         self.ranks = ranks
         self._model, self._logs, self._settings = model, logs, settings
-        self._port, self._control, self._store = _free_ports(3)
+        self._port, self._control, self._store = free_ports(3)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self.url = f"http://{HOST}:{self._port}"
 

@@ -149,6 +149,9 @@ class FakeModel:
         logits = torch.zeros(len(rows), VOCABULARY)
         for at, token in enumerate(rows):
             logits[at, token] = 1.0
+        for at, decode in enumerate(step.decode):
+            if decode.sequence in self._process.crew.nonsense:
+                logits[at] = float("nan")
         held = sum(map(len, self._kv.values()))
         return StepResult(logits if rows and ring.rank == 0 else None, held, 0.001, 0.0, 8)
 
@@ -323,6 +326,8 @@ class Crew:
         self.later = 0.0
         """Seconds that the leader's clock is ahead."""
         self.hooks: list[Callable[[Process, messages.Step], None]] = []
+        self.nonsense: set[int] = set()
+        """Sequences whose logits are no numbers when they decode."""
         self._rooms: dict[tuple[int, tuple[str, ...]], Room] = {}
         self._guard = threading.Lock()
         self._asked = 0

@@ -1,8 +1,16 @@
-"""A ring of real processes on loopback, with a small model on disk, as a test sees it: start, ask, kill, wait."""
+"""A ring of real processes on loopback, with a small model on disk, as a test sees it: start, ask, kill, wait.
+
+To import torch and transformers takes a process seconds of a core, and drills start many. So a rank is a fork of one process
+that has imported them (:mod:`tests.ring.preloaded`): a process of its own for all that concerns the ring, with pid, memory,
+signals and exit status. What a fork does not show is how an interpreter begins and ends; ``fresh`` ranks are started as users do.
+"""
 
 import contextlib
+import functools
 import http.client
+import itertools
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,11 +22,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+from kvplane_runtime.ring.__main__ import serve
 
 HOST = "127.0.0.1"
+LIMIT_SECONDS = 2.0
+"""Silence after which a rank is lost: twice the default, since drills keep all cores of a machine busy, and none measures how
+soon a loss is noticed."""
 ROOT = Path(__file__).resolve().parents[2]
+PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime", "."))
 
 
 def free_ports(count: int) -> list[int]:
@@ -69,26 +86,94 @@ class Stream:
         self.usage = body.get("usage") or self.usage
 
 
+class Forked:
+    """A rank that is a fork of a process with torch; to be used as a Popen is."""
+
+    def __init__(self, told: dict[str, str], log: Path) -> None:
+        # A daemon is ended with the tests, if nobody has done it before.
+        self._process = _forks().Process(target=_rank, args=(told, log), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        code = self.poll()
+        if code is None:
+            raise subprocess.TimeoutExpired("a forked rank", timeout or 0.0)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def _forks() -> ForkServerContext:
+    """The process that is forked, begun by the first rank of this test process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.ring.preloaded"])
+    # One thread: numpy would begin others when it is imported, and a fork has only the one that forks.
+    with mock.patch.dict(os.environ, {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
+    return context
+
+
+def _rank(told: dict[str, str], log: Path) -> None:
+    """What a fork does: ``kvplane-ring serve`` with that environment, until the process that was forked ends.
+
+    With ``FAULT_AT_SAMPLE`` in the environment rank 0's model thread meets a fault of its own when it samples for that time.
+    """
+    with log.open("ab") as said:
+        for stream in (1, 2):
+            os.dup2(said.fileno(), stream)
+    os.environ.clear()
+    os.environ.update(told, KVPLANE_RING_PARENT=str(os.getppid()))
+    if "FAULT_AT_SAMPLE" in told:
+        _fail_at(int(told["FAULT_AT_SAMPLE"]))
+    sys.exit(serve(os.environ))
+
+
+def _fail_at(number: int) -> None:
+    from kvplane_runtime.ring import engine
+
+    sample, numbers = engine.sample, itertools.count(1)
+
+    def failing(*given: Any) -> Any:
+        if next(numbers) == number:
+            raise ZeroDivisionError
+        return sample(*given)
+
+    engine.sample = failing
+
+
 class Processes:
     """The ranks of one ring."""
 
-    def __init__(self, size: int, model: Path, logs: Path, **settings: str) -> None:
+    def __init__(self, size: int, model: Path, logs: Path, *, fresh: bool = False, **settings: str) -> None:
+        """``fresh``: each rank is a new interpreter."""
         self.size = size
         self.model = model
         self._logs = logs
+        self._fresh = fresh
         self._settings = settings
-        self.port, self._control, self._store = free_ports(3)
-        self.ranks: dict[int, subprocess.Popen[bytes]] = {}
-        self.starts = 0
+        self.port, self.control_port, self._store = free_ports(3)
+        self.ranks: dict[int, subprocess.Popen[bytes] | Forked] = {}
 
     def start(self, *ranks: int, **changed: str) -> None:
         for rank in ranks or range(self.size):
             self.ranks[rank] = self.launch(rank, **changed)
 
-    def launch(self, rank: int, **changed: str) -> "subprocess.Popen[bytes]":
+    def launch(self, rank: int, **changed: str) -> "subprocess.Popen[bytes] | Forked":
         told = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime")),
+            "PYTHONPATH": PYTHONPATH,
             "OMP_NUM_THREADS": "1",
             "WORLD_SIZE": str(self.size),
             "PROMPT_SPLIT_STRATEGY": "RING",
@@ -98,7 +183,7 @@ class Processes:
             "KVPLANE_RING_MODEL": str(self.model),
             "KVPLANE_RING_SERVED_NAME": "tiny",
             "KVPLANE_RING_PORT": str(self.port),
-            "KVPLANE_RING_CONTROL_PORT": str(self._control),
+            "KVPLANE_RING_CONTROL_PORT": str(self.control_port),
             "KVPLANE_RING_STORE_PORT": str(self._store),
             "KVPLANE_RING_THREADS": "1",
             "KVPLANE_RING_KV_TOKENS": "4096",
@@ -106,11 +191,14 @@ class Processes:
             "KVPLANE_RING_SHORT_TOKENS": "8",
             "KVPLANE_RING_PARENT": str(os.getpid()),
             "KVPLANE_RING_DRAIN_SECONDS": "5",
+            "KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS": f"{LIMIT_SECONDS:g}",
             **self._settings,
             **changed,
         }
-        self.starts += 1
-        with (self._logs / f"rank-{rank}.log").open("ab") as log:
+        path = self._logs / f"rank-{rank}.log"
+        if not self._fresh:
+            return Forked(told, path)
+        with path.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "kvplane_runtime.ring", "serve"], env=told, stdout=log, stderr=subprocess.STDOUT
             )
@@ -176,9 +264,9 @@ class Processes:
 
 
 @contextlib.contextmanager
-def processes(size: int, model: Path, logs: Path, **settings: str) -> Iterator[Processes]:
+def processes(size: int, model: Path, logs: Path, *, fresh: bool = False, **settings: str) -> Iterator[Processes]:
     """A ring, started; its processes end with the block."""
-    ring = Processes(size, model, logs, **settings)
+    ring = Processes(size, model, logs, fresh=fresh, **settings)
     try:
         ring.start()
         yield ring

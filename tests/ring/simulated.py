@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.messages import Step
+from kvplane_runtime.ring.recovery import reconcile
 from kvplane_runtime.ring.requests import Accepted, Event, Policy, Request, Token
 from kvplane_runtime.ring.sampling import Sampled, Sampling
 from kvplane_runtime.ring.scheduler import Scheduler
@@ -103,9 +104,16 @@ class Ranks:
         for sequence in list(self.layouts):
             if sequence not in lengths:
                 del self.layouts[sequence], self.kv[sequence]
-        for sequence, layout in self.layouts.items():
+        for sequence in self.layouts:
             self._truncate(sequence, lengths[sequence])
-            layout.remap(mapping, ranks)
+        before = {new: old for old, new in mapping.items()}
+        reports = [
+            {sequence: layout.runs(before[rank]) for sequence, layout in self.layouts.items()} if rank in before else {}
+            for rank in range(ranks)
+        ]
+        placed = {sequence: layout.length for sequence, layout in self.layouts.items()}
+        self.layouts = reconcile(placed, reports, seniority=range(ranks))
+        for sequence, layout in self.layouts.items():
             there = {at for rank in range(ranks) for part in layout.held(rank) for at in range(part.begin, part.end)}
             self.kv[sequence] = {at: kv for at, kv in self.kv[sequence].items() if at in there}
         self.ranks = ranks

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
+import aiohttp.web
 import pytest
 import pytest_asyncio
 
@@ -26,9 +27,12 @@ HI_CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 class Served:
     """An API that listens, its engine, and a client."""
 
-    def __init__(self, engine: FakeEngine, api: Api, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, engine: FakeEngine, api: Api, runner: aiohttp.web.AppRunner, session: aiohttp.ClientSession
+    ) -> None:
         self.engine = engine
         self.api = api
+        self.runner = runner
         self.session = session
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Any, Any]:
@@ -57,7 +61,7 @@ async def served() -> AsyncIterator[Served]:
     runner = await serve(api, host="127.0.0.1", port=0)
     host, port = runner.addresses[0][:2]
     async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-        yield Served(engine, api, session)
+        yield Served(engine, api, runner, session)
     await runner.cleanup()
 
 
@@ -297,6 +301,22 @@ async def test_draining_ends_what_runs_and_takes_no_more(served: Served) -> None
     served.engine.gate.set()
     assert await served.api.drain(seconds=5)
     assert (await asking)[0] == 200
+
+
+async def test_an_end_waits_for_no_client(served: Served) -> None:
+    served.engine.gate.clear()
+
+    async def ask() -> None:
+        async with served.session.post(COMPLETIONS, json={**HI, "stream": True}) as response:
+            await response.read()
+
+    asking = asyncio.create_task(ask())
+    await until(lambda: served.api.in_flight == 1)
+    async with asyncio.timeout(30):
+        await served.runner.cleanup()
+    with pytest.raises(aiohttp.ClientError):
+        await asking
+    await until(lambda: served.api.in_flight == 0)
 
 
 async def test_models(served: Served) -> None:

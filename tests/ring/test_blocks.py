@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplane_runtime.ring.blocks import Block, Keys, bands, blocks, keys, reach, share
+from kvplane_runtime.ring.blocks import GAP, Block, Keys, bands, blocks, keys, reach, share
 from kvplane_runtime.ring.layout import Layout, Pieces
 from kvplane_runtime.ring.ranges import Range, Run, count
 
@@ -18,7 +18,9 @@ def windows(draw: st.DrawFn) -> tuple[Layout, Pieces]:
         for _ in range(draw(st.integers(0, 9))):
             layout.append_token(layout.length)
     if layout.length and draw(st.booleans()):
-        layout.lose(draw(st.integers(0, ranks - 1)))
+        lost = draw(st.integers(0, ranks - 1))
+        held = [() if rank == lost else layout.runs(rank) for rank in range(ranks)]
+        layout = Layout(ranks, held=held, length=layout.length)
     for _ in range(draw(st.integers(0, 2))):  # windows before the one in question
         if (missing := layout.missing()) and missing[0].last < layout.length:
             layout.append_window(missing[0].first, draw(st.integers(1, 20)))
@@ -54,8 +56,8 @@ def area(found: tuple[Block, ...], mine: list[int], shown: Keys) -> list[tuple[i
     ]
 
 
-@given(windows())
-def test_the_blocks_are_what_positions_allow(world: tuple[Layout, Pieces]) -> None:
+@given(windows(), st.sampled_from([1, 4, GAP]))
+def test_the_blocks_are_what_positions_allow(world: tuple[Layout, Pieces], gap: int) -> None:
     layout, pieces = world
     for rank in range(layout.ranks):
         mine = queries(pieces, rank)
@@ -64,7 +66,7 @@ def test_the_blocks_are_what_positions_allow(world: tuple[Layout, Pieces]) -> No
             positions = numbers(shown.runs)
             assert shown.total == len(positions) == count(shown.slots)
             assert positions[shown.own :] == queries(pieces, other)
-            found = area(blocks(pieces[rank], shown, own=rank == other), mine, shown)
+            found = area(blocks(pieces[rank], shown, own=rank == other, gap=gap), mine, shown)
             allowed = [(q, k) for q, at in enumerate(mine) for k, seen in enumerate(positions) if seen <= at]
             assert sorted(found) == allowed
 
@@ -125,3 +127,17 @@ def test_a_normal_window_is_two_or_three_blocks_for_each_pair() -> None:
         Block(Range(0, 100), Range(0, 200)),
         Block(Range(100, 200), Range(0, 400)),
     )
+
+
+def test_a_window_over_what_a_rank_held_of_a_prompt_needs_no_mask() -> None:
+    """Its pieces begin and end anywhere in those that are lost, which lie far apart."""
+    before = Layout(4)
+    for length in (8000, 12000, 12000):
+        before.append_window(before.length, length)
+    layout = Layout(3, held=[before.runs(rank) for rank in (0, 2, 3)], length=before.length)
+    pieces = layout.pieces(layout.missing()[0].first, before.length, "zigzag")
+    assert max(len(piece) for parts in pieces for piece in parts) > 1
+    for rank in range(3):
+        for other in range(3):
+            found = blocks(pieces[rank], keys(layout, pieces, other), own=rank == other)
+            assert {block.kind for block in found} <= {"full", "causal"}

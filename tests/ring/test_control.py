@@ -4,18 +4,18 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
-from kvplane_runtime.ring import messages
+from kvplane_runtime.ring import control, messages
 from kvplane_runtime.ring.control import FormOrder, Hub, Severed, Tether
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Limits, Lost
 
 HOST = "127.0.0.1"
-LIMITS = Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=0.2)
+LIMITS = Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=5.0)
 
 
 def joins(ordinal: int, size: int) -> messages.Join:
@@ -41,23 +41,26 @@ class Side:
 
 
 class Leader(Side):
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limits: Limits = LIMITS) -> None:
         super().__init__()
-        self.hub = Hub(join=joins(0, size), host=HOST, port=0, limits=LIMITS, tell=self.told.put, fence=self.fence)
+        self.hub = Hub(join=joins(0, size), host=HOST, port=0, limits=limits, tell=self.told.put, fence=self.fence)
         self.hub.start()
 
-    def form(self, order: FormOrder) -> bool:
+    def form(self, order: FormOrder, tables: Sequence[messages.Table] = ()) -> bool:
         members = [seat.member for seat in order.seats]
         return self.hub.form(
             order.epoch,
-            {seat.link: messages.Form(order.epoch, rank, members, "s:1") for rank, seat in enumerate(order.seats)},
+            {
+                seat.link: messages.Form(order.epoch, rank, members, "s:1", list(tables))
+                for rank, seat in enumerate(order.seats)
+            },
         )
 
 
 class Worker(Side):
-    def __init__(self, leader: Leader, ordinal: int, size: int) -> None:
+    def __init__(self, leader: Leader, ordinal: int, size: int, limits: Limits = LIMITS) -> None:
         super().__init__()
-        self.tether = Tether(host=HOST, port=leader.hub.port, limits=LIMITS, deliver=self.told.put, fence=self.fence)
+        self.tether = Tether(host=HOST, port=leader.hub.port, limits=limits, deliver=self.told.put, fence=self.fence)
         self.tether.start()
         self.tether.join(joins(ordinal, size))
 
@@ -116,7 +119,7 @@ def test_a_silent_worker_is_fenced_out_and_its_work_is_void(sides: tuple[Leader,
     other.next(messages.Step)
     silent.tether._loop.post(time.sleep, 1.5)
     assert leader.next(Lost).ordinal == 1
-    assert leader.next(Fence) == Fence(1, leader.fences.get(timeout=5)[1], abort=True)
+    assert leader.next(Fence) == Fence(1, leader.fences.get(timeout=5)[1], abort=True, lost=True)
     assert other.fences.get(timeout=5) == (1, "rank 0 fenced it")
     leader.hub.stopped(1)
     other.tether.send(messages.Fault(0, 2, 0, "fenced"))
@@ -173,6 +176,103 @@ def test_what_is_no_rank_is_sent_away(sides: tuple[Leader, Worker, Worker], said
     leader.hub.step(messages.Step(0, 0))
     for worker in workers:
         worker.next(messages.Step)
+
+
+def until_closed(stranger: socket.socket) -> bytes:
+    """What rank 0 says until it closes the connection, which has to be soon."""
+    stranger.settimeout(10)
+    said, end = b"", time.monotonic() + 10
+    while part := stranger.recv(4096):  # heartbeats, for as long as it is open
+        assert time.monotonic() < end
+        said += part
+    return said
+
+
+def test_who_connects_and_does_not_ask_to_be_a_member_is_not_kept(
+    sides: tuple[Leader, Worker, Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader, *workers = sides
+    monkeypatch.setattr(control, "_UNKNOWN_SECONDS", 0.3)
+    with socket.create_connection((HOST, leader.hub.port)) as silent:
+        until_closed(silent)
+    with socket.create_connection((HOST, leader.hub.port)) as slow:
+        slow.sendall(struct.pack(">I", 100) + b"x")
+        until_closed(slow)
+    leader.hub.step(messages.Step(0, 0))
+    for worker in workers:
+        worker.next(messages.Step)
+
+
+def test_who_has_not_asked_to_be_a_member_may_not_say_more_than_a_ring_holds(
+    sides: tuple[Leader, Worker, Worker],
+) -> None:
+    leader, *_ = sides
+    most = 1024 * 1024 + 16 * 3 * 100
+    with socket.create_connection((HOST, leader.hub.port)) as stranger:
+        stranger.sendall(struct.pack(">I", most + 1))
+        assert f"A message of {most + 1} bytes is announced".encode() in until_closed(stranger)
+
+
+def test_who_goes_away_while_it_loads_its_weights_is_told_to_be_gone(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, *_ = sides
+    data = messages.encode(messages.Loading(2, 5, 10))
+    with socket.create_connection((HOST, leader.hub.port)) as first:
+        first.sendall(struct.pack(">I", len(data)) + data)
+        assert leader.next(messages.Loading).loaded_bytes == 5
+        with socket.create_connection((HOST, leader.hub.port)) as second:
+            second.sendall(struct.pack(">I", len(data)) + data)
+            assert leader.next(messages.Loading).loaded_bytes == 5
+            first.close()
+            until(lambda: len(leader.hub._loading) == 1)
+            assert leader.told.empty()
+        assert leader.next(control.Gone).ordinal == 2
+
+
+def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form has all tokens of the ring: to send it takes a while, and to send it to all takes longer than the limit."""
+    limits = Limits(heartbeat=1.0, gather=10.0)
+    send = control._send_encoded
+
+    def slow(writer: Any, head: bytes, rest: bytes = b"") -> None:
+        if len(rest) > 4000:
+            time.sleep(0.25)
+        send(writer, head, rest)
+
+    monkeypatch.setattr(control, "_send_encoded", slow)
+    leader = Leader(8, limits)
+    workers = [Worker(leader, ordinal, 8, limits) for ordinal in range(1, 8)]
+    try:
+        order = leader.next(FormOrder)
+        assert leader.form(order, [messages.Table.of(1, range(1000), [])])
+        for worker in workers:
+            worker.build()
+        leader.hub.answer(messages.Formed(order.epoch, 0))
+        leader.next(Formed)
+        assert [worker for worker in workers if not worker.told.empty()] == []
+    finally:
+        for worker in workers:
+            worker.tether.stop()
+        leader.hub.stop("the test is over.")
+
+
+def test_who_asks_twice_over_one_connection_is_sent_away_and_rank_0_goes_on() -> None:
+    leader = Leader(2)
+    data = messages.encode(joins(1, 2))
+    try:
+        with socket.create_connection((HOST, leader.hub.port)) as twice:
+            twice.sendall(2 * (struct.pack(">I", len(data)) + data))
+            assert leader.next(Lost).ordinal == 1
+            leader.hub.stopped(leader.next(Fence).epoch)
+            twice.settimeout(10)
+            while twice.recv(4096):
+                pass
+        worker = Worker(leader, 1, 2)
+        order = leader.next(FormOrder)
+        assert leader.form(order)
+        assert worker.build().epoch == order.epoch
+        worker.tether.stop()
+    finally:
+        leader.hub.stop("the test is over.")
 
 
 def test_a_stop_reaches_the_workers(sides: tuple[Leader, Worker, Worker]) -> None:

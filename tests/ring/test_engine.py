@@ -1,30 +1,49 @@
 """The engine with a model that is none, over real control connections: whatever fails, the tokens are the right ones."""
 
+import contextlib
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
+from unittest import mock
 
 import pytest
 
 from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.control import Gone
+from kvplane_runtime.ring.engine import About, Leader
+from kvplane_runtime.ring.membership import BUILT, Fence, Formed, Limits
 from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, Process, WorkerProcess, answer
 
 
-@pytest.fixture
-def crew() -> Iterator[Crew]:
+@contextlib.contextmanager
+def started() -> Iterator[Crew]:
     made = Crew(4)
     yield made
     made.close()
     assert [each.ended for each in (made.leader, *made.workers.values()) if each.ended] == []
 
 
+@pytest.fixture
+def crew() -> Iterator[Crew]:
+    with started() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def calm() -> Iterator[Crew]:
+    """One for all tests that leave their ring as it is."""
+    with started() as made:
+        yield made
+
+
 def prompt(length: int, seed: int = 0) -> list[int]:
     return [(seed * 7919 + at * at) % 900 for at in range(length)]
 
 
-def test_a_ring_serves(crew: Crew) -> None:
-    crew.formed(0, 1, 2, 3)
-    long, short = crew.ask(prompt(300), 12), crew.ask(prompt(20, 1), 30)
+def test_a_ring_serves(calm: Crew) -> None:
+    calm.formed(0, 1, 2, 3)
+    long, short = calm.ask(prompt(300), 12), calm.ask(prompt(20, 1), 30)
     assert long.over.wait(20)
     assert short.over.wait(20)
     assert long.tokens == answer(prompt(300), 12)
@@ -75,6 +94,26 @@ def test_a_ring_that_breaks_after_a_long_time_fails_no_request(crew: Crew) -> No
     crew.workers[1].kill()
     assert got.over.wait(20)
     assert got.tokens == answer(prompt(200), 20)
+
+
+def test_a_rank_that_lives_and_never_ends_a_step_in_which_nobody_needs_it_is_left_out() -> None:
+    """No exchange waits for it: only rank 0, before it plans the next step."""
+    crew = Crew(4, limits=Limits(heartbeat=0.5, stop=1.0, form=5.0, gather=5.0))
+    try:
+        crew.formed(0, 1, 2, 3)
+        reached = in_step(crew, 1, "window")
+        got = crew.ask(prompt(60), 12)  # in several windows on rank 0
+        assert reached.wait(20)
+        crew.until(lambda: crew.leader.leader._finished == {0: 1, 1: BUILT, 2: 1, 3: 1})
+        crew.later = 500.0
+        assert not got.over.wait(1.5)
+        assert crew.leader.leader.state.formed
+        crew.later = 700.0
+        assert got.over.wait(20)
+        assert got.tokens == answer(prompt(60), 12)
+        assert crew.leader.leader.state.members == (0, 2, 3)
+    finally:
+        crew.close()
 
 
 def test_a_rank_that_stood_still_keeps_what_nobody_computed_anew(crew: Crew) -> None:
@@ -179,13 +218,61 @@ def test_a_parked_request_that_waited_too_long_fails_with_a_sentence() -> None:
         ({"config_hash": "1.0/abd"}, "has the configuration abd, rank 0 has abc"),
     ],
 )
-def test_a_rank_of_another_ring_is_told_why_it_is_none(crew: Crew, other: dict[str, object], sentence: str) -> None:
-    crew.formed(0, 1, 2, 3)
-    stranger = WorkerProcess(crew, 2, **other)
-    crew.until(lambda: stranger.refused is not None)
+def test_a_rank_of_another_ring_is_told_why_it_is_none(calm: Crew, other: dict[str, object], sentence: str) -> None:
+    calm.formed(0, 1, 2, 3)
+    stranger = WorkerProcess(calm, 2, **other)
+    calm.until(lambda: stranger.refused is not None)
     assert sentence in (stranger.refused or "")
     stranger.kill()
+    calm.formed(0, 1, 2, 3)
+
+
+def test_a_request_whose_logits_are_no_numbers_fails_alone_and_the_ring_goes_on(crew: Crew) -> None:
     crew.formed(0, 1, 2, 3)
+    epoch = crew.leader.leader.state.epoch
+    bad, good = crew.ask(prompt(300), 4000), crew.ask(prompt(200, 1), 40)
+    assert bad.first.wait(20)
+    crew.nonsense.add(0)
+    assert bad.over.wait(20)
+    assert bad.refusal is not None
+    assert (bad.refusal.status, bad.refusal.code) == (500, "not_finite")
+    assert good.over.wait(20)
+    assert good.tokens == answer(prompt(200, 1), 40)
+    again = crew.ask(prompt(300), 5)
+    assert again.over.wait(20)
+    assert again.tokens == answer(prompt(300), 5)
+    assert crew.leader.leader.state.scheduler.counts["cached_tokens"] == 0
+    assert crew.leader.leader.state.epoch == epoch
+
+
+def test_how_far_a_rank_was_with_its_weights_is_forgotten_when_it_is_gone(calm: Crew) -> None:
+    calm.formed(0, 1, 2, 3)
+    calm.leader.inbox.put(messages.Loading(7, 5, 10))
+    calm.until(lambda: calm.leader.leader.state.loading == {7: 0.5})
+    calm.leader.inbox.put(Gone(7))
+    calm.until(lambda: calm.leader.leader.state.loading == {})
+
+
+def test_who_joins_while_a_ring_is_formed_makes_it_no_loss_and_hides_none() -> None:
+    leader = Leader(
+        about=About("ring-0", "fake", 4, 100, "nowhere:1"),
+        place=mock.Mock(),
+        hub=mock.Mock(),
+        inbox=SimpleQueue(),
+        policy=Policy(),
+        uniform=lambda: 0.5,
+    )
+
+    def formed_after(*fences: Fence) -> None:
+        for fence in fences:
+            leader._fence(fence)
+        leader._resume(Formed(-1, (), seconds=3.0))
+
+    formed_after()
+    formed_after(Fence(1, "rank 3 is ready", abort=False), Fence(2, "rank 2 is ready", abort=True))
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 0, "joined": 1}, ())
+    formed_after(Fence(3, "rank 2 is lost", abort=True, lost=True), Fence(4, "rank 2 is ready", abort=True))
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 1, "joined": 1}, (3.0,))
 
 
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:

@@ -1,6 +1,7 @@
 """One block against the definition, and blocks merged in any way against all keys at once."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kvplane_runtime.ring.kernel import NOTHING, block, mask, products
+from kvplane_runtime.ring.kernel import NOTHING, _cuda, block, mask, products
 from kvplane_runtime.ring.merge import Running, combine, with_sinks
 
 HEADS = ((8, 8), (8, 2), (6, 1))
@@ -45,6 +46,29 @@ def test_strides_do_not_matter() -> None:
     apart = [tensor.transpose(1, 2).contiguous().transpose(1, 2) for tensor in (query, key, value)]
     for one, other in zip(block(query, key, value, scale=0.2), block(*apart, scale=0.2), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gpu_kernel_that_knows_no_groups_gets_them_as_a_batch(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is none here, but takes and gives what that of a GPU does: as many key heads as queries', and a padded lse."""
+
+    def kernel(*given: Any, scale: float) -> tuple[Tensor, Tensor]:
+        query, key, value, bias, wants_lse, dropout, causal = given
+        assert query.shape[:2] == key.shape[:2] == value.shape[:2] == (2, 4)
+        assert (wants_lse, dropout) == (True, 0.0)
+        assert bias is None or bias.shape == (2, 4, 9, 9)
+        bias = None if bias is None else bias.unsqueeze(2)
+        out, lse = products(query, key, value, scale=scale, causal=causal, bias=bias)
+        return out, torch.nn.functional.pad(lse, (0, 32 - 9), value=float("inf"))
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_efficient_attention", kernel)
+    query, key, value = drawn(9, 9, (8, 2))
+    bias = mask(torch.ones(9, 9, dtype=torch.bool).tril(2), torch.float32).bias if masked else None
+    found = _cuda(query, key, value, scale=0.2, causal=not masked, bias=bias)
+    expected = products(query, key, value, scale=0.2, causal=not masked, bias=bias)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < 1e-6
 
 
 def test_a_query_that_sees_nothing_weighs_nothing() -> None:

@@ -32,6 +32,16 @@ def test_ranks_are_told_what_a_pod_would_be() -> None:
     assert told[0]["PATH"] == "/bin"
 
 
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1", "2"]), ("4,6", ["4", "6", ""])])
+def test_each_rank_gets_a_gpu_of_its_own(visible: str | None, gpus: list[str]) -> None:
+    trial = Trial(ranks=3, model=Path("/models/m"), port=8100, settings={"KVPLANE_RING_DEVICE": "cuda"})
+    base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    told = [environment(trial, rank, ports=(1, 2), base=base, cores=8) for rank in range(3)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in told] == gpus
+    found = [from_environment(each, hostname="laptop") for each in told]
+    assert {(each.device, each.kv_percent) for each in found} == {("cuda", 60)}, "each has its own memory"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -69,11 +79,13 @@ def gone(pids: set[int]) -> bool:
     return not any(map(alive, pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, size: int
+) -> None:
     build(SERVED[0]).save_pretrained(tmp_path / "tiny")
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", "2", "--port", str(port)]
+    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", str(size), "--port", str(port)]
     started = subprocess.Popen(
         [*command, "--model", str(tmp_path / "tiny")],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime"))},
@@ -91,7 +103,7 @@ def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(tmp_path: Path, 
             if "is formed (rank:pid" in line:
                 break
         assert any("curl http://127.0.0.1" in line for line in [*said, started.stdout.readline()]), said
-        assert len(ranks) == 2
+        assert len(ranks) == size
         if number == signal.SIGKILL:  # a rank that stands still must end too
             os.kill(max(ranks), signal.SIGSTOP)
     finally:

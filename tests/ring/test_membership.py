@@ -89,7 +89,7 @@ def test_a_lost_member_is_fenced_out_at_once_and_the_living_form_as_soon_as_they
     ring.done(1, 0, 0, 1.0)  # one had finished the step, rank 3 hangs in it
     actions = ring.disconnected(2, 1.0)
     assert only(actions, Lost).ordinal == 2
-    assert only(actions, Fence) == Fence(1, "rank 2 is lost: its connection closed", abort=True)
+    assert only(actions, Fence) == Fence(1, "rank 2 is lost: its connection closed", abort=True, lost=True)
     assert not ring.send(0, 1)
     assert ring.stopped(1, 1.01) == []
     assert ring.broken(3, 0, 0, "it was fenced", 1.02) == [Form(1, (0, 1, 3), (0, 1, 3))]
@@ -166,7 +166,9 @@ def test_a_loss_during_a_join_cuts_the_step_short() -> None:
         ring.done(link, 1, BUILT, 1.0)
     ring.send(1, 0)
     ring.joined(9, candidate(2, "new"), 2.0)
-    assert only(ring.disconnected(3, 2.1), Fence) == Fence(2, "rank 3 is lost: its connection closed", abort=True)
+    assert only(ring.disconnected(3, 2.1), Fence) == Fence(
+        2, "rank 3 is lost: its connection closed", abort=True, lost=True
+    )
     ring.broken(1, 1, 0, "fenced", 2.2)
     assert only(ring.stopped(2, 2.2), Form).ordinals == (0, 1, 2)
 
@@ -188,6 +190,19 @@ def test_a_second_process_waits_for_the_first_and_then_takes_its_place_for_good(
     assert refusal.reason == ("Rank 2 (pod pod-2) was away, and another process has taken its place; it must end.")
 
 
+def test_who_falls_silent_while_it_waits_is_let_go_and_no_ring_is_formed_for_it() -> None:
+    ring = formed()
+    ring.joined(9, candidate(2, "new"), 0.0)
+    actions: list[Action] = []
+    for tenth in range(1, 21):
+        for link in (1, 2, 3):
+            ring.heard(link, tenth / 10)
+        actions += ring.tick(tenth / 10)
+    assert actions == [Lost(9, 2, "it was silent for 1.10 s, more than the limit of 1 s")]
+    ring.disconnected(2, 2.0)
+    assert only(ring.stopped(1, 2.0), Form).ordinals == (0, 1, 3)
+
+
 def test_two_losses_leave_too_few_until_one_is_back() -> None:
     ring = formed()
     ring.disconnected(2, 1.0)
@@ -202,7 +217,8 @@ def test_a_loss_while_forming_forms_again() -> None:
     ring.disconnected(2, 1.0)
     ring.stopped(1, 1.0)
     ring.done(1, 1, BUILT, 1.0)
-    ring.joined(9, candidate(2, "new"), 1.0)
+    joined = ring.joined(9, candidate(2, "new"), 1.0)
+    assert joined == [Fence(2, "rank 2 is ready to join", abort=True, lost=False)]
     ring.stopped(2, 1.1)
     assert only(ring.broken(3, 1, BUILT, "fenced", 1.2), Form) == Form(2, (0, 1, 9, 3), (0, 1, 2, 3))
 
@@ -216,7 +232,7 @@ def test_a_ring_whose_forms_were_never_sent_is_over_at_once() -> None:
     assert only(ring.stopped(2, 1.1), Form).epoch == 2
 
 
-@pytest.mark.parametrize(("phase", "limit"), [("stop", 10.0), ("form", 30.0)])
+@pytest.mark.parametrize(("phase", "limit"), [("stop", 10.0), ("form", 40.0)])
 def test_a_member_that_beats_and_does_nothing_is_lost_in_the_end(phase: str, limit: float) -> None:
     ring = formed()
     ring.send(0, 0)
@@ -263,7 +279,7 @@ def test_a_member_whose_exchanges_break_again_and_again_is_left_out_for_a_time(
     again = candidate(blamed, epoch=ring.epoch)
     assert ring.joined(9, again, 3.5) == []
     for tenth in range(31, 80):
-        for link in rest:
+        for link in (*rest, 9):
             ring.heard(link, tenth / 10)
         assert ring.tick(tenth / 10) == []
     assert only(ring.tick(8.0), Fence) == Fence(ring.epoch, f"rank {blamed} is ready to join", abort=False)
@@ -287,11 +303,37 @@ def test_of_two_that_cannot_connect_one_is_left_out() -> None:
     ring.stopped(1, 0.0)
     ring.done(SELF, ring.ring, BUILT, 0.0)
     ring.done(9, ring.ring, BUILT, 0.0)
-    for tenth in range(1, 301):
+    for tenth in range(1, 401):
         for link in (9, 2, 3):
             ring.heard(link, tenth / 10)
         assert ring.tick(tenth / 10) == []
-    assert [action.ordinal for action in ring.tick(30.1) if isinstance(action, Lost)] == [3]
+    assert [action.ordinal for action in ring.tick(40.1) if isinstance(action, Lost)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("reporter", "suspect", "seconds", "lost"),
+    [
+        (3, 1, 30.0, [1]),  # it did not come, and 3 is not to blame for having waited
+        (3, 1, 5.0, []),  # what broke was not that: it may only be slow
+        (3, 0, 30.0, []),
+        (3, None, 30.0, [3]),  # all have come: it cannot connect to somebody
+        (SELF, None, 30.0, [3]),  # nor can rank 0, to one of those that are not inside
+    ],
+)
+def test_who_keeps_a_ring_from_being_built_is_left_out(
+    reporter: int, suspect: int | None, seconds: float, lost: list[int]
+) -> None:
+    ring = formed()
+    ring.disconnected(1, 0.0)
+    ring.joined(9, candidate(1, "new"), 0.0)
+    ring.stopped(1, 0.0)
+    ring.done(2, 1, BUILT, 1.0)
+    actions = ring.broken(reporter, 1, BUILT, "it waited for the others", seconds, suspect=suspect)
+    for link in (9, 2, 3):
+        actions += ring.broken(link, 1, BUILT, "fenced", seconds)
+    actions += ring.stopped(2, seconds)
+    assert [action.ordinal for action in actions if isinstance(action, Lost)] == lost
+    assert only(actions, Form).ordinals == tuple(ordinal for ordinal in range(4) if ordinal not in lost)
 
 
 def test_a_new_rank_0_goes_on_behind_the_epochs_of_its_workers() -> None:

@@ -1,11 +1,13 @@
 """Messages survive the wire, and nothing else does."""
 
+import sys
+
 import pytest
 
 from kvplane_runtime.ring import messages
 
 MEMBER = messages.Member(ordinal=1, pod_uid="u", process="p", address="127.0.0.1:1")
-TABLE = messages.Table(sequence=1, tokens=[1, 2, 3], held=[[messages.Positions(0, 2)], [messages.Positions(2, 1, 4)]])
+TABLE = messages.Table.of(1, [1, 2, 3], [[messages.Positions(0, 2)], [messages.Positions(2, 1, 4)]])
 MESSAGES: list[messages.AnyMessage] = [
     messages.Join(MEMBER, world_size=4, config_hash="c", capacity_tokens=10, epoch=3, tables=[TABLE]),
     messages.Loading(ordinal=1, loaded_bytes=5, total_bytes=10),
@@ -35,7 +37,30 @@ def test_a_message_arrives_as_it_was_sent(message: messages.AnyMessage) -> None:
 
 def test_forms_of_one_ring_arrive_each_as_it_is() -> None:
     forms = {link: messages.Form(4, rank, [MEMBER, MEMBER], "s:2", [TABLE]) for rank, link in enumerate((0, 7))}
-    assert {link: messages.decode(data) for link, data in messages.encode_forms(forms).items()} == forms
+    heads, rest = messages.encode_forms(forms)
+    assert {link: messages.decode(head + rest) for link, head in heads.items()} == forms
+    assert TABLE.packed in rest
+    assert not [head for head in heads.values() if TABLE.packed in head], "tokens are there once"
+
+
+def test_a_million_tokens_are_taken_over_without_a_look_at_each() -> None:
+    """That would take longer than a rank may be silent, and no heartbeat is sent meanwhile."""
+    form = messages.Form(4, 0, [MEMBER], "s:2", [messages.Table.of(1, range(1_000_000), [])])
+    data = messages.encode(form)
+    blocks = sys.getallocatedblocks()
+    found = messages.decode(data)
+    assert sys.getallocatedblocks() - blocks < 1000
+    assert isinstance(found, messages.Form)
+    assert len(found.tables[0].tokens) == 1_000_000
+    assert list(found.tables[0].tokens[70_000:70_003]) == [70_000, 70_001, 70_002]
+
+
+def test_a_part_of_a_token_is_none() -> None:
+    data = messages.encode(messages.Form(4, 0, [MEMBER], "s:2", [TABLE]))
+    cut = data.replace(b"\xc4\x0c" + TABLE.packed, b"\xc4\x0b" + TABLE.packed[:-1])
+    assert cut != data
+    with pytest.raises(messages.MalformedMessageError, match="The 11 bytes of a sequence's tokens are no whole number"):
+        messages.decode(cut)
 
 
 def test_a_window_may_lie_whole_on_a_rank() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine
+from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine, examine_device
 from kvplane_runtime.ring.attention import choose
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
 from kvplane_runtime.ring.layout import Layout
@@ -128,6 +128,15 @@ def test_a_step_that_breaks_half_way_changes_nothing(world: World, expected: tor
     world.reform([0, 2])
     world.refill(1, TOKENS, most=60)
     assert close(world.prompt(1, TOKENS[120:200], 120, (80,)), expected[199])
+
+
+def test_a_window_that_lies_on_one_rank_ends_with_its_ring(world: World) -> None:
+    """It exchanges nothing in which it could hear of it."""
+    window = Window(sequence=1, start=0, tokens=TOKENS[:20], placement=2, logits=False)
+    world.rings[2].abort("rank 1 sent no heartbeat for 1 s")
+    with pytest.raises(RingBrokenError, match="no heartbeat"):
+        world.models[2].run(Step(epoch=world.rings[2].epoch, number=0, window=window))
+    assert world.models[2].layouts() == {}
 
 
 def test_a_rank_keeps_what_it_is_given_and_drops_the_rest(world: World, expected: torch.Tensor) -> None:
@@ -269,6 +278,15 @@ def test_a_model_that_hides_its_window_in_a_mask_is_refused() -> None:
 )
 def test_a_model_is_served_as_far_as_it_is_exact(options: dict[str, object], context: int) -> None:
     assert examine(configure(Tiny("llama", "llama", options))).context_tokens == context
+
+
+def test_a_head_that_no_kernel_of_a_gpu_takes_is_refused_there() -> None:
+    architecture = examine(configure(Tiny("llama", "llama", {"head_dim": 20})))
+    examine_device(architecture, "cpu")
+    with pytest.raises(
+        UnsupportedArchitectureError, match="on GPUs where a head has 20 numbers: their kernels take multiples of 8"
+    ):
+        examine_device(architecture, "cuda")
 
 
 def test_a_model_with_chunks_is_served_within_the_first() -> None:

@@ -54,3 +54,13 @@ def test_what_was_of_use_last_is_dropped_last() -> None:
     prefixes.take(3)
     assert not prefixes.is_kept(3)
     assert prefixes.find([3] * 9) == [(3, 8)]
+
+
+def test_alike_is_who_begins_with_the_same_block() -> None:
+    prefixes = Prefixes(block=4)
+    prefixes.add(1, [1] * 20, known=20)
+    prefixes.add(2, [1] * 5 + [2], known=6)
+    prefixes.add(3, [1] * 8, known=3)
+    prefixes.add(4, [2] * 8, known=8)
+    assert prefixes.alike([1] * 4) == [1, 2]
+    assert prefixes.alike([1] * 3) == []

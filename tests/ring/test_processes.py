@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ring.processes import Processes, Stream, processes
+from tests.ring.processes import LIMIT_SECONDS, Processes, Stream, processes
 from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
 
 
@@ -89,7 +89,7 @@ def test_rank_0_stands_still_in_generation(ring: Processes, model: Any) -> None:
     stream = ring.ask(tokens, 200)
     under_way(ring, stream, 10)
     ring.signal(0, signal.SIGSTOP)
-    time.sleep(2.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
+    time.sleep(LIMIT_SECONDS + 1.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
     ring.signal(0, signal.SIGCONT)
     whole(stream, model, tokens, 200)
     ring.formed()
@@ -130,6 +130,24 @@ def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processe
     again = ring.ask(tokens, 120)
     whole(again, model, tokens, 120)
     assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+
+
+def test_a_fault_of_rank_0_ends_it_at_once_and_the_workers_keep_what_they_hold(ring: Processes, model: Any) -> None:
+    ring.signal(0, signal.SIGKILL)
+    ring.start(0, FAULT_AT_SAMPLE="40")
+    ring.formed()
+    tokens = prompt(600, 8)
+    stream = ring.ask(tokens, 120)
+    assert ring.ranks[0].wait(timeout=60) == 1
+    assert stream.over.wait(30)
+    assert wrong(model, tokens, stream.tokens) == []
+    assert stream.finish is None
+    ring.start(0)
+    ring.formed()
+    again = ring.ask(tokens, 120)
+    whole(again, model, tokens, 120)
+    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+    assert [ring.ranks[rank].poll() for rank in (1, 2)] == [None, None]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def draw(sampling: Sampling, *, row: int = 0, output: int = 0, index: int = 0) -
 
 
 def one(logits: Logits, sampling: Sampling, *, output: int = 0, index: int = 0) -> Sampled:
-    return sample(logits, [draw(sampling, output=output, index=index)])[0]
+    return sample(logits, draw(sampling, output=output, index=index))
 
 
 @given(COARSE)
@@ -45,10 +45,9 @@ def test_top_p_leaves_the_smallest_set_that_sums_to_p(logits: Logits, p: float, 
 @given(ROWS, st.integers(-(2**63), 2**63 - 1), st.integers(0, 63), st.integers(0, 10**7))
 def test_a_draw_is_the_same_whatever_else_is_in_the_batch(logits: Logits, seed: int, output: int, index: int) -> None:
     sampling = Sampling(seed=seed, temperature=0.8, top_p=0.9)
-    mine = draw(sampling, output=output, index=index)
-    alone = sample(logits, [mine])
-    beside = sample(np.concatenate((logits[:, ::-1], logits)), [draw(Sampling()), Draw(1, 1, sampling, output, index)])
-    assert beside[1:] == alone
+    alone = sample(logits, draw(sampling, output=output, index=index))
+    beside = np.concatenate((logits[:, ::-1], logits))
+    assert sample(beside, draw(sampling, row=1, output=output, index=index)) == alone
 
 
 def test_outputs_and_tokens_have_random_numbers_of_their_own() -> None:

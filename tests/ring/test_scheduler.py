@@ -4,6 +4,7 @@ import pytest
 
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
+from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.requests import Accepted, Ended, Failed, Policy, Progress
 from kvplane_runtime.ring.scheduler import Scheduler
 from tests.ring.simulated import POLICY, Ring, prompt, reference, sampled, seconds
@@ -141,6 +142,23 @@ def test_kept_prefixes_make_room_oldest_first() -> None:
     assert ring.scheduler.snapshot().counts["evicted_sequences"] == 1
     ring.submit("again", prompt(100, 3), max_tokens=1)
     assert ring.scheduler.snapshot().counts["cached_tokens"] == 99
+
+
+def test_what_is_known_is_told_without_a_look_at_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    ring = Ring()
+    for number in range(20):
+        ring.submit(f"k{number}", prompt(40, number))
+        ring.drain()
+    held, tokens = ring.ranks.held(), Layout.tokens
+    looked: list[int] = []
+
+    def counted(layout: Layout, rank: int) -> int:
+        looked.append(rank)
+        return tokens(layout, rank)
+
+    monkeypatch.setattr(Layout, "tokens", counted)
+    known = ring.scheduler.snapshot()
+    assert (known.kept, known.held, looked) == (20, held, [])
 
 
 def test_what_never_fits_is_refused_with_the_ring_that_would_do() -> None:
@@ -417,16 +435,44 @@ def test_a_new_rank_0_finds_what_the_workers_hold() -> None:
     assert ring.tokens("a") == reference(prompt(2000), 0, 50, frozenset())
 
 
-def test_kv_in_doubt_is_not_kept() -> None:
+def test_a_request_without_a_token_ends_alone_and_kv_in_doubt_is_not_used_again() -> None:
     ring = Ring()
-    ring.submit("a", prompt(200))
-    ring.drain()
-    ring.submit("b", prompt(200, 1))
-    ring.step()
+    for name, seed in (("source", 0), ("other", 1)):
+        ring.submit(name, prompt(200, seed))
+        ring.drain()
+    assert ring.submit("a", [*prompt(100), 7, 7, 7], max_tokens=20) == Accepted("a", 100, 20)
+    ring.submit("b", prompt(200, 2), max_tokens=20)
+    while not (ring.tokens("a") and ring.tokens("b")):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    drawn = sampled(ring.scheduler, step, ring.ranks.run(step))
+    (doubtful,) = (decode.sequence for decode in step.decode if decode.position < 200)
+    del drawn[doubtful]
     refusal = Refusal(500, "not_finite", "The model computed nonsense.")
-    assert ring.scheduler.fail_all(refusal, keep=False) == [Failed("b", refusal)]
-    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
+    events = ring.scheduler.complete(step, drawn, seconds=0.01, failed={doubtful: refusal})
+    assert [event for event in events if isinstance(event, Failed)] == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().kept == 1
+    ring.events += events
+    ring.drain()
+    assert ring.tokens("b") == reference(prompt(200, 2), 0, 20, frozenset())
     assert ring.submit("c", prompt(200)) == Accepted("c", 0, 4)
+    assert ring.submit("d", prompt(200, 1)) == Accepted("d", 199, 4)
+
+
+def test_one_output_without_a_token_ends_its_whole_request() -> None:
+    ring = Ring()
+    ring.submit("a", prompt(200), max_tokens=20, outputs=3)
+    while not ring.tokens("a", 2):
+        ring.step()
+    step = ring.scheduler.plan(epoch=0, number=len(ring.steps), now=ring.now)
+    assert step is not None
+    ring.ranks.run(step)
+    refusal = Refusal(500, "not_finite", "The model computed nonsense.")
+    failed = {draw.sequence: refusal for draw in ring.scheduler.draws(step)}
+    assert len(failed) > 1
+    assert ring.scheduler.complete(step, {}, seconds=0.01, failed=failed) == [Failed("a", refusal)]
+    assert ring.scheduler.snapshot().held == (0, 0, 0, 0)
 
 
 def test_two_requests_of_one_name_are_a_mistake() -> None:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvplane_runtime.ring.accounting import Reserve
-from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.requests import Accepted, Ended, Policy
 from tests.ring.simulated import Ring, prompt, reference
 
@@ -138,7 +137,9 @@ class Traffic(RuleBasedStateMachine):
     @invariant()
     def charges_cover_what_is_held(self) -> None:
         known = self.ring.scheduler.snapshot()
+        layouts = [sequence.layout for sequence in self.ring.scheduler._sequences.values()]
         for rank, held in enumerate(known.held):
+            assert held == sum(layout.tokens(rank) for layout in layouts)
             assert held <= known.active[rank] + known.kept_tokens[rank] <= known.capacity_tokens
 
     @invariant()
@@ -166,7 +167,8 @@ class Traffic(RuleBasedStateMachine):
         known = self.ring.scheduler.snapshot()
         assert set(known.active) == {0}
         assert known.waiting == known.prefilling == known.decoding == known.parked == 0
-        self.ring.scheduler.fail_all(Refusal(500, "over", "The test is over."), keep=False)
+        for kept in list(self.ring.scheduler._sequences.values()):
+            self.ring.scheduler._forget(kept)
         assert set(self.ring.scheduler.snapshot().held) == {0}
 
 

@@ -36,6 +36,7 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_ORDINAL": "1",
         "KVPLANE_RING_LEADER": "head",
         "KVPLANE_RING_SERVED_NAME": "name",
+        "KVPLANE_RING_DEVICE": "cuda",
         "KVPLANE_RING_DTYPE": "bfloat16",
         "KVPLANE_RING_KV_TOKENS": "5000",
         "KVPLANE_RING_KV_PERCENT": "50",
@@ -67,6 +68,7 @@ def test_every_setting_can_be_given() -> None:
         model=Path("/models/llama"),
         served_name="name",
         pod="u-2",
+        device="cuda",
         dtype="bfloat16",
         kv_tokens=5000,
         kv_percent=50,
@@ -154,6 +156,7 @@ def test_the_configuration_hash_tells_models_and_types_apart(tmp_path: Path) -> 
     assert hashed() == first
     assert hashed(KVPLANE_RING_PARK_SECONDS="1") == first, "rank 0's alone to decide"
     assert hashed(KVPLANE_RING_DTYPE="float32") != first
+    assert hashed(KVPLANE_RING_DEVICE="cuda") != first, "a ring of both would have no network"
     (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 101)
     second = hashed()
     assert second != first

@@ -1,7 +1,7 @@
 """A ring whose ranks are threads of this process, over real sockets, and a conversation to run on it."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from kvplane_runtime.ring.communicator import Ring, connect, serve
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.messages import Decode, Step, Window
 from kvplane_runtime.ring.model import RingModel, StepResult
+from kvplane_runtime.ring.recovery import reconcile
 
 T = TypeVar("T")
 HOST = "127.0.0.1"
@@ -65,6 +66,15 @@ class Rings:
         )
 
 
+def reformed(layouts: Mapping[int, Layout], living: Sequence[int], lost: Sequence[int] = ()) -> dict[int, Layout]:
+    """The layouts after a re-form, as rank 0 writes them: by place among the ``living``, of which the ``lost`` come empty."""
+    reports = [
+        {} if rank in lost else {sequence: layout.runs(rank) for sequence, layout in layouts.items()} for rank in living
+    ]
+    lengths = {sequence: layout.length for sequence, layout in layouts.items()}
+    return reconcile(lengths, reports, seniority=range(len(living)))
+
+
 class World:
     """The same model on each rank of a ring."""
 
@@ -86,11 +96,7 @@ class World:
 
     def reform(self, living: Sequence[int], lost: Sequence[int] = ()) -> None:
         """A new ring of these ranks; what the ``lost`` among them held is gone."""
-        layouts = {key: layout.copy() for key, layout in self.models[0].layouts().items()}
-        for layout in layouts.values():
-            for rank in lost:
-                layout.lose(rank)
-            layout.remap({old: new for new, old in enumerate(living)}, len(living))
+        layouts = reformed(self.models[0].layouts(), living, lost)
         self.close()
         self.models = [self.models[rank] for rank in living]
         self.rings = self._make.form(len(living))

@@ -50,6 +50,8 @@ QUIET_SECONDS: Final = 15.0
 _LARGE_BODY: Final = 32 * 1024
 """Bodies from here on are parsed and tokenized off the event loop."""
 _DRAIN_CHECK_SECONDS: Final = 0.05
+_LINGER_SECONDS: Final = 1.0
+"""Who has not read the end of an answer so long after the drain is cut off; aiohttp would wait for a minute, twice."""
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
 _OWN_FAULT: Final = Refusal(500, "internal_error", "The engine has a fault of its own; its log has the details.")
 _request_id: Final[ContextVar[str]] = ContextVar("request_id")
@@ -448,7 +450,9 @@ class Api:
 
 async def serve(api: Api, *, host: str, port: int) -> web.AppRunner:
     """Listens; the runner's ``cleanup`` ends it. Clients that go away have their handlers cancelled."""
-    runner = web.AppRunner(api.application(), handler_cancellation=True, access_log=None)
+    runner = web.AppRunner(
+        api.application(), handler_cancellation=True, access_log=None, shutdown_timeout=_LINGER_SECONDS
+    )
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     return runner

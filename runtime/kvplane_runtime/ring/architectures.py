@@ -15,6 +15,8 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from kvplane_runtime.ring.kernel import CUDA_HEAD
+
 
 class UnsupportedArchitectureError(Exception):
     """The ring cannot compute this model exactly; the message says why."""
@@ -140,6 +142,15 @@ def examine(config: PreTrainedConfig) -> Architecture:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         context_tokens=_context(text),
     )
+
+
+def examine_device(architecture: Architecture, device: str) -> None:
+    """Raises UnsupportedArchitectureError where the kernels of this kind of device do not take the model."""
+    if device == "cuda" and architecture.head_dim % CUDA_HEAD:
+        raise UnsupportedArchitectureError(
+            f"The ring does not serve models of type {architecture.model_type} on GPUs where a head has "
+            f"{architecture.head_dim} numbers: their kernels take multiples of {CUDA_HEAD}."
+        )
 
 
 def _context(config: PreTrainedConfig) -> int:

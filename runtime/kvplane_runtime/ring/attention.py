@@ -172,6 +172,7 @@ class WindowPass:
             self._shard.write(layer, self._slot, key[0], value[0])
 
     def attend(self, layer: int, query: Tensor, *, scale: float, window: int | None, sinks: Tensor | None) -> Tensor:
+        self._ring.check()  # alone it exchanges nothing, and would go on in a ring that was fenced
         mine = query if self.rows else query[:, :, :0]
         if window is not None and window < self._end:
             partial = self._bands(layer, mine, scale, window)
@@ -277,13 +278,8 @@ class WindowPass:
 
     def _pass_queries(self, layer: int, query: Tensor, scale: float) -> Partial:
         ring, keys = self._ring, self._own_keys(layer, query)
-        homecoming = {
-            peer: query.new_empty((*query.shape[:3], query.shape[3] + 1), dtype=torch.float32)
-            for peer in range(ring.size)
-            if peer != self._rank and self.rows and self._shown[peer].total
-        }
-        receives = [(tensor, peer) for peer, tensor in homecoming.items()]
-        under_way = [ring.post(receives=receives, tag=_HOME_TAG, later=True)]
+        homecoming: dict[int, Tensor] = {}
+        under_way: list[Pending] = []
         own: Partial | None = None
         current = query.contiguous()
         for step in range(ring.size):
@@ -293,15 +289,15 @@ class WindowPass:
                 rows = self._rows[(owner - 1) % ring.size]
                 coming = query.new_empty((1, query.shape[1], rows, query.shape[3]))
                 pending = self._shift(current, coming, _QUERIES_TAG)
+            found: Partial | None = None
             if self._rows[owner] and self._shown[self._rank].total:
                 running = Running(current)
                 self._compute(running, current, keys, asks=owner, shows=self._rank, scale=scale)
-                if owner == self._rank:
-                    own = running.partial()
-                else:
-                    out, lse = running.partial()
-                    home = torch.cat([out, lse.unsqueeze(-1)], dim=-1)
-                    under_way.append(ring.post(sends=[(home, owner)], tag=_HOME_TAG, later=True))
+                found = running.partial()
+            if owner == self._rank:
+                own = found
+            else:
+                under_way.append(self._go_home(step, found, homecoming, query))
             if pending is not None:
                 pending.wait()
                 current = coming
@@ -314,6 +310,23 @@ class WindowPass:
             elif peer in homecoming:
                 merged.add((homecoming[peer][..., :-1], homecoming[peer][..., -1]))
         return merged.partial()
+
+    def _go_home(self, step: int, found: Partial | None, homecoming: dict[int, Tensor], query: Tensor) -> Pending:
+        """Sends what was ``found`` for another's queries in a step home, and takes in ``homecoming`` what comes for mine.
+
+        Both in one operation: all ranks start the same operations in the same order, and none waits for one that comes later.
+        NCCL, which carries them out one by one, would else wait for ever.
+        """
+        size = self._ring.size
+        sends, receives = [], []
+        if found is not None:
+            out, lse = found
+            sends.append((torch.cat([out, lse.unsqueeze(-1)], dim=-1), (self._rank - step) % size))
+        asked = (self._rank + step) % size
+        if self.rows and self._shown[asked].total:
+            homecoming[asked] = query.new_empty((*query.shape[:3], query.shape[3] + 1), dtype=torch.float32)
+            receives.append((homecoming[asked], asked))
+        return self._ring.post(sends=sends, receives=receives, tag=_HOME_TAG, later=True)
 
     # Sliding windows.
 

@@ -18,6 +18,9 @@ from kvplane_runtime.ring.ranges import Range, Run, count, merge
 
 BAND = 256
 """Queries of one band, at most. Shorter: more calls; longer: more masked work, (BAND + window) / window of what is needed."""
+GAP = 256
+"""Queries that lie further apart than this are in blocks of their own. In one block all keys between them would be masked, with
+a number for each pair: after a loss, between the two pieces of the lost rank, that can be gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +75,19 @@ def keys(layout: Layout, pieces: Pieces, rank: int) -> Keys:
     )
 
 
-def blocks(queries: Sequence[Sequence[Run]], shown: Keys, *, own: bool) -> tuple[Block, ...]:
+def blocks(queries: Sequence[Sequence[Run]], shown: Keys, *, own: bool, gap: int = GAP) -> tuple[Block, ...]:
     """The blocks of the ``queries`` (a rank's pieces) with the keys that a rank shows; ``own``: the rank is the same.
 
-    A piece that sees nothing has no block. Blocks do not overlap, and together they are what the positions allow.
+    Queries that see nothing have no block. Blocks do not overlap, and together they are what the positions allow.
     """
     found: list[Block] = []
     begin = 0
     runs = _until(shown.runs, shown.own) if own else shown.runs
-    for piece in queries:
-        size = sum(run.count for run in piece)
-        if not size:
-            continue
+    for near in (near for piece in queries for near in _near(piece, gap)):
+        size = sum(run.count for run in near)
         rows = Range(begin, begin + size)
         begin += size
-        everything, some = _visible(runs, piece[0].first, piece[-1].last)
+        everything, some = _visible(runs, near[0].first, near[-1].last)
         for part in everything:
             above = next((at for at, other in enumerate(found) if _stacks(other, part, rows)), None)
             if above is None:
@@ -97,6 +98,17 @@ def blocks(queries: Sequence[Sequence[Run]], shown: Keys, *, own: bool) -> tuple
     if own and begin:
         found.append(Block(Range(0, begin), Range(shown.own, shown.total), "causal"))
     return tuple(found)
+
+
+def _near(piece: Sequence[Run], gap: int) -> list[list[Run]]:
+    """The runs of a piece in groups, with at most ``gap`` positions from one run to the next in each."""
+    groups: list[list[Run]] = []
+    for run in piece:
+        if groups and run.first - groups[-1][-1].last <= gap:
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
 
 
 def _stacks(above: Block, part: Range, rows: Range) -> bool:

@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvplane_runtime.ring.ranges import Range, count
 
-_LEAST: Final = 256
-"""Slots of a new shard."""
+_UNIT: Final = 32
+"""Slots of a new shard, and of which its capacity is a multiple. Few: room is given out by tokens, and of a short sequence most
+ranks hold a handful."""
 _GROWTH: Final = 1.25
 """A full shard grows by this factor, which copies it; what is not written yet takes no memory on Linux."""
 
@@ -42,8 +43,8 @@ class Shard:
 
     @staticmethod
     def _capacity(store: Tensor | None, needed: int) -> int:
-        grown = _LEAST if store is None else int(store.shape[2] * _GROWTH)
-        return -(-max(needed, grown) // _LEAST) * _LEAST
+        grown = 0 if store is None else int(store.shape[2] * _GROWTH)
+        return -(-max(needed, grown) // _UNIT) * _UNIT
 
     def read(self, layer: int, slots: Range) -> Tensor:
         """Keys and values [2, Hk, L, D] of the slots; no copy."""

@@ -3,22 +3,30 @@
 Each epoch has a process group of its own, under its own prefix of the rendezvous store, and never the default group: a
 ring that broke is left behind as it is, and the next one is made by the same processes with their memory untouched.
 
-A wait in gloo cannot be woken: not by ``abort`` of the group, and a peer that was stopped is noticed only by the timeout.
-So nobody but a thread of this ring's own ever waits for the network. The model's thread waits for that thread, and
-:meth:`Ring.abort`, from any thread, wakes it with RingBrokenError; the waiting thread is left to its timeout.
+On CPUs the group is gloo's. A wait in gloo cannot be woken: not by ``abort`` of the group, and a peer that was stopped is
+noticed only by the timeout. So nobody but a thread of this ring's own ever waits for the network. The model's thread waits
+for that thread, and :meth:`Ring.abort`, from any thread, wakes it with RingBrokenError; the waiting thread is left to its
+timeout.
+
+On GPUs it is NCCL's. Its operations are kernels on a stream of their own, one behind the other in the order in which they
+were posted: the model's stream waits for them, by events, and its thread goes on. So the thread learns only in
+:meth:`Ring.settle`, which ends each pass, whether all went well, and an operation must never wait for one that its own rank
+posts later. A kernel that waits for the dead ends by the group's ``abort``. No GPU has run this part yet.
 
 Nothing is reduced by the network: results are gathered and merged by rank, so that all ranks compute the same bits.
 """
 
 import datetime
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -29,6 +37,17 @@ FORM_SECONDS: Final = 30.0
 QUIET_SECONDS: Final = 60.0
 """Longest silence of a peer in the midst of a step. Whether a rank lives is for heartbeats to say, which are much faster;
 this bounds how long what was left behind keeps its buffers."""
+PATIENT_SECONDS: Final = 600.0
+"""The same, where a peer computes alone for as long as it takes before it sends: a window that lies whole on it."""
+CPU: Final = torch.device("cpu")
+_SETTLE_POLL_SECONDS: Final = 50e-6
+_Event: Final[Any] = torch.cuda.Event  # which is untyped
+_NCCL: Final[Mapping[str, str]] = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
+    "TORCH_NCCL_BLOCKING_WAIT": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+"""Its watchdog ends the communicator after a fault, and never the process: the KV in it is healthy. Nor does its monitor."""
 
 
 class RingBrokenError(Exception):
@@ -46,10 +65,8 @@ class Traffic:
 
     operations: int = 0
     sent_bytes: int = 0
-    seconds: float = 0.0
-    """From posting to completion, summed; operations overlap."""
     waited_seconds: float = 0.0
-    """Time that the model stood still for communication."""
+    """Time that the model stood still for communication; on a GPU its stream, as far as the ring has settled."""
 
 
 def serve(*, host: str, port: int = 0) -> tuple[Store, int]:
@@ -82,14 +99,17 @@ class Pending:
     buffers: list[Tensor]
     """Kept from being freed or reused until all is done."""
     peers: tuple[int, ...]
-    posted_at: float
+    quiet: datetime.timedelta
     queued: bool = False
     broken: bool = False
     done: threading.Lock = field(default_factory=threading.Lock)
     """Held until it is over."""
 
     def wait(self) -> None:
-        """Returns when all of it is done; raises RingBrokenError."""
+        """Returns when all of it is done, or on a GPU, when the model's stream will wait for it; raises RingBrokenError."""
+        if self.ring._streams is not None:
+            self.ring._follow(self)
+            return
         begin = time.perf_counter()
         self.ring._queue_up(self)
         self.done.acquire()
@@ -97,6 +117,33 @@ class Pending:
         self.ring.traffic.waited_seconds += time.perf_counter() - begin
         if self.broken:
             raise self.ring._reason()
+
+
+class _Streams:
+    """The model's stream on a GPU, and how long it stood still."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._waits: list[tuple[Any, Any]] = []
+        """Before and behind each wait; they can be read when the stream has passed them."""
+
+    def wait(self, works: Sequence[dist.Work]) -> None:
+        """What is computed from now on comes after ``works``. Returns at once."""
+        begin = self.mark(timed=True)
+        for work in works:
+            work.wait()
+        self._waits.append((begin, self.mark(timed=True)))
+
+    def mark(self, *, timed: bool = False) -> Any:
+        """An event behind all that the stream was given."""
+        event = _Event(enable_timing=timed)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def waited_seconds(self) -> float:
+        """Of the waits since the last call; all of them must be over."""
+        waits, self._waits = self._waits, []
+        return float(sum(begin.elapsed_time(end) for begin, end in waits)) / 1000
 
 
 class Ring:
@@ -108,15 +155,17 @@ class Ring:
         epoch: int,
         rank: int,
         size: int,
-        group: "dist.ProcessGroupGloo | None",
+        group: Any,
         quiet_seconds: float = QUIET_SECONDS,
+        device: torch.device = CPU,
     ) -> None:
-        """Use :meth:`form`, or :meth:`alone`."""
+        """Use :meth:`form`, or :meth:`alone`. ``group``: a backend of torch, whose types lack what is used; None for one rank."""
         self.epoch = epoch
         self.rank = rank
         self.size = size
         self.traffic = Traffic()
         self._group = group
+        self._streams = _Streams(device) if device.type == "cuda" else None
         self._quiet = datetime.timedelta(seconds=quiet_seconds)
         self._guard = threading.Lock()
         """Of what is under way and of the end: what was posted before the end is waited for, and after it nothing is."""
@@ -127,9 +176,9 @@ class Ring:
             threading.Thread(target=self._finish_all, name=f"ring-epoch-{epoch}", daemon=True).start()
 
     @classmethod
-    def alone(cls, *, epoch: int = 0) -> "Ring":
+    def alone(cls, *, epoch: int = 0, device: torch.device = CPU) -> "Ring":
         """A ring of one, which needs no network."""
-        return cls(epoch=epoch, rank=0, size=1, group=None)
+        return cls(epoch=epoch, rank=0, size=1, group=None, device=device)
 
     @classmethod
     def form(
@@ -142,30 +191,33 @@ class Ring:
         address: str,
         form_seconds: float = FORM_SECONDS,
         quiet_seconds: float = QUIET_SECONDS,
+        device: torch.device = CPU,
     ) -> "Ring":
         """Makes the ring with all members of ``epoch``, each calling this; ``address`` is this rank's own host or IP.
 
-        ``store`` is for this call alone: while one thread waits in a connection to it, no other gets through.
-        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``.
+        ``device`` is where the tensors lie that go over it: a GPU, with its index, or a CPU's memory. ``store`` is for this call
+        alone: while one thread waits in a connection to it, no other gets through.
+        Returns when all are connected. Raises RingBrokenError if they are not in ``form_seconds``; its ``peers`` are those that
+        did not come at all.
         """
         if size == 1:
-            return cls.alone(epoch=epoch)
+            return cls.alone(epoch=epoch, device=device)
         own = dist.PrefixStore(f"epoch-{epoch}", store)
+        limit = datetime.timedelta(seconds=form_seconds)
         try:
-            options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-            # Resolved here: gloo would do it with the interpreter's lock held, and no thread could send a heartbeat meanwhile.
-            number = str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=number)]
-            options._timeout = datetime.timedelta(seconds=form_seconds)
-            own.set_timeout(options._timeout)
-            group = dist.ProcessGroupGloo(own, rank, size, options)
+            own.set_timeout(limit)
+            own.set(_here(rank), "yes")
+            gpu = device.type == "cuda"
+            group = _nccl(own, rank, size, device, limit) if gpu else _gloo(own, rank, size, address, limit)
         except (RuntimeError, OSError) as error:
             raise RingBrokenError(
-                f"The ring of epoch {epoch} did not form: rank {rank} of {size} waited {form_seconds:g} s for the others ({error})."
+                f"The ring of epoch {epoch} did not form: "
+                f"rank {rank} of {size} waited {form_seconds:g} s for the others ({error}).",
+                peers=_absent(own, size),
             ) from error
         # Gathers have the group's limit, sends and receives that of their waits; until here it was that of forming.
         group._set_default_timeout(datetime.timedelta(seconds=quiet_seconds))
-        return cls(epoch=epoch, rank=rank, size=size, group=group, quiet_seconds=quiet_seconds)
+        return cls(epoch=epoch, rank=rank, size=size, group=group, quiet_seconds=quiet_seconds, device=device)
 
     # What the model does.
 
@@ -177,6 +229,10 @@ class Ring:
     def previous(self) -> int:
         return (self.rank - 1) % self.size
 
+    @property
+    def _others(self) -> tuple[int, ...]:
+        return tuple(rank for rank in range(self.size) if rank != self.rank)
+
     def post(
         self,
         *,
@@ -184,16 +240,23 @@ class Ring:
         receives: Sequence[tuple[Tensor, int]] = (),
         tag: int = 0,
         later: bool = False,
+        patient: bool = False,
     ) -> Pending:
         """Starts sending contiguous tensors to ranks and receiving into contiguous tensors from ranks.
 
-        Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted is watched in
-        that order too, and may not depend on what is posted after it: unless ``later``, then it is watched from ``wait`` on.
+        Between two ranks, messages of one tag arrive in the order in which they were posted. What is posted together is one
+        operation, and may not depend on what is posted after it. It is watched in that order too; ``later``: from ``wait`` on,
+        so that nothing that is posted after it waits for it (on CPUs; NCCL has one order). ``patient``: the peer may compute for
+        long before it sends.
         """
 
-        def start(group: "dist.ProcessGroupGloo") -> list[dist.Work]:
-            works = [group.send([tensor], peer, tag) for tensor, peer in sends]  # type: ignore[attr-defined]
-            return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]  # type: ignore[attr-defined]
+        def start(group: Any) -> list[dist.Work]:
+            if self._streams is None:
+                return _exchange(group, sends, receives, tag)
+            group._start_coalescing()
+            _exchange(group, sends, receives, tag)
+            whole = group._end_coalescing()
+            return [] if whole is None else [whole]
 
         return self._start(
             start,
@@ -201,6 +264,7 @@ class Ring:
             peers=tuple(peer for _, peer in (*receives, *sends)),
             sent=sum(tensor.numel() * tensor.element_size() for tensor, _ in sends),
             later=later,
+            quiet=datetime.timedelta(seconds=PATIENT_SECONDS) if patient else self._quiet,
         )
 
     def all_gather(self, mine: Tensor, everyone: Tensor) -> None:
@@ -209,15 +273,44 @@ class Ring:
             everyone.copy_(mine.unsqueeze(0))
             return
         self._start(
-            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],  # type: ignore[attr-defined]
+            lambda group: [group._allgather_base(everyone.view(-1), mine.view(-1))],
             buffers=[mine, everyone],
-            peers=tuple(rank for rank in range(self.size) if rank != self.rank),
+            peers=self._others,
             sent=mine.numel() * mine.element_size() * (self.size - 1),
         ).wait()
+
+    def settle(self) -> None:
+        """Returns when the device has done all that this thread gave it; raises RingBrokenError if the ring broke meanwhile.
+
+        On a CPU all is done when it was waited for.
+        """
+        if self._streams is None:
+            return
+        end, until = self._streams.mark(), time.monotonic() + self._quiet.total_seconds()
+        while not end.query() and self._broken is None:
+            self._check_group()
+            if time.monotonic() > until and self.size > 1:
+                self._lose(TimeoutError(f"nothing came for {self._quiet.total_seconds():g} s"), self._others)
+            time.sleep(_SETTLE_POLL_SECONDS)
+        self._check_group()  # a communicator that has failed lets its kernels end
+        if self._broken is not None:
+            raise self._reason()
+        self.traffic.waited_seconds += self._streams.waited_seconds()
+
+    def _check_group(self) -> None:
+        """Takes in what NCCL's watchdog has found."""
+        group = self._group
+        if group is not None and self._broken is None and (found := group.get_error().name) != "SUCCESS":
+            self._lose(RuntimeError(f"NCCL says {found}"), self._others)
 
     def abort(self, reason: str = "it was aborted") -> None:
         """Ends the ring, from any thread: all that wait, now or later, get RingBrokenError."""
         self._end(RingBrokenError(f"The ring of epoch {self.epoch} is broken: {reason}."))
+
+    def check(self) -> None:
+        """Raises RingBrokenError if the ring works no more."""
+        if self._broken is not None:
+            raise self._reason()
 
     @property
     def broken(self) -> RingBrokenError | None:
@@ -226,21 +319,25 @@ class Ring:
 
     def _start(
         self,
-        start: Callable[["dist.ProcessGroupGloo"], list[dist.Work]],
+        start: Callable[[Any], list[dist.Work]],
         *,
         buffers: list[Tensor],
         peers: tuple[int, ...],
         sent: int,
         later: bool = False,
+        quiet: datetime.timedelta | None = None,
     ) -> Pending:
-        pending = Pending(self, [], buffers, peers, posted_at=time.perf_counter())
+        pending = Pending(self, [], buffers, peers, quiet or self._quiet)
         pending.done.acquire()
         try:
-            with self._guard:
+            if self._streams is not None:  # NCCL may wait for a peer here, and an abort must get through
                 pending.works = start(self._alive())
-                self._under_way.add(pending)
-                if not later:
-                    self._queue_up(pending)
+            else:
+                with self._guard:
+                    pending.works = start(self._alive())
+                    self._under_way.add(pending)
+                    if not later:
+                        self._queue_up(pending)
         except RuntimeError as error:
             self._lose(error, peers)
             raise self._reason() from error
@@ -248,12 +345,24 @@ class Ring:
         self.traffic.sent_bytes += sent
         return pending
 
-    def _alive(self) -> "dist.ProcessGroupGloo":
+    def _follow(self, pending: Pending) -> None:
+        """Has the model's stream wait."""
+        assert self._streams is not None  # noqa: S101  (only on GPUs)
+        try:
+            self._streams.wait(pending.works)
+        except RuntimeError as error:
+            self._lose(error, pending.peers)
+        pending.works, pending.buffers = [], []
         if self._broken is not None:
             raise self._reason()
-        if self._group is None:
+
+    def _alive(self) -> Any:
+        group = self._group  # read first: it goes when the ring is broken
+        if self._broken is not None:
+            raise self._reason()
+        if group is None:
             raise ValueError("A ring of one has nobody to talk to.")
-        return self._group
+        return group
 
     # The thread that waits.
 
@@ -266,18 +375,19 @@ class Ring:
         while (pending := self._queue.get()) is not None:
             try:
                 for work in pending.works:
-                    work.wait(self._quiet)
+                    work.wait(pending.quiet)
             except Exception as error:  # noqa: BLE001  (whoever waits for this thread has to hear of it)
                 self._lose(error, pending.peers)
             with self._guard:
                 finished = pending in self._under_way
                 self._under_way.discard(pending)
-                self.traffic.seconds += time.perf_counter() - pending.posted_at
             pending.works, pending.buffers = [], []
             if finished:
                 pending.done.release()
-        # Only now, when nothing is under way any more: a group that is freed earlier joins its threads, and they wait.
-        self._group = None
+        # Only now, when nothing is under way any more: a group of gloo that is freed earlier joins its threads, and they wait.
+        group, self._group = self._group, None
+        if self._streams is not None:
+            group.abort()  # what its kernels wait for will not come
 
     def _lose(self, error: Exception, peers: Sequence[int]) -> None:
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -304,3 +414,43 @@ class Ring:
         """Why it works no more. A new one each time: an error that was raised keeps frames, and with them their tensors."""
         why = self._broken
         return RingBrokenError(str(why), peers=() if why is None else why.peers)
+
+
+def _here(rank: int) -> str:
+    """Key of the store under which a rank says that it has come."""
+    return f"here-{rank}"
+
+
+def _absent(store: Store, size: int) -> tuple[int, ...]:
+    """The ranks that have not come; empty where the store does not say."""
+    try:
+        return tuple(rank for rank in range(size) if not store.check([_here(rank)]))
+    except (RuntimeError, OSError):
+        return ()
+
+
+def _gloo(store: Store, rank: int, size: int, address: str, limit: datetime.timedelta) -> Any:
+    """A group over TCP, connected; raises RuntimeError or OSError."""
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    # Resolved here: gloo would do it with the interpreter's lock held, and no thread could send a heartbeat meanwhile.
+    number = str(socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0])
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=number)]
+    options._timeout = limit
+    return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def _nccl(store: Store, rank: int, size: int, device: torch.device, limit: datetime.timedelta) -> Any:
+    """A group between GPUs, connected; raises RuntimeError."""
+    os.environ.update(_NCCL)
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = limit
+    group = dist.ProcessGroupNCCL(store, rank, size, options)
+    group.eager_connect_single_device(device)
+    return group
+
+
+def _exchange(
+    group: Any, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], tag: int
+) -> list[dist.Work]:
+    works = [group.send([tensor], peer, tag) for tensor, peer in sends]
+    return works + [group.recv([tensor], peer, tag) for tensor, peer in receives]

@@ -52,7 +52,15 @@ _PATIENCE_SECONDS: Final = 5.0
 process that stands still."""
 _LENGTH: Final = struct.Struct(">I")
 _MAX_MESSAGE_BYTES: Final = 512 * 1024 * 1024
-"""The tables of 50 million tokens; anything longer is no message of a rank."""
+"""The tables of 130 million tokens; anything longer is no message of a rank."""
+_UNKNOWN_SECONDS: Final = 60.0
+"""Until it asks to be a member, a connection has to bring a whole message in this time: a rank that loads its weights beats
+every 0.2 s, and what it holds, 4 bytes a token, takes less on any network that a ring can use."""
+_UNKNOWN_BYTES: Final = 1024 * 1024
+"""Longest message until then, beside the tokens: names, numbers, and the runs of positions that a rank holds."""
+_UNKNOWN_BYTES_PER_TOKEN: Final = 16
+"""The same for each KV token of a whole ring: four times what a token takes, for a rank 0 that has less room than the one
+before, and for tokens whose KV nobody holds any more."""
 _FAULT: Final = 70
 """Exit status after a fault of our own (EX_SOFTWARE)."""
 _FOREVER: Final = 1 << 62
@@ -89,7 +97,14 @@ class Severed:
     reason: str
 
 
-Order = Fence | FormOrder | Formed | Lost | messages.Done | messages.Loading
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A process that said how far it was with its weights is not connected any more."""
+
+    ordinal: int
+
+
+Order = Fence | FormOrder | Formed | Lost | Gone | messages.Done | messages.Loading
 """What the hub tells the engine."""
 
 
@@ -160,13 +175,17 @@ def _end_process(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> No
     os._exit(_FAULT)
 
 
-async def _receive(reader: asyncio.StreamReader, heard: Callable[[], None]) -> messages.AnyMessage:
-    """The next message; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every part of it: one that
-    carries the tokens of a long context may be on its way for longer than a peer may be silent.
+async def _receive(
+    reader: asyncio.StreamReader, heard: Callable[[], None], *, most: int = _MAX_MESSAGE_BYTES
+) -> messages.AnyMessage:
+    """The next message, of at most ``most`` bytes; raises OSError, EOFError or MalformedMessageError. Calls ``heard`` for every
+    part of it: one that carries the tokens of a long context may be on its way for longer than a peer may be silent.
     """
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    if length > _MAX_MESSAGE_BYTES:
-        raise messages.MalformedMessageError(f"A message of {length} bytes is announced; none is so long.")
+    if length > most:
+        raise messages.MalformedMessageError(
+            f"A message of {length} bytes is announced; none that may come here is longer than {most}."
+        )
     data = bytearray()
     while len(data) < length:
         part = await reader.read(length - len(data))
@@ -182,9 +201,11 @@ def _send(writer: asyncio.StreamWriter, message: messages.AnyMessage) -> None:
     _send_encoded(writer, messages.encode(message))
 
 
-def _send_encoded(writer: asyncio.StreamWriter, data: bytes) -> None:
+def _send_encoded(writer: asyncio.StreamWriter, head: bytes, rest: bytes = b"") -> None:
+    """One message in two parts; the second is not joined to the first, as it may be long."""
     if not writer.is_closing():
-        writer.writelines((_LENGTH.pack(len(data)), data))
+        writer.write(_LENGTH.pack(len(head) + len(rest)) + head)
+        writer.write(rest)
 
 
 def identity(config_hash: str, world_size: int) -> Identity:
@@ -223,9 +244,16 @@ class Hub:
         """Rank by link in the last ring whose forms were sent."""
         self._finished: dict[int, int] = {}
         """Last finished step by link, in that ring."""
+        self._loading: dict[int, int] = {}
+        """Ordinal by link, of who said how far it was with its weights."""
         self._unwritten: FormOrder | None = None
         """An order whose forms rank 0 has not given yet."""
+        tokens = join.world_size * join.capacity_tokens
+        self._most_unknown = min(_UNKNOWN_BYTES + _UNKNOWN_BYTES_PER_TOKEN * tokens, _MAX_MESSAGE_BYTES)
+        """Longest message of who has not asked to be a member yet."""
         self._beat_epoch = join.epoch
+        self._sending: asyncio.Task[None] | None = None
+        """Of the forms; kept, since a loop does not keep its tasks."""
         self._listening = threading.Event()
         self._failure: OSError | None = None
         self._loop = _Loop("ring-hub", self._run)
@@ -252,7 +280,7 @@ class Hub:
         """Sends each link its form, of the same tables; False if something has happened since the order, so that there will be
         another.
         """
-        return self._loop.ask(self._pass_forms, epoch, messages.encode_forms(forms))
+        return self._loop.ask(self._pass_forms, epoch, *messages.encode_forms(forms))
 
     def answer(self, message: messages.Formed | messages.Done | messages.Fault) -> None:
         """What rank 0's own model did."""
@@ -300,7 +328,7 @@ class Hub:
         reason = "its connection closed"
         try:
             while True:
-                message = await _receive(reader, lambda: self._membership.heard(link, time.monotonic()))
+                message = await self._next(link, reader)
                 if link not in self._writers:  # it was sent away, and this had come before
                     break
                 self._take(link, message)
@@ -316,11 +344,26 @@ class Hub:
             self._drop(link)
             self._carry_out(self._membership.disconnected(link, time.monotonic(), reason))
 
+    async def _next(self, link: int, reader: asyncio.StreamReader) -> messages.AnyMessage:
+        """The next message over a link; raises as :func:`_receive`. Who has not asked to be a member yet is nobody whose silence
+        the membership watches, and may be anybody: it gets little time and little room.
+        """
+
+        def heard() -> None:
+            self._membership.heard(link, time.monotonic())
+
+        if link in self._joins:
+            return await _receive(reader, heard)
+        async with asyncio.timeout(_UNKNOWN_SECONDS):  # TimeoutError is an OSError
+            return await _receive(reader, heard, most=self._most_unknown)
+
     def _take(self, link: int, message: messages.AnyMessage) -> None:
         now = time.monotonic()
         membership = self._membership
         match message:
             case messages.Join():
+                if link in self._joins:  # no rank does; it would be taken for one that is back over a new connection
+                    raise messages.MalformedMessageError("It asks to be a member twice over one connection.")
                 self._joins[link] = message
                 self._carry_out(membership.joined(link, _candidate(message), now))
             case messages.Formed():
@@ -335,6 +378,7 @@ class Hub:
                     membership.broken(link, message.epoch, message.number, message.reason, now, suspect=message.suspect)
                 )
             case messages.Loading():
+                self._loading[link] = message.ordinal
                 self._tell(message)
             case _:
                 pass  # a heartbeat says no more than that it came, which was heard
@@ -390,7 +434,7 @@ class Hub:
         self._unwritten = FormOrder(form.epoch, tuple(seats))
         self._tell(self._unwritten)
 
-    def _pass_forms(self, epoch: int, forms: Mapping[int, bytes]) -> bool:
+    def _pass_forms(self, epoch: int, heads: Mapping[int, bytes], rest: bytes) -> bool:
         if self._unwritten is None or self._unwritten.epoch != epoch:
             return False
         order, self._unwritten = self._unwritten, None
@@ -399,10 +443,17 @@ class Hub:
         for link in self._seats:  # what it brought is in the tables of the ring now
             self._joins[link] = msgspec.structs.replace(self._joins[link], tables=[])
         self._beat_epoch = epoch
-        for link, form in forms.items():
-            if writer := self._writers.get(link):
-                _send_encoded(writer, form)
+        self._sending = asyncio.create_task(self._send_forms(heads, rest))
         return True
+
+    async def _send_forms(self, heads: Mapping[int, bytes], rest: bytes) -> None:
+        """One after the other, with heartbeats between them: each has all tokens of the ring, of which a copy is made for what
+        the network does not take at once.
+        """
+        for link, head in heads.items():
+            if writer := self._writers.get(link):
+                _send_encoded(writer, head, rest)
+            await asyncio.sleep(0)
 
     def _pass_step(self, step: messages.Step) -> None:
         if self._membership.send(step.epoch, step.number):
@@ -415,6 +466,9 @@ class Hub:
         self._joins.pop(link, None)
         self._seats.pop(link, None)
         self._finished.pop(link, None)
+        ordinal = self._loading.pop(link, None)
+        if ordinal is not None and ordinal not in self._loading.values():  # else it is back over a new connection
+            self._tell(Gone(ordinal))
         if writer := self._writers.pop(link, None):
             writer.close()
 

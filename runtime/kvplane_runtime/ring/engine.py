@@ -20,13 +20,13 @@ import numpy as np
 from kvplane_runtime.ring import messages, recovery, worker
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.api import RejectedError
-from kvplane_runtime.ring.communicator import RingBrokenError
-from kvplane_runtime.ring.control import FormOrder, Hub, Order, Seat
+from kvplane_runtime.ring.communicator import PATIENT_SECONDS, RingBrokenError
+from kvplane_runtime.ring.control import FormOrder, Gone, Hub, Order, Seat
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Lost
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.requests import Accepted, Ended, Event, Failed, Policy, Request, Token
-from kvplane_runtime.ring.sampling import NotFiniteError, sample
+from kvplane_runtime.ring.sampling import NotFiniteError, Sampled, sample
 from kvplane_runtime.ring.scheduler import Scheduler
 from kvplane_runtime.ring.state import RankTraffic, State
 
@@ -122,9 +122,10 @@ class Leader:
         self._number = 0
         self._finished: dict[int, int] = {}
         """Last finished step by rank, of this epoch."""
-        self._began = self._expired_at = self._whole_at = clock()
+        self._began = self._expired_at = self._whole_at = self._progress_at = clock()
         self._startup_seconds: float | None = None
         self._cause = "joined"
+        """Of the next ring: lost, if a member was lost since the ring worked, whoever joined besides."""
         self._reforms = {"lost": 0, "joined": 0}
         self._recovery_seconds: tuple[float, ...] = ()
         self._loading: dict[int, float] = {}
@@ -191,7 +192,7 @@ class Leader:
                 self._done(order)
             case messages.Loading():
                 self._loading[order.ordinal] = order.loaded_bytes / max(1, order.total_bytes)
-            case Lost():
+            case Gone() | Lost():
                 self._loading.pop(order.ordinal, None)
 
     def _submit(self, submit: Submit) -> None:
@@ -249,14 +250,15 @@ class Leader:
             return False
         if self._flight is not None:
             return self._land(self._flight)
-        if any(number < self._number - 2 for number in self._finished.values()):
-            return False  # a rank that has no part in these steps is behind; its answer wakes this loop
+        behind = next((rank for rank, number in self._finished.items() if number < self._number - 2), None)
+        if behind is not None:  # it has no part in these steps
+            return self._wait_for(behind)
         step = self._scheduler.plan(epoch=self._epoch, number=self._number, now=self._clock())
         if step is None:
             return False
         self._number += 1
         self._lag.begin(step, self._place.layouts())
-        began = self._clock()
+        began = self._progress_at = self._clock()
         self._hub.step(step)
         try:
             result = self._place.run(step)
@@ -275,29 +277,43 @@ class Leader:
         where = step.window.placement if step.window is not None and step.window.placement != "zigzag" else SELF
         if where != SELF:  # only that rank has computed it
             if self._finished.get(where, BUILT) < step.number:
-                return False
+                return self._wait_for(where)
             seconds = self._clock() - flight.began
         self._flight = None
-        draws = self._scheduler.draws(step)
-        try:
-            tokens = sample(_rows(flight.result), draws) if draws else []
-        except NotFiniteError as error:
-            self._give_up(step, error)
-            return True
-        sampled = {draw.sequence: token for draw, token in zip(draws, tokens, strict=True)}
-        self._publish(self._scheduler.complete(step, sampled, seconds=seconds))
+        sampled, failed = self._sample(flight)
+        self._publish(self._scheduler.complete(step, sampled, seconds=seconds, failed=failed))
         return True
 
-    def _give_up(self, step: messages.Step, error: NotFiniteError) -> None:
-        """The model computed nonsense: nobody gets a wrong token, and the next ring forgets what was computed."""
-        log.error("%s", error)
-        self._publish(self._scheduler.fail_all(Refusal(500, "not_finite", str(error)), keep=False))
-        self._halt()
-        self._hub.answer(messages.Fault(step.epoch, SELF, step.number, str(error)))
+    def _sample(self, flight: _Flight) -> tuple[dict[int, Sampled], dict[int, Refusal]]:
+        """By sequence, the token that follows, or why there is none: where the model computed nonsense any would be wrong."""
+        sampled: dict[int, Sampled] = {}
+        failed: dict[int, Refusal] = {}
+        draws = self._scheduler.draws(flight.step)
+        if not draws:
+            return sampled, failed
+        logits = _rows(flight.result)
+        for draw in draws:
+            try:
+                sampled[draw.sequence] = sample(logits, draw)
+            except NotFiniteError as error:
+                log.error("%s", error)  # noqa: TRY400  (the sentence says all)
+                failed[draw.sequence] = Refusal(500, "not_finite", str(error))
+        return sampled, failed
+
+    def _wait_for(self, rank: int) -> bool:
+        """False: nothing can be done before that rank has answered, which wakes this loop. One that lives and never does breaks
+        the ring.
+        """
+        if self._clock() - self._progress_at > PATIENT_SECONDS:
+            self._halt()
+            reason = f"rank {rank} has not answered for {PATIENT_SECONDS:g} s"
+            self._hub.answer(messages.Fault(self._epoch, SELF, self._number - 1, reason, rank))
+        return False
 
     def _done(self, done: messages.Done) -> None:
         if done.epoch != self._epoch:
             return
+        self._progress_at = self._clock()
         self._finished[done.rank] = done.number
         ordinal = self._members[done.rank]
         before, cost = self._traffic.get(ordinal, RankTraffic()), done.traffic
@@ -320,8 +336,8 @@ class Leader:
     def _fence(self, fence: Fence) -> None:
         """Stops: this is between two steps, or the step has broken."""
         self._halt()
-        if self._epoch >= 0:
-            self._cause = "lost" if fence.abort else "joined"
+        if fence.lost:
+            self._cause = "lost"
         if fence.abort:
             self._place.leave()
         self._hub.stopped(fence.epoch)
@@ -342,7 +358,9 @@ class Leader:
             seniority=sorted(range(ranks), key=lambda rank: (order.seats[rank].rank_before is None, rank)),
         )
         written = [
-            messages.Table(sequence, tokens[sequence], [worker.positions(layout.runs(rank)) for rank in range(ranks)])
+            messages.Table.of(
+                sequence, tokens[sequence], [worker.positions(layout.runs(rank)) for rank in range(ranks)]
+            )
             for sequence, layout in kept.items()
         ]
         members = [seat.member for seat in order.seats]
@@ -366,7 +384,7 @@ class Leader:
         try:
             self._place.form(forms[SELF])
         except RingBrokenError as error:
-            self._hub.answer(messages.Fault(order.epoch, SELF, BUILT, str(error)))
+            self._hub.answer(messages.Fault(order.epoch, SELF, BUILT, str(error), worker.suspect(error)))
         else:
             self._hub.answer(messages.Formed(order.epoch, SELF))
 
@@ -384,11 +402,12 @@ class Leader:
             return
         self._formed = True
         self._loading = {ordinal: share for ordinal, share in self._loading.items() if ordinal not in self._members}
+        cause, self._cause = self._cause, "joined"
         if self._startup_seconds is None:
             self._startup_seconds = self._clock() - self._began
             return
-        self._reforms[self._cause] += 1
-        if self._cause == "lost":
+        self._reforms[cause] += 1
+        if cause == "lost":
             self._recovery_seconds = (*self._recovery_seconds, formed.seconds)
 
 

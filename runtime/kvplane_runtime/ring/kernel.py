@@ -6,8 +6,9 @@ without repeated keys, a natural logarithm in fp32, and minus infinity for a que
 CPU: ``aten::_scaled_dot_product_flash_attention_for_cpu``. Its causal mask begins at the top left, and for a row that sees
 nothing it says 0, which a merge would take for a weight of one.
 
-CUDA: ``aten::_scaled_dot_product_flash_attention`` for half precision, and matrix products where that kernel cannot serve
-(fp32, masks). No machine with a GPU has run this path yet.
+CUDA: ``aten::_scaled_dot_product_flash_attention`` in half precision, and ``aten::_scaled_dot_product_efficient_attention``
+for what that one does not know: fp32 and masks. The latter knows no grouped queries either, so a key head and its group
+become one entry of the batch; its lse is padded, and 0 for a row that sees nothing. No GPU has run this path yet.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ from torch import Tensor
 
 NOTHING: Final = float("-inf")
 """The lse of a query that sees no key."""
+CUDA_CAPABILITY: Final = (8, 0)
+"""Least compute capability of a GPU: both of its kernels have bfloat16 from there on."""
+CUDA_HEAD: Final = 8
+"""Sizes of heads that a GPU takes are multiples of this: its kernels read 16 bytes at a time."""
+_FLASH_HEAD: Final = 256
+"""Largest head of the flash kernel."""
 
 Partial = tuple[Tensor, Tensor]
 """Output [B, Hq, L, D] in the queries' type, and lse [B, Hq, L] in fp32."""
@@ -35,7 +42,10 @@ class Mask:
 
 def mask(visible: Tensor, dtype: torch.dtype) -> Mask:
     """The mask of ``visible`` [L, S], True where a query sees a key."""
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, NOTHING)
+    rows, columns = visible.shape
+    unit = CUDA_HEAD if visible.is_cuda else 1  # each row begins where 16 bytes do
+    bias = torch.zeros((rows, -(-columns // unit) * unit), dtype=dtype, device=visible.device)[:, :columns]
+    bias.masked_fill_(~visible, NOTHING)
     blind = ~visible.any(-1)
     return Mask(bias, blind if bool(blind.any()) else None)
 
@@ -64,10 +74,32 @@ def _cpu(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: boo
 
 
 def _cuda(query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, bias: Tensor | None) -> Partial:
-    if bias is None and query.dtype in (torch.float16, torch.bfloat16):
+    if bias is None and query.dtype != torch.float32 and query.shape[3] <= _FLASH_HEAD:
         found = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, scale=scale)
         return found[0], found[1]
-    return products(query, key, value, scale=scale, causal=causal, bias=bias)
+    return _cuda_efficient(query, key, value, scale=scale, causal=causal, bias=bias)
+
+
+def _cuda_efficient(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool, bias: Tensor | None
+) -> Partial:
+    batch, heads, rows, size = query.shape
+    shown, columns = key.shape[1:3]
+    entries, group = batch * shown, heads // shown
+    keys, values = (
+        each.reshape(entries, 1, columns, size).expand(entries, group, columns, size) for each in (key, value)
+    )
+    found = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query.reshape(entries, group, rows, size),
+        keys,
+        values,
+        None if bias is None else bias.expand(entries, group, rows, columns),
+        True,
+        0.0,
+        causal,
+        scale=scale,
+    )
+    return found[0].reshape(query.shape), found[1][:, :, :rows].reshape(batch, heads, rows)
 
 
 def products(

@@ -7,7 +7,7 @@ positions to slots is needed. Positions that were placed and that nobody holds a
 places them anew.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from kvplane_runtime.ring import zigzag
@@ -139,27 +139,6 @@ class Layout:
         rank = position % self.ranks
         self._add(rank, (Run(position, 1),))
         return rank
-
-    def lose(self, rank: int) -> tuple[Range, ...]:
-        """The rank holds nothing any more; what it held, in slot order."""
-        lost = self.held(rank)
-        self._runs[rank], self._tokens[rank] = [], 0
-        return lost
-
-    def remap(self, ranks_map: Mapping[int, int], ranks: int) -> None:
-        """After a re-form: old rank to new rank, of ``ranks``. What a rank without a new one held is missing."""
-        self._check_map(ranks_map, ranks)
-        kept = {new: (self._runs[old], self._tokens[old]) for old, new in ranks_map.items()}
-        self.ranks = ranks
-        self._runs = [kept[rank][0] if rank in kept else [] for rank in range(ranks)]
-        self._tokens = [kept[rank][1] if rank in kept else 0 for rank in range(ranks)]
-
-    def _check_map(self, ranks_map: Mapping[int, int], ranks: int) -> None:
-        old, new = list(ranks_map), list(ranks_map.values())
-        if not set(old) <= set(range(self.ranks)) or not set(new) <= set(range(ranks)) or len(set(new)) < len(new):
-            raise ValueError(
-                f"A re-form maps ranks below {self.ranks} to different ranks below {ranks}; it maps {dict(ranks_map)}."
-            )
 
     def truncate(self, length: int) -> None:
         """Gives up the positions from ``length`` on; slots behind them move up."""

@@ -59,11 +59,12 @@ def environment(
     """What one rank is told. ``ports``: of the control connections and of the store."""
     control, store = ports
     threads = max(1, cores // trial.ranks)
+    gpu = trial.settings.get("KVPLANE_RING_DEVICE") == "cuda"
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),
         "KVPLANE_RING_THREADS": str(threads),
-        "KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks)),  # they share one memory
+        **({} if gpu else {"KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks))}),  # on CPUs they share one memory
         "KVPLANE_RING_DRAIN_SECONDS": "5",
         **trial.settings,
         "WORLD_SIZE": str(trial.ranks),
@@ -77,7 +78,15 @@ def environment(
         "KVPLANE_RING_CONTROL_PORT": str(control),
         "KVPLANE_RING_STORE_PORT": str(store),
         "KVPLANE_RING_PARENT": str(os.getpid()),
+        **({"CUDA_VISIBLE_DEVICES": _gpu(rank, base.get("CUDA_VISIBLE_DEVICES"))} if gpu else {}),
     }
+
+
+def _gpu(rank: int, visible: str | None) -> str:
+    """The GPU of one rank, of those that are ``visible`` (None: all); none where there are fewer, which the rank will say."""
+    if visible is None:
+        return str(rank)
+    return dict(enumerate(visible.split(","))).get(rank, "")
 
 
 class Local:

@@ -86,6 +86,8 @@ class Fence:
     """Of the next ring: whatever carries an older one is void after an ``abort``."""
     reason: str
     abort: bool
+    lost: bool = False
+    """A member was lost, or an exchange broke; else somebody comes of its own accord."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A process is no longer counted; its link, if it is still open, is closed."""
+    """A process is no longer counted, or no longer waits to be; its link, if it is still open, is closed."""
 
     link: int
     ordinal: int
@@ -158,7 +160,7 @@ class Membership:
         self._identity = leader.identity
         self._limits = limits
         self._members: dict[int, _Member] = {SELF: _Member(leader, SELF, heard=now)}
-        self._door: dict[int, Candidate] = {}
+        self._door: dict[int, _Member] = {}
         """Who waits, by link: second processes of an ordinal, and the excluded."""
         self._excluded: dict[str, tuple[float, float]] = {}
         """By process, until when it is left out, and how long the last exclusion was."""
@@ -208,8 +210,8 @@ class Membership:
         """A process that has loaded its weights and is in no ring asks to be a member."""
         if reason := self._against(candidate):
             return [Refuse(link, f"Rank {candidate.ordinal} (pod {candidate.pod}) {reason}")]
-        self._door = {at: other for at, other in self._door.items() if other.process != candidate.process}
-        self._door[link] = candidate
+        self._door = {at: other for at, other in self._door.items() if other.candidate.process != candidate.process}
+        self._door[link] = _Member(candidate, link, heard=now)
         before = self._at(candidate.ordinal)
         actions: list[Action] = []
         if before is not None and before.candidate.process == candidate.process:
@@ -219,7 +221,7 @@ class Membership:
 
     def heard(self, link: int, now: float) -> None:
         """Anything came over a link."""
-        if member := self._members.get(link):
+        if member := self._members.get(link) or self._door.get(link):
             member.heard = now
 
     def disconnected(self, link: int, now: float, reason: str = "its connection closed") -> list[Action]:
@@ -255,9 +257,10 @@ class Membership:
         if not member or not member.bound or epoch != self.ring:
             return []
         member.answered = max(number, self._sent)  # it runs none of the steps behind the one that broke
-        actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True)
+        in_vain = self.phase is Phase.FORMING and now - self._phase_since >= self._limits.form
+        actions = self._fence(f"rank {member.candidate.ordinal}: {reason}", now, abort=True, lost=True)
         if actions:  # it is the first to say so
-            actions += self._strike(link, suspect, now)
+            actions += self._absent(link, suspect, now) if in_vain else self._strike(link, suspect, now)
         return actions + self._advance(now)
 
     def withdrawn(self, now: float) -> list[Action]:
@@ -279,10 +282,14 @@ class Membership:
         self._ticked = now
         if pause > self._limits.heartbeat / 2:
             # This process stood still, and the others' heartbeats wait in its sockets: only what follows is their silence.
-            for member in self._members.values():
+            for member in (*self._members.values(), *self._door.values()):
                 member.heard += pause
             self._phase_since += pause
         actions: list[Action] = []
+        for waiting in list(self._door.values()):  # else a ring would be formed for the dead
+            if reason := self._silent(waiting, now):
+                del self._door[waiting.link]
+                actions.append(Lost(waiting.link, waiting.candidate.ordinal, reason))
         for member in reversed(self._ordered()):
             if reason := self._silent(member, now):
                 actions += self._remove(member, reason, now)
@@ -323,17 +330,33 @@ class Membership:
         waited = now - self._phase_since
         if self.phase is Phase.FENCING and self._aborted and not self._stopped(member) and waited > self._limits.stop:
             return f"it did not stop within {self._limits.stop:g} s"
-        if self.phase is Phase.FORMING and member.answered < BUILT and waited > self._limits.form:
-            return f"it did not connect to its neighbours within {self._limits.form:g} s"
+        # A member that waited in vain gives up after the first limit, and says for whom: that is worth waiting for.
+        limit = self._limits.form + self._limits.stop
+        if self.phase is Phase.FORMING and member.answered < BUILT and waited > limit:
+            return f"it did not connect to its neighbours within {limit:g} s"
         return None
+
+    def _suspected(self, suspect: int | None) -> _Member | None:
+        ring = [member for member in self._ordered() if member.bound]
+        return ring[suspect] if suspect is not None and suspect < len(ring) else None
+
+    def _absent(self, link: int, suspect: int | None, now: float) -> list[Action]:
+        """Leaves out who keeps a ring from being built: who did not come, or else one of those that cannot connect."""
+        blamed = self._suspected(suspect)
+        if blamed is None:  # all have come; who says so is one of those that are not inside
+            outside = [member for member in self._ordered() if member.link != SELF and member.answered < BUILT]
+            blamed = outside[-1] if link == SELF and outside else self._members[link]
+        if blamed.link == SELF:
+            return []
+        self._exclude(blamed, now)
+        return self._remove(blamed, f"the ring of epoch {self.ring} could not be built with it", now)
 
     def _strike(self, link: int, suspect: int | None, now: float) -> list[Action]:
         """Leaves out who is to blame for the breaks of the last minute, if they were too many."""
         self._strikes = [at for at in self._strikes if now - at < _STRIKE_SECONDS] + [now]
         if len(self._strikes) < _STRIKES:
             return []
-        ring = [member for member in self._ordered() if member.bound]
-        blamed = ring[suspect] if suspect is not None and suspect < len(ring) else self._members[link]
+        blamed = self._suspected(suspect) or self._members[link]
         if blamed.link == SELF:
             blamed = self._members[link]
         if blamed.link == SELF:
@@ -350,20 +373,21 @@ class Membership:
     def _admit(self, now: float) -> list[Action]:
         """Lets in who waits for a place that is free now."""
         actions: list[Action] = []
-        for link, candidate in list(self._door.items()):
-            until, _ = self._excluded.get(candidate.process, (now, 0.0))
-            if self._at(candidate.ordinal) is None and now >= until:
+        for link, waiting in list(self._door.items()):
+            until, _ = self._excluded.get(waiting.candidate.process, (now, 0.0))
+            if self._at(waiting.candidate.ordinal) is None and now >= until:
                 del self._door[link]
-                actions += self._welcome(link, candidate, now)
+                actions += self._welcome(waiting, now)
         return actions
 
-    def _welcome(self, link: int, candidate: Candidate, now: float) -> list[Action]:
+    def _welcome(self, member: _Member, now: float) -> list[Action]:
         """Counts a process; a ring that runs stops for it at the next step."""
+        candidate = member.candidate
         last = self._counted.get(candidate.ordinal, candidate.process)
         if last != candidate.process:
             self._replaced.add(last)
         self._counted[candidate.ordinal] = candidate.process
-        self._members[link] = _Member(candidate, link, heard=now)
+        self._members[member.link] = member
         return self._fence(f"rank {candidate.ordinal} is ready to join", now, abort=self.phase is Phase.FORMING)
 
     def _remove(self, member: _Member, reason: str, now: float) -> list[Action]:
@@ -372,10 +396,10 @@ class Membership:
         actions: list[Action] = [Lost(member.link, ordinal, reason)]
         self._strikes.clear()
         if member.bound:
-            actions += self._fence(f"rank {ordinal} is lost: {reason}", now, abort=True)
+            actions += self._fence(f"rank {ordinal} is lost: {reason}", now, abort=True, lost=True)
         return actions
 
-    def _fence(self, reason: str, now: float, *, abort: bool) -> list[Action]:
+    def _fence(self, reason: str, now: float, *, abort: bool, lost: bool = False) -> list[Action]:
         if self.phase is Phase.GATHERING or (self.phase is Phase.FENCING and (self._aborted or not abort)):
             return []
         if self.phase is Phase.FORMED:
@@ -385,7 +409,7 @@ class Membership:
             self.phase = Phase.FENCING
         self._aborted = abort
         self._phase_since = now
-        return [Fence(self.epoch, reason, abort)]
+        return [Fence(self.epoch, reason, abort, lost)]
 
     def _stopped(self, member: _Member) -> bool:
         return self._self_stopped if member.link == SELF else not member.bound or member.answered >= self._sent

@@ -9,10 +9,14 @@ Everything but ``Join``, ``Loading`` and ``Refused`` carries the epoch; a receiv
 rank that was cut off cannot harm the ring that went on without it.
 """
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
+
+TYPECODE: Final = "I"
+"""Of packed tokens, in the words of :mod:`array`: unsigned, 4 bytes each."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -88,13 +92,32 @@ class Step(Message, frozen=True, tag=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """What is known of one sequence, enough to build it up again: its tokens, and who holds the KV of which positions."""
+    """What is known of one sequence, enough to build it up again: its tokens, and who holds the KV of which positions.
+
+    The tokens are packed, because they are millions: to read ten million as numbers takes 1.5 s, in which the interpreter's lock
+    is held and no heartbeat is sent, longer than a rank may be silent.
+    """
 
     sequence: int
-    tokens: list[int]
-    """Of positions 0 on: all positions that hold KV, or held it before a rank was lost."""
+    packed: bytes
+    """The tokens of positions 0 on: all positions that hold KV, or held it before a rank was lost."""
     held: list[list[Positions]]
     """By rank, in slot order. In a ``Form`` by the new ranks; a position that nobody holds is missing."""
+
+    def __post_init__(self) -> None:
+        if len(self.packed) % array(TYPECODE).itemsize:
+            raise ValueError(f"The {len(self.packed)} bytes of a sequence's tokens are no whole number of them.")
+
+    @classmethod
+    def of(cls, sequence: int, tokens: Sequence[int], held: list[list[Positions]]) -> "Table":
+        """With the tokens packed."""
+        packed = tokens if isinstance(tokens, array | memoryview) else array(TYPECODE, tokens)
+        return cls(sequence, packed.tobytes(), held)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Unpacked where they are looked at, without a copy."""
+        return memoryview(self.packed).cast(TYPECODE)
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -222,7 +245,7 @@ def encode(message: AnyMessage) -> bytes:
 
 
 class _Form(msgspec.Struct, frozen=True, tag="Form"):
-    """A ``Form`` whose tables are encoded already."""
+    """A ``Form`` as it is written: the tables, its last field, are bytes that may follow it."""
 
     epoch: int
     rank: int
@@ -231,15 +254,17 @@ class _Form(msgspec.Struct, frozen=True, tag="Form"):
     tables: msgspec.Raw
 
 
-def encode_forms(forms: Mapping[int, Form]) -> dict[int, bytes]:
-    """Each of the ``forms``, which have the same tables. These hold all tokens of the ring and are encoded once: while they
-    are, no heartbeat is sent.
+def encode_forms(forms: Mapping[int, Form]) -> tuple[dict[int, bytes], bytes]:
+    """Each of the ``forms``, which have the same tables, as a head of its own and a rest that all share.
+
+    The rest holds all tokens of the ring. It is encoded once, since no heartbeat is sent meanwhile, and is there once.
     """
-    tables = msgspec.Raw(_ENCODER.encode(next(iter(forms.values())).tables)) if forms else msgspec.Raw()
-    return {
-        key: _ENCODER.encode(_Form(form.epoch, form.rank, form.members, form.store, tables))
+    rest = _ENCODER.encode(next(iter(forms.values())).tables) if forms else b""
+    heads = {
+        key: _ENCODER.encode(_Form(form.epoch, form.rank, form.members, form.store, msgspec.Raw()))
         for key, form in forms.items()
     }
+    return heads, rest
 
 
 def decode(data: bytes | bytearray | memoryview) -> AnyMessage:

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from kvplane_runtime.ring import architectures, attention, trial
 from kvplane_runtime.ring.attention import DecodePass, Pass, Row, WindowPass, positions
 from kvplane_runtime.ring.cache import RingCache, Shard
-from kvplane_runtime.ring.communicator import Ring
+from kvplane_runtime.ring.communicator import CPU, Ring
 from kvplane_runtime.ring.layout import Layout, slots
 from kvplane_runtime.ring.messages import Decode, Step, Window
 from kvplane_runtime.ring.ranges import Range, Run
@@ -54,6 +54,7 @@ class RingModel:
         self.config = model.config
         self._model = model
         self._device = next(model.parameters()).device
+        """Of weights, KV and all that is computed; what is planned is on the CPU."""
         self._ring: Ring | None = None
         self._layouts: dict[int, Layout] = {}
         self._shards: dict[int, Shard] = {}
@@ -61,7 +62,7 @@ class RingModel:
 
     @classmethod
     def load(
-        cls, source: Path, *, dtype: torch.dtype, device: str = "cpu", progress: Progress | None = None
+        cls, source: Path, *, dtype: torch.dtype, device: torch.device = CPU, progress: Progress | None = None
     ) -> "RingModel":
         """The model in the folder ``source``, in the layout of a Hugging Face repository.
 
@@ -69,6 +70,7 @@ class RingModel:
         """
         config = AutoConfig.from_pretrained(source, local_files_only=True)
         architecture = architectures.examine(config)
+        architectures.examine_device(architecture, device.type)
         attention.register()
         total = sum(file.stat().st_size for file in source.glob("*.safetensors"))
         with _reporting(progress, total):
@@ -99,7 +101,8 @@ class RingModel:
 
     def held_tokens(self) -> int:
         """KV tokens that this rank holds."""
-        return sum(run.count for runs in self.held().values() for run in runs)
+        rank = self._ring.rank if self._ring is not None else 0
+        return sum(layout.tokens(rank) for layout in self._layouts.values())
 
     def bind(self, ring: Ring, layouts: Mapping[int, Layout] | None = None) -> None:
         """Goes on with another ring. This rank keeps the KV of what ``layouts`` gives it and drops all else.
@@ -194,6 +197,7 @@ class RingModel:
             run,
             logits=ring.rank == 0,
         )
+        ring.settle()
         for row in rows:
             row.layout.append_token(row.position)
         return logits if ring.rank == 0 else None
@@ -211,7 +215,7 @@ class RingModel:
         logits = None
         if not whole or source == ring.rank:
             run = WindowPass(ring=ring, layout=layout, pieces=pieces, shard=shard, alone=whole)
-            where = positions(run.runs(), torch.device("cpu"))
+            where = positions(run.runs(), CPU)
             if not run.rows:  # layers want a token; nothing of it is kept or used
                 where = torch.tensor([window.start])
             tokens = torch.tensor(window.tokens)[where - window.start]
@@ -219,6 +223,7 @@ class RingModel:
             logits = self._forward(tokens[None], where[None], run, logits=wanted)
         if window.logits and source != 0:
             logits = self._bring(ring, source, logits)
+        ring.settle()
         layout.append(pieces)
         self._layouts[window.sequence] = layout
         return logits if window.logits and ring.rank == 0 else None
@@ -230,7 +235,7 @@ class RingModel:
         elif ring.rank == 0:
             vocabulary = self.config.get_text_config().vocab_size
             logits = torch.empty((1, vocabulary), dtype=torch.float32, device=self._device)
-            ring.post(receives=[(logits, source)], tag=_LOGITS_TAG).wait()
+            ring.post(receives=[(logits, source)], tag=_LOGITS_TAG, patient=True).wait()
         return logits
 
     def _forward(self, tokens: Tensor, where: Tensor, run: Pass, *, logits: bool) -> Tensor:
@@ -253,8 +258,7 @@ def _locate(held: Sequence[Run], wanted: Sequence[Run], sequence: int) -> tuple[
     if list(held[: len(wanted)]) == list(wanted):
         total = sum(run.count for run in wanted)
         return (Range(0, total),) if total else ()
-    device = torch.device("cpu")
-    have, want = positions(held, device), positions(wanted, device)
+    have, want = positions(held, CPU), positions(wanted, CPU)
     order = have.argsort()
     ascending = have[order]
     at = torch.searchsorted(ascending, want).clamp_max(max(0, have.numel() - 1))

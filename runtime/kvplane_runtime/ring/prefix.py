@@ -96,6 +96,10 @@ class Prefixes:
         hits = [(sequence, self._agreeing(sequence, prompt, most)) for sequence in holders]
         return sorted((hit for hit in hits if hit[1] >= self._block), key=lambda hit: (-hit[1], hit[0]))
 
+    def alike(self, tokens: Sequence[int]) -> list[int]:
+        """Sequences that begin with the same block: whoever has its first KV from another is alike to it."""
+        return list(self._holders.get(self._digest(b"", tokens[: self._block]), ()))
+
     def _agreeing(self, sequence: int, prompt: Sequence[int], most: int) -> int:
         tokens, bound = self._tokens[sequence], min(most, self._known[sequence])
         begin = 0

@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final
@@ -29,17 +29,21 @@ from kvplane_runtime.ring import settings as ring_settings
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.architectures import UnsupportedArchitectureError
-from kvplane_runtime.ring.communicator import Ring
+from kvplane_runtime.ring.communicator import CPU, Ring
 from kvplane_runtime.ring.control import Hub, Severed, Tether
 from kvplane_runtime.ring.engine import About, Leader, RingEngine, Shutdown
+from kvplane_runtime.ring.kernel import CUDA_CAPABILITY
 from kvplane_runtime.ring.model import RingModel
 from kvplane_runtime.ring.openai import ServedModel
 from kvplane_runtime.ring.requests import Policy
 from kvplane_runtime.ring.settings import Settings, SettingsError
+from kvplane_runtime.ring.trial import TOLERANCE
 from kvplane_runtime.ring.worker import Place, Worker
 
 log = logging.getLogger(__name__)
 
+FAULT: Final = 1
+"""Exit status after a fault of our own."""
 WRONG: Final = 2
 """Exit status of a process that would end the same way again."""
 _REPORT_SECONDS: Final = 0.5
@@ -61,11 +65,11 @@ def run(settings: Settings) -> int:
 def _load(settings: Settings, report: Callable[[int, int], None]) -> tuple[RingModel, messages.Join]:
     """The model, and what this process says of itself to join."""
     config_hash = ring_settings.config_hash(settings)
+    device = device_of(settings)
     began = time.monotonic()
-    model = RingModel.load(settings.model, dtype=_dtype(settings), progress=_sparsely(report))
-    capacity = ring_settings.capacity_tokens(
-        settings, kv_bytes_per_token=model.kv_bytes_per_token, free_bytes=ring_settings.free_bytes()
-    )
+    model = RingModel.load(settings.model, dtype=_dtype(settings), device=device, progress=_sparsely(report))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else ring_settings.free_bytes()
+    capacity = ring_settings.capacity_tokens(settings, kv_bytes_per_token=model.kv_bytes_per_token, free_bytes=free)
     log.info(
         "Rank %d of %d: %s loaded in %.1f s; room for %d KV tokens of %d bytes.",
         settings.ordinal,
@@ -79,6 +83,26 @@ def _load(settings: Settings, report: Callable[[int, int], None]) -> tuple[RingM
     return model, messages.Join(member, settings.world_size, config_hash, capacity)
 
 
+def device_of(settings: Settings) -> torch.device:
+    """Where this rank computes; raises SettingsError where there is no such device."""
+    if settings.device == "cpu":
+        return CPU
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            "KVPLANE_RING_DEVICE is cuda, and torch sees no GPU: give the pod one (nvidia.com/gpu) and an image whose torch "
+            "is built for CUDA, or set cpu."
+        )
+    device = torch.device("cuda", 0)
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CUDA_CAPABILITY:
+        raise SettingsError(
+            "KVPLANE_RING_DEVICE is cuda, and the GPU's compute capability is {}.{}; the kernels need {}.{}.".format(
+                *capability, *CUDA_CAPABILITY
+            )
+        )
+    return device
+
+
 def _dtype(settings: Settings) -> torch.dtype:
     config = json.loads((settings.model / "config.json").read_text())
     name = settings.dtype
@@ -87,7 +111,7 @@ def _dtype(settings: Settings) -> torch.dtype:
             config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype") or "float32"
         )
     dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
+    if not isinstance(dtype, torch.dtype) or dtype not in TOLERANCE:
         raise SettingsError(f"KVPLANE_RING_DTYPE is auto and the model's dtype is {name!r}; set float32 or bfloat16.")
     return dtype
 
@@ -106,9 +130,9 @@ def _sparsely(report: Callable[[int, int], None]) -> Callable[[int, int], None]:
 
 def _build(form: messages.Form, *, settings: Settings) -> Ring:
     """This rank's side of the ring of ``form``; raises RingBrokenError."""
-    size = len(form.members)
+    size, device = len(form.members), device_of(settings)
     if size == 1:
-        return Ring.alone(epoch=form.epoch)
+        return Ring.alone(epoch=form.epoch, device=device)
     host, _, port = form.store.rpartition(":")
     return Ring.form(
         store=communicator.connect(host=host, port=int(port), seconds=settings.limits.form),
@@ -117,6 +141,7 @@ def _build(form: messages.Form, *, settings: Settings) -> Ring:
         size=size,
         address=settings.address,
         form_seconds=settings.limits.form,
+        device=device,
     )
 
 
@@ -148,7 +173,10 @@ def _follow(settings: Settings) -> int:
 
 def _lead(settings: Settings) -> int:
     """Rank 0: the status."""
-    store, port = communicator.serve(host=settings.address, port=settings.store_port)
+    try:
+        store, port = communicator.serve(host=settings.address, port=settings.store_port)
+    except RuntimeError as error:
+        raise _taken("KVPLANE_RING_STORE_PORT", settings.store_port, error) from error
     model, join = _load(settings, lambda loaded, total: log.info("Loaded %d of %d MiB.", loaded >> 20, total >> 20))
     inbox: SimpleQueue[Any] = SimpleQueue()
     place = Place(model=model, build=partial(_build, settings=settings))
@@ -160,7 +188,10 @@ def _lead(settings: Settings) -> int:
         tell=inbox.put,
         fence=place.fence,
     )
-    hub.start()
+    try:
+        hub.start()
+    except OSError as error:
+        raise _taken("KVPLANE_RING_CONTROL_PORT", settings.control_port, error) from error
     leader = Leader(
         about=About(
             pod=settings.pod,
@@ -191,27 +222,34 @@ def _lead(settings: Settings) -> int:
         vocabulary=model.config.get_text_config().vocab_size,
         stop_ids=tokens.stop_ids(settings.model),
     )
-    try:
-        return asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
-    finally:
-        hub.stop("rank 0 was told to stop.")
-        del store
+    asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
+    # After a fault this is not reached: the workers are told nothing, and keep what they hold for the next rank 0.
+    hub.stop("rank 0 was told to stop.")
+    del store  # it had to live until here
+    return 0
+
+
+def _taken(variable: str, port: int, error: Exception) -> SettingsError:
+    """What to say where rank 0 cannot listen on a port."""
+    reason = str(error).partition("\n")[0]
+    return SettingsError(
+        f"{variable} is {port}, and rank 0 cannot listen there ({reason}); set a free port for all ranks."
+    )
 
 
 async def _serve(
     settings: Settings, *, engine: RingEngine, leader: Leader, served: ServedModel, inbox: "SimpleQueue[Any]"
-) -> int:
-    """The API, until SIGTERM or SIGINT, or until the model's thread has failed."""
+) -> None:
+    """The API, until SIGTERM or SIGINT. Where the model's thread fails, the process ends."""
     loop = asyncio.get_running_loop()
-    stop, failed = asyncio.Event(), asyncio.Event()
+    stop = asyncio.Event()
 
     def work() -> None:
         try:
             leader.run()
-        except BaseException:  # a rank 0 whose model is gone serves nobody, whatever its port says
+        except BaseException:  # a rank 0 whose model is gone serves nobody: who waits for it is not to wait in vain
             log.critical("The model's thread failed; this process ends.", exc_info=True)
-            loop.call_soon_threadsafe(failed.set)
-            loop.call_soon_threadsafe(stop.set)
+            os._exit(FAULT)
 
     def first() -> None:
         stop.set()
@@ -220,22 +258,20 @@ async def _serve(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, first)
+    door = api.Api(engine=engine, model=served)
+    try:
+        runner = await api.serve(door, host=settings.host, port=settings.port)
+    except OSError as error:
+        raise _taken("KVPLANE_RING_PORT", settings.port, error) from error
     thread = threading.Thread(target=work, name="ring-model", daemon=True)
     thread.start()
-    door = api.Api(engine=engine, model=served)
-    runner = await api.serve(door, host=settings.host, port=settings.port)
     log.info("Serving %s on http://%s:%d/v1.", settings.served_name, settings.host, settings.port)
-    try:
-        await stop.wait()
-        if failed.is_set():
-            return 1
-        log.info("Stopping, with %d requests in flight.", door.in_flight)
-        await door.drain(seconds=settings.drain_seconds)
-        inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
-        await asyncio.to_thread(thread.join)
-        return 0
-    finally:
-        await runner.cleanup()
+    await stop.wait()
+    log.info("Stopping, with %d requests in flight.", door.in_flight)
+    await door.drain(seconds=settings.drain_seconds)
+    inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
+    await asyncio.to_thread(thread.join)
+    await runner.cleanup()
 
 
 def end_with(parent: int) -> None:
@@ -247,11 +283,21 @@ def end_with(parent: int) -> None:
         sys.exit(1)
 
 
+def bound_lookups(environment: MutableMapping[str, str]) -> None:
+    """Has the resolver ask once and for a second (resolv.conf(5), RES_OPTIONS), unless the environment says otherwise.
+
+    Both ends of a connection to torch's store look up the name of the other (getnameinfo in c10d's socket.cpp), whatever
+    address they were given. Where nobody answers for that zone, the default is 10 s for each new ring.
+    """
+    environment.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+
+
 def main(settings: Settings) -> int:
     """:func:`run` with logging and the parent's end taken care of."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format=f"%(asctime)s %(levelname)s rank-{settings.ordinal} %(message)s"
     )
+    bound_lookups(os.environ)
     if settings.parent is not None:
         end_with(settings.parent)
     with contextlib.suppress(KeyboardInterrupt):

@@ -13,11 +13,14 @@ sequence where one rank of N is lost.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from kvplane_runtime.ring.layout import Layout, clip
 from kvplane_runtime.ring.messages import Step, Table
 from kvplane_runtime.ring.ranges import Run, runs
 
+_BLOCK: Final = 1 << 16
+"""Tokens that are compared in one go: the interpreter's lock is held meanwhile, and heartbeats wait for it."""
 Report = Mapping[int, Sequence[Run]]
 """The positions of each sequence that one process holds, in slot order."""
 
@@ -112,9 +115,9 @@ def brought(tables: Iterable[Table], known: Mapping[int, Sequence[int]]) -> Repo
     return report
 
 
-def gather(tables: Iterable[Table]) -> dict[int, list[int]]:
+def gather(tables: Iterable[Table]) -> dict[int, Sequence[int]]:
     """The tokens of the sequences that workers bring to a rank 0 that knows nothing: the longest they agree on."""
-    found: dict[int, list[int]] = {}
+    found: dict[int, Sequence[int]] = {}
     settled: set[int] = set()
     for table in tables:
         known = found.setdefault(table.sequence, table.tokens)
@@ -130,6 +133,8 @@ def gather(tables: Iterable[Table]) -> dict[int, list[int]]:
 def _agreeing(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
     both = min(len(one), len(other))
-    if list(one[:both]) == list(other[:both]):
-        return both
-    return next(at for at in range(both) if one[at] != other[at])
+    for begin in range(0, both, _BLOCK):
+        end = min(begin + _BLOCK, both)
+        if list(one[begin:end]) != list(other[begin:end]):
+            return next(at for at in range(begin, end) if one[at] != other[at])
+    return both

@@ -1,8 +1,12 @@
-"""The reference pages of the ring engine: its metrics from their table, its settings from the docstrings of their fields."""
+"""The reference pages of the ring engine: its metrics from their table, its settings from the docstrings of their fields.
+
+The page of architectures is written from the list that the tests prove, which is handed in.
+"""
 
 import ast
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Final
 
@@ -31,6 +35,44 @@ _SETTINGS_HEAD: Final = f"""\
 `kvplane-ring serve` takes them from its environment, the same for all ranks; `kvplane-ring local` sets what tells its ranks apart.
 A value that cannot be meant ends the process with status 2 and a sentence, before weights are read.
 """
+
+_ARCHITECTURES_HEAD: Final = f"""\
+# Architectures of the ring engine
+
+{_GENERATED}
+
+`tests/ring/test_exactness.py` makes each of these small, with random weights, and runs a conversation on rings of {{ranks}} ranks
+in fp32: prompts in windows of uneven length with keys and with queries going round, a short prompt whole on one rank, decode of
+both in a batch, a second turn, and a lost rank whose part is computed again. Every row of logits is the unsharded model's, within
+{{bound:.0e}} of the largest logit. With `-s` it prints the largest error of each.
+
+What is not here is examined at load, from its configuration and with a few tokens, and served if nothing speaks against it.
+
+| model type | models |
+|---|---|
+"""
+
+_REFUSED_HEAD: Final = """
+## Refused
+
+Some of those that are, with what the engine says of them:
+
+| model type | why |
+|---|---|
+"""
+
+
+def architectures_page(
+    *, served: Mapping[str, Sequence[str]], refused: Mapping[str, str], ranks: Sequence[int], bound: float
+) -> str:
+    """What is proved and what is refused. ``served``: by model type what distinguishes each model, "" for one as it comes."""
+    sizes = f"{', '.join(str(size) for size in ranks[:-1])} and {ranks[-1]}"
+    rows = [
+        f"| `{kind}` | {'; '.join(model or 'as it comes' for model in models)} |" for kind, models in served.items()
+    ]
+    reasons = [f"| `{kind}` | {_sentence(reason)} |" for kind, reason in refused.items()]
+    head = _ARCHITECTURES_HEAD.format(ranks=sizes, bound=bound)
+    return head + "\n".join(rows) + "\n" + _REFUSED_HEAD + "\n".join(reasons) + "\n"
 
 
 def metrics_page() -> str:

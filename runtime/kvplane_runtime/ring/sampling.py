@@ -7,7 +7,6 @@ The random numbers are Philox's with (seed, output) as its key and the token's n
 Log probabilities are those of the model: of the logits as they came, before temperature and cuts, as in vLLM's default.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,12 +62,9 @@ class NotFiniteError(Exception):
     """Logits hold NaN or only -inf: the model or the ring computed nonsense, and any token would be a wrong one."""
 
 
-def sample(logits: Logits, draws: Sequence[Draw]) -> list[Sampled]:
-    """One token for each draw; ``logits`` are [rows, vocabulary], float32. Raises NotFiniteError."""
-    return [_sample(logits[draw.row], draw) for draw in draws]
-
-
-def _sample(row: Logits, draw: Draw) -> Sampled:
+def sample(logits: Logits, draw: Draw) -> Sampled:
+    """The token of a draw; ``logits`` are [rows, vocabulary], float32. Raises NotFiniteError."""
+    row = logits[draw.row]
     best = int(np.argmax(row))  # the first of equals; NaN counts as the highest
     if not np.isfinite(row[best]):
         raise NotFiniteError(

@@ -164,19 +164,13 @@ class Scheduler:
         else:
             self._cancel(request, output)
 
-    def fail_all(self, refusal: Refusal, *, keep: bool = True) -> list[Event]:
-        """Ends all requests and forgets a step under way. ``keep``: their prefixes, and all others, may be used again;
-        not where the KV itself is in doubt.
-        """
+    def fail_all(self, refusal: Refusal) -> list[Event]:
+        """Ends all requests and forgets a step under way."""
         self._flight = None
         self._cancelled = []
         failed: list[Event] = [Failed(request, refusal) for request in self._jobs]
         for request in list(self._jobs):
             self._cancel(request, None)
-        if not keep:
-            self._forks.clear()
-            for sequence in list(self._sequences.values()):
-                self._forget(sequence)
         return failed
 
     def expire(self, *, now: float) -> list[Event]:
@@ -226,8 +220,12 @@ class Scheduler:
                     drawn.append(self._draw(len(step.decode), sequence))
         return drawn
 
-    def complete(self, step: Step, sampled: Mapping[int, Sampled], *, seconds: float) -> list[Event]:
-        """Applies ``step``, which took ``seconds``; ``sampled`` has the token of each draw, by sequence."""
+    def complete(
+        self, step: Step, sampled: Mapping[int, Sampled], *, seconds: float, failed: Mapping[int, Refusal] | None = None
+    ) -> list[Event]:
+        """Applies ``step``, which took ``seconds``. Each draw has a token in ``sampled``, by sequence, or in ``failed`` why there
+        is none: the request of that sequence ends.
+        """
         if step is not self._flight:
             raise RuntimeError(f"Step {step.number} of epoch {step.epoch} is not the one under way.")
         self._flight = None
@@ -244,6 +242,8 @@ class Scheduler:
             events += self._computed(step.window)
         for identity, token in sampled.items():
             events += self._sampled(self._sequences[identity], token)
+        for identity, refusal in (failed or {}).items():
+            events += self._fail(identity, refusal)
         cancelled, self._cancelled = self._cancelled, []
         gone = set(cancelled)
         for request, output in cancelled:
@@ -263,10 +263,10 @@ class Scheduler:
     def tables(self) -> list[Table]:
         """All sequences that ranks are to hold KV of, for a ``Form``."""
         return [
-            Table(
-                sequence=sequence.id,
-                tokens=sequence.tokens[: sequence.layout.length],
-                held=[
+            Table.of(
+                sequence.id,
+                sequence.tokens[: sequence.layout.length],
+                [
                     [Positions(run.first, run.count, run.step) for run in sequence.layout.runs(rank)]
                     for rank in range(sequence.layout.ranks)
                 ],
@@ -303,9 +303,7 @@ class Scheduler:
         For a scheduler that has nothing yet; positions that nobody holds are computed when they are needed.
         """
         for table in tables:
-            held = [
-                [part for run in mine for part in Run(run.first, run.count, run.step).ranges()] for mine in table.held
-            ]
+            held = [[Run(run.first, run.count, run.step) for run in mine] for mine in table.held]
             layout = Layout(ranks, held=held, length=len(table.tokens))
             self._next = max(self._next, table.sequence + 1)
             sequence = TokenSequence(
@@ -324,21 +322,22 @@ class Scheduler:
     # What is known.
 
     def snapshot(self) -> Snapshot:
-        """The state now."""
-        sequences = list(self._sequences.values())
-        in_progress = [sequence for sequence in sequences if sequence.job is not None]
-        ranks = self._accounting.ranks
+        """The state now. It is asked for after every step: those that are kept, which may be thousands, are not gone through."""
+        in_progress = [self._sequences[identity] for job in self._jobs.values() for identity in job.outputs]
         return Snapshot(
             waiting=sum(not s.begun and s.parked_since is None for s in in_progress),
             prefilling=sum(s.begun and s.prefills for s in in_progress),
             decoding=sum(s.begun and s.decodes for s in in_progress),
             parked=sum(s.parked_since is not None for s in in_progress),
-            kept=len(sequences) - len(in_progress),
+            kept=len(self._sequences) - len(in_progress),
             queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
             capacity_tokens=self._accounting.capacity,
             limit_tokens=self._accounting.limit,
             model_tokens=self.policy.model_tokens,
-            held=tuple(sum(s.layout.tokens(rank) for s in sequences) for rank in range(ranks)),
+            held=tuple(
+                kept + sum(s.layout.tokens(rank) for s in in_progress)
+                for rank, kept in enumerate(self._accounting.kept)
+            ),
             active=self._accounting.active,
             kept_tokens=self._accounting.kept,
             counts=dict(self._counts),
@@ -564,6 +563,23 @@ class Scheduler:
         for sequence in [each for each in outputs if output in (None, each.output)]:
             self._finish(sequence)
         self._counts["cancelled"] += output is None
+
+    def _fail(self, identity: int, refusal: Refusal) -> list[Event]:
+        """Ends the request of a sequence whose KV is in doubt; nothing if another of its outputs has done so.
+
+        Nothing of it is kept, and no finished sequence that it may have its KV from. Those in progress show for themselves
+        whether they can go on.
+        """
+        sequence = self._sequences.get(identity)
+        if sequence is None or sequence.job is None:
+            return []
+        request, doubtful = sequence.request, [*sequence.job.outputs, *self._prefixes.alike(sequence.tokens)]
+        self._cancel(request, None)
+        parents = self._parents()
+        for each in doubtful:
+            if self._prefixes.is_kept(each) and each not in parents:
+                self._forget(self._sequences[each])
+        return [Failed(request, refusal)]
 
     def _finish(self, sequence: TokenSequence) -> None:
         """The output is over. What the first output of a request has computed is kept; the others share its prompt."""

@@ -59,6 +59,9 @@ class Settings:
     """``KVPLANE_RING_SERVED_NAME``: what clients call the model. Default: the folder's name."""
     pod: str
     """``POD_UID``: tells two pods of one ordinal apart in messages. Default: the host name."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """``KVPLANE_RING_DEVICE``: where the model is and computes. cuda: the first GPU that the process sees, and NCCL between the
+    ranks; cpu: gloo."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """``KVPLANE_RING_DTYPE``: of weights and KV. Default auto: as the model was saved."""
     kv_tokens: int | None = None
@@ -103,7 +106,7 @@ class Settings:
 
     def deciding(self) -> tuple[str, ...]:
         """The values that must be equal on all ranks beside the model itself, as words."""
-        return (f"dtype={self.dtype}",)
+        return (f"dtype={self.dtype}", f"device={self.device}")
 
 
 def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settings:
@@ -138,6 +141,7 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         }
     )
     chosen = {
+        "device": reader.choice("KVPLANE_RING_DEVICE", "cpu", ("cpu", "cuda")),
         "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),
         "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", _LEAST_KV_TOKENS, 1 << 40),
         "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", 60, 1, 95),

@@ -18,8 +18,9 @@ from kvplane_runtime.ring.kernel import mask, products
 from kvplane_runtime.ring.merge import with_sinks
 
 _TOKENS: Final = 12
-_TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-"""Of the largest logit. What is wrong by construction is off by more than the logits' own size."""
+TOLERANCE: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
+"""By data type that the ring computes in, of the largest logit. What is wrong by construction is off by more than the logits'
+own size."""
 
 
 class _Reversed:
@@ -80,7 +81,7 @@ def prove(model: Any, architecture: Architecture) -> None:
             f"{architecture.layers - len(run.windows)} of its {architecture.layers} layers have no attention."
         )
     _check_windows(model.config.get_text_config(), run.windows, kind)
-    bound = _TOLERANCE[model.dtype] * max(1.0, float(expected.abs().max()))
+    bound = TOLERANCE[model.dtype] * max(1.0, float(expected.abs().max()))
     error = float((found - expected).abs().max())
     if not error <= bound:
         raise UnsupportedArchitectureError(

@@ -8,6 +8,7 @@ that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them wit
 import contextlib
 import logging
 import threading
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -39,7 +40,7 @@ class Tokens:
     """The tokens of each sequence as far as they have KV: what a rank 0 that knows nothing has to be told."""
 
     def __init__(self) -> None:
-        self.by_sequence: dict[int, list[int]] = {}
+        self.by_sequence: dict[int, array[int]] = {}
 
     def apply(self, step: messages.Step) -> None:
         """After ``step`` was finished."""
@@ -56,11 +57,11 @@ class Tokens:
 
     def restore(self, tables: Sequence[messages.Table]) -> None:
         """As a ``Form`` says."""
-        self.by_sequence = {table.sequence: list(table.tokens) for table in tables}
+        self.by_sequence = {table.sequence: array(messages.TYPECODE, table.packed) for table in tables}
 
     def _write(self, sequence: int, start: int, tokens: list[int]) -> None:
-        known = self.by_sequence.setdefault(sequence, [])
-        known[start : start + len(tokens)] = tokens
+        known = self.by_sequence.setdefault(sequence, array(messages.TYPECODE))
+        known[start : start + len(tokens)] = array(messages.TYPECODE, tokens)
 
 
 def positions(held: Sequence[Run]) -> list[messages.Positions]:
@@ -155,7 +156,7 @@ class Place:
         """What this process holds, for a rank 0 that does not know; one entry of ``held`` each, its own."""
         known = self._tokens.by_sequence
         return [
-            messages.Table(sequence, known[sequence], [positions(mine)])
+            messages.Table.of(sequence, known[sequence], [positions(mine)])
             for sequence, mine in self._model.held().items()
             if mine and sequence in known
         ]
@@ -248,7 +249,7 @@ class Worker:
         try:
             self._place.form(form)
         except RingBrokenError as error:
-            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error)))
+            self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error), suspect(error)))
         else:
             self._tether.send(messages.Formed(form.epoch, form.rank))
 
@@ -277,4 +278,9 @@ def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
 
 def fault(step: messages.Step, rank: int, error: RingBrokenError) -> messages.Fault:
     """What a rank says of a step that broke."""
-    return messages.Fault(step.epoch, rank, step.number, str(error), error.peers[0] if error.peers else None)
+    return messages.Fault(step.epoch, rank, step.number, str(error), suspect(error))
+
+
+def suspect(error: RingBrokenError) -> int | None:
+    """The rank that was waited for in vain, where that is known."""
+    return error.peers[0] if error.peers else None
