@@ -24,14 +24,16 @@ test: setup lint verify ## everything: lint, drift, unit, integration and end-to
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile --durations=25
 	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py --durations=25
+	@$(PYTHON) -m pytest e2e/rings --durations=25
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
 	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm prometheus
 	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
 
-e2e: setup ## end-to-end tests: the cluster itself, then kvplane on it with the real vLLM (root)
+e2e: setup ## end-to-end tests: the cluster itself, kvplane on it with the real vLLM, then rings that lose ranks (root)
 	@$(PYTHON) -m e2e.prepare
 	@$(PYTHON) -m pytest e2e/tests
+	@$(PYTHON) -m pytest e2e/rings
 
 lint: setup ## ruff and mypy
 	@.venv/bin/ruff check .
@@ -51,7 +53,7 @@ dashboards-preview: setup ## draw the dashboards into dist/dashboards (needs Nod
 	@$(PYTHON) -m charts.preview $(if $(PROMETHEUS),--prometheus $(PROMETHEUS))
 
 images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
-	@$(PYTHON) -m images.build control engine-cpu demo-model $(if $(PUSH),--push $(PUSH))
+	@$(PYTHON) -m images.build control engine-cpu ring-cpu demo-model $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
@@ -83,8 +85,12 @@ bench-admission: setup ## admission beside the peers' on the real vLLM and on re
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
 
+.PHONY: bench-ring-recovery
+bench-ring-recovery: setup ## a rank of a ring on a real cluster killed, beside LeaderWorkerSet with the same engine (root; QUICK=1: one of each)
+	@$(PYTHON) -m bench.ring_recovery $(if $(QUICK),--quick)
+
 clean: ## remove clusters, build output and .venv; keep the cache
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; $(PYTHON) -m e2e.cluster --name ringbench down; fi
 	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -127,8 +127,8 @@ it like the right to write Deployments, and let the namespace's pod security bou
 | llmservices | list, watch | the services |
 | llmservices/status | patch | their status |
 | llmservices/finalizers | update | owner references that block deletion, where an admission plugin guards those; none is set |
-| deployments, services, configmaps, poddisruptionbudgets | get, list, watch, create, patch, delete | the children |
-| pods | list, watch, patch | their state; an annotation makes the kubelet sync a changed configuration at once |
+| deployments, statefulsets, services, configmaps, poddisruptionbudgets | get, list, watch, create, patch, delete | the children |
+| pods | list, watch, patch, delete | their state; an annotation makes the kubelet sync a changed configuration at once; ranks of a ring that begins anew |
 | events | create | what a person watching a service wants to see |
 | leases (release namespace, the operator's own) | get, create, update | one leader |
 

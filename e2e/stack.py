@@ -36,11 +36,12 @@ class Images:
     control: str
     engine: str
     model: str
+    ring: str
 
     @property
-    def all(self) -> tuple[str, str, str]:
+    def all(self) -> tuple[str, ...]:
         """Every image that the nodes need."""
-        return (self.control, self.engine, self.model)
+        return (self.control, self.engine, self.model, self.ring)
 
     def values(self) -> dict[str, str]:
         """Chart values for CPU engines from these images."""
@@ -49,6 +50,7 @@ class Images:
             "image.repository": repository,
             "image.tag": tag,
             "defaults.engineImage": self.engine,
+            "defaults.ringImage": self.ring,
             "defaults.accelerator": "",
         }
 
@@ -62,7 +64,7 @@ def prepare_machine(progress: Progress) -> None:
 
 def prepare_images(progress: Progress) -> Images:
     """Bring the images of this checkout up to date, or take the pushed ones that KVPLANE_IMAGES names."""
-    recipes = ("control", "engine-cpu", "demo-model")
+    recipes = ("control", "engine-cpu", "demo-model", "ring-cpu")
     if pushed := os.environ.get(IMAGES_VARIABLE):
         return Images(*(f"{pushed.rstrip('/')}/{name}:dev" for name in recipes))
     # The cluster of namespaces adopts layers from buildah's store; kind loads what Docker has.

@@ -1,4 +1,4 @@
-"""Bring kvplane's images up to date: `python -m images.build [control] [engine-cpu] [demo-model]`.
+"""Bring kvplane's images up to date: `python -m images.build [control] [engine-cpu] [demo-model] [ring-cpu]`.
 
 A second run without changes does nothing and takes a fraction of a second; a change of kvplane's code rebuilds one small
 layer. Each image gets the tag asked for (`dev`) and one that is the hash of its sources. The output of each step goes to

@@ -52,11 +52,13 @@ def make_plan(
     """
     base = request.base or f"{commands.prefix}/base:{debian.base_key(repository)}"
     recipes = with_bases(request.names)
-    below: dict[str, str] = {}
+    arguments: dict[str, dict[str, str]] = {}
     keyed: dict[str, str] = {}
     for recipe in recipes:
-        below[recipe.name] = base if recipe.base_image is None else keyed[recipe.base_image]
-        key = content_key(recipe, repository, below[recipe.name])
+        below = base if recipe.base_image is None else keyed[recipe.base_image]
+        parts = {argument: keyed[part] for argument, part in recipe.parts}
+        arguments[recipe.name] = {recipe.base_argument: below, **parts}
+        key = content_key(recipe, repository, below, *parts.values())
         keyed[recipe.name] = f"{commands.prefix}/{recipe.name}:{key}"
 
     steps: list[Step] = []
@@ -69,7 +71,7 @@ def make_plan(
             command = commands.build(
                 containerfile=str(repository / recipe.containerfile),
                 context=str(repository),
-                arguments={recipe.base_argument: below[recipe.name]},
+                arguments=arguments[recipe.name],
                 names=(name, wanted),
             )
             steps.append(Step(f"image {recipe.name}: build", recipe.name, command))

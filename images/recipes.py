@@ -1,7 +1,7 @@
 """What each image is made from, and the key that says whether it must be made again.
 
-A key is the hash of everything that a build reads: the Containerfile, its inputs in the repository, and the key or the
-reference of the image below it. The key is also a tag: an image is up to date when a tag with its key exists, so
+A key is the hash of everything that a build reads: the Containerfile, its inputs in the repository, and the keys or
+references of the images it is made from. The key is also a tag: an image is up to date when a tag with its key exists, so
 nothing is remembered outside the image store, and going back to older sources finds the older image.
 """
 
@@ -27,6 +27,8 @@ class Recipe:
     """The build argument that names the image below."""
     base_image: str | None = None
     """The recipe of the image below, None for the Debian base that all others stand on."""
+    parts: tuple[tuple[str, str], ...] = ()
+    """Further images that files are taken from: the build argument that names each, and its recipe."""
 
 
 CONTROL = Recipe(
@@ -59,16 +61,26 @@ DEMO_MODEL = Recipe(
     base_argument="ENGINE",
     base_image="engine-cpu",
 )
-RECIPES = {recipe.name: recipe for recipe in (CONTROL, ENGINE_CPU, DEMO_MODEL)}
+RING_CPU = Recipe(
+    name="ring-cpu",
+    containerfile="images/ring-cpu/Containerfile",
+    inputs=(),
+    base_argument="ENGINE",
+    base_image="engine-cpu",
+    parts=(("CONTROL", "control"),),
+)
+RECIPES = {recipe.name: recipe for recipe in (CONTROL, ENGINE_CPU, DEMO_MODEL, RING_CPU)}
 
 
 def with_bases(names: tuple[str, ...]) -> tuple[Recipe, ...]:
-    """The recipes named, each after the one it stands on, none twice; raises KeyError for an unknown name."""
+    """The recipes named, each after those it is made from, none twice; raises KeyError for an unknown name."""
     ordered: dict[str, Recipe] = {}
 
     def add(recipe: Recipe) -> None:
         if recipe.base_image is not None:
             add(RECIPES[recipe.base_image])
+        for _, part in recipe.parts:
+            add(RECIPES[part])
         ordered.setdefault(recipe.name, recipe)
 
     for name in names:
@@ -76,9 +88,12 @@ def with_bases(names: tuple[str, ...]) -> tuple[Recipe, ...]:
     return tuple(ordered.values())
 
 
-def content_key(recipe: Recipe, repository: Path, base: str) -> str:
-    """The key of `recipe` on the image `base` (a reference that is itself a key or fixed), 16 hexadecimal digits."""
+def content_key(recipe: Recipe, repository: Path, base: str, *parts: str) -> str:
+    """The key of `recipe` on the image `base`, with files of the images `parts` (references that are themselves keys, or
+    fixed): 16 hexadecimal digits."""
     digest = hashlib.sha256(base.encode())
+    for part in parts:
+        digest.update(f"{part}\n".encode())
     for name in (recipe.containerfile, *recipe.inputs):
         for path in _files(repository / name):
             executable = bool(path.stat().st_mode & stat.S_IXUSR)

@@ -3,15 +3,14 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import lws
 from bench.operator.process import Process
-from e2e.cluster import binaries, toolchain
 from e2e.cluster.controlplane import ControlPlane
 from e2e.cluster.progress import Progress
 
@@ -19,13 +18,6 @@ Json = dict[str, Any]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMESPACE = "bench"
-_LWS_MODULE = "sigs.k8s.io/lws"
-LWS = binaries.Component(
-    name="lws",
-    module=Path(__file__).resolve().parent / "modules" / "lws",
-    programs={"lws-manager": f"{_LWS_MODULE}/cmd"},
-    versioned_by=_LWS_MODULE,
-)
 
 
 @dataclass(frozen=True)
@@ -109,7 +101,7 @@ def leader_worker_set() -> Controller:
     """LeaderWorkerSet's controller manager."""
     core, apps = f"/api/v1/namespaces/{NAMESPACE}", f"/apis/apps/v1/namespaces/{NAMESPACE}"
     return Controller(
-        name=f"LeaderWorkerSet-{LWS.version()}",
+        name=lws.NAME,
         objects=f"/apis/leaderworkerset.x-k8s.io/v1/namespaces/{NAMESPACE}/leaderworkersets",
         child=f"{apps}/statefulsets",
         children={f"{apps}/statefulsets": 1, f"{core}/services": 1},
@@ -149,14 +141,13 @@ def _leader_worker_set(name: str, image: str) -> Json:
 
 
 def _install_lws(control_plane: ControlPlane) -> None:
-    crds = _module_folder() / "config" / "crd" / "bases"
-    control_plane.kubectl("apply", "--server-side", "-f", str(crds))
+    control_plane.kubectl("apply", "--server-side", "-f", str(lws.sources() / lws.CRDS))
     control_plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     control_plane.kubectl("create", "namespace", "lws-system")
 
 
 def _lws_process(control_plane: ControlPlane, log: Path) -> Process:
-    program = binaries.build([LWS], progress=Progress())["lws-manager"]
+    program = lws.program(Progress())
     configuration = {
         "apiVersion": "config.lws.x-k8s.io/v1alpha1",
         "kind": "Configuration",
@@ -171,19 +162,6 @@ def _lws_process(control_plane: ControlPlane, log: Path) -> Process:
     environment = {"KUBECONFIG": str(control_plane.kubeconfig), "ENABLE_WEBHOOKS": "false"}
     # The log level is that of its Deployment.
     return Process([str(program), f"--config={path}", "--zap-log-level=2"], environment, log=log)
-
-
-def _module_folder() -> Path:
-    """The module's source in Go's module cache, where its CRDs lie."""
-    go = toolchain.find(toolchain.required_version((LWS.module / "go.mod").read_text()), Progress())
-    answer = subprocess.run(
-        [go.go, "mod", "download", "-json", f"{_LWS_MODULE}@{LWS.version()}"],
-        cwd=LWS.module,
-        env=go.environment(),
-        capture_output=True,
-        check=True,
-    )
-    return Path(json.loads(answer.stdout)["Dir"])
 
 
 def _free_port() -> int:

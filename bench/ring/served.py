@@ -113,9 +113,9 @@ class Served:
     def __init__(self, model: Path, *, ranks: int, logs: Path, settings: Mapping[str, str]) -> None:
         self.ranks = ranks
         self._model, self._logs, self._settings = model, logs, settings
-        self._port, self._control, self._store = free_ports(3)
+        self._control, self._store, *self._answers = free_ports(2 + ranks)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.url = f"http://{HOST}:{self._port}"
+        self.url = f"http://{HOST}:{self._answers[0]}"
 
     async def __aenter__(self) -> Self:
         try:
@@ -146,7 +146,8 @@ class Served:
             "KVPLANE_RING_MODEL": str(self._model),
             "KVPLANE_RING_SERVED_NAME": NAME,
             "KVPLANE_RING_DTYPE": "float32",
-            "KVPLANE_RING_PORT": str(self._port),
+            "KVPLANE_RING_PORT": str(self._answers[0]),
+            "KVPLANE_RING_WORKER_PORT": str(self._answers[rank]),
             "KVPLANE_RING_CONTROL_PORT": str(self._control),
             "KVPLANE_RING_STORE_PORT": str(self._store),
             "KVPLANE_RING_THREADS": "1",

@@ -10,6 +10,7 @@ from charts.dashboards.admission import admission
 from charts.dashboards.kv_memory import kv_memory
 from charts.dashboards.operator import operator
 from charts.dashboards.overview import overview
+from charts.dashboards.ring import ring
 
 
 def outputs(folder: Path) -> dict[Path, str]:
@@ -19,4 +20,5 @@ def outputs(folder: Path) -> dict[Path, str]:
         folder / "kv-memory.json": kv_memory(),
         folder / "admission.json": admission(),
         folder / "operator.json": operator(),
+        folder / "ring.json": ring(),
     }

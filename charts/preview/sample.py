@@ -26,6 +26,8 @@ _BLOCKS: Final = 3_750
 _RELOADED_AT: Final = 1200
 _HEALED_AT: Final = 2700
 _CRASHED_AT: Final = 600
+_RANK_LOST_AT: Final = 900
+_RANK_BACK_AT: Final = 960
 
 
 def openmetrics(end: int) -> str:
@@ -56,6 +58,7 @@ def _series() -> Iterator[Series]:
     yield from _operator()
     for service, reason, replicas in (("chat", "Serving", 2), ("code", "Serving", 1), ("big", "Unschedulable", 0)):
         yield from _service(service, reason, replicas)
+    yield from _rings()
 
 
 def _peak(second: float) -> float:
@@ -200,6 +203,7 @@ def _service(service: str, reason: str, replicas: int) -> Iterator[Series]:
     where = {"namespace": "team", "service": service}
     serves = float(replicas > 0)
     yield "gauge", "kvplane_service_condition", where | {"condition": "Ready", "reason": reason}, _always(serves)
+    yield "gauge", "kvplane_service_condition", where | {"condition": "Progressing", "reason": "Stable"}, _always(0)
     yield "gauge", "kvplane_service_replicas", where | {"state": "ready"}, _always(replicas)
     yield "gauge", "kvplane_service_replicas", where | {"state": "desired"}, _always(max(replicas, 1))
     if replicas:
@@ -211,8 +215,79 @@ def _service(service: str, reason: str, replicas: int) -> Iterator[Series]:
         yield "counter", restarts, about | {"container": "kvplane-sidecar"}, _always(0)
 
 
+def _rings() -> Iterator[Series]:
+    """What is exported of a ring of four that lost a rank and got it back."""
+    where = {"namespace": "team", "service": "long"}
+    for state, count in (("formed", 1), ("degraded", 0), ("failed", 0)):
+        yield "gauge", "kvplane_service_ring_groups", where | {"state": state}, _always(count)
+    about = where | {"pod": "long-ring-0-0", "model_name": "long"}
+
+    def gauge(name: str, course: Course, **labels: str) -> Series:
+        return "gauge", f"kvplane_ring_{name}", about | labels, course
+
+    def counter(name: str, course: Course, **labels: str) -> Series:
+        return "counter", f"kvplane_ring_{name}", about | labels, course
+
+    def without_a_rank(second: float) -> bool:
+        return _RANK_LOST_AT <= second < _RANK_BACK_AT
+
+    def load(second: float) -> float:
+        """One long prompt after the other, with a pause between."""
+        return 0.0 if second % _PROMPT_SECONDS > 0.8 * _PROMPT_SECONDS else 1.0
+
+    yield from (
+        gauge("formed", _always(1)),
+        gauge("world_size", _always(_RANKS)),
+        gauge("members", lambda s: _RANKS - without_a_rank(s)),
+        gauge("epoch", lambda s: 3.0 + (s >= _RANK_LOST_AT) + (s >= _RANK_BACK_AT)),
+        gauge("kv_capacity_tokens", _always(_RANK_TOKENS)),
+        gauge("imbalance_ratio", lambda s: 0.02 + 0.01 * math.sin(s / 200)),
+        counter("prefill_tokens", lambda s: 9000 * load(s), kind="new"),
+        counter("prefill_tokens", _times(80_000, _once(_RANK_LOST_AT)), kind="refilled"),
+        counter("parked_requests", _always(0)),
+        ("bucket", "kvplane_ring_recovery_seconds_count", about, _once(_RANK_LOST_AT)),
+        ("bucket", "kvplane_ring_recovery_seconds_sum", about, _times(1.2, _once(_RANK_LOST_AT))),
+    )
+    for rank in range(_RANKS):
+        yield from _rank(gauge, counter, rank, load)
+    for rank in range(1, _RANKS):
+        here = about | {"pod": f"long-ring-0-{rank}"}
+        lost: Course = without_a_rank if rank == _RANKS - 1 else _always(0)
+        yield "gauge", "kvplane_ring_worker_inside", here, _not(lost)
+    for cause, at in (("lost", _RANK_LOST_AT), ("joined", _RANK_BACK_AT)):
+        yield counter("reforms", _once(at), cause=cause)
+
+
+_RANKS: Final = 4
+_RANK_TOKENS: Final = 120_000
+_PROMPT_SECONDS: Final = 300
+
+
+def _rank(gauge: Callable[..., Series], counter: Callable[..., Series], number: int, load: Course) -> Iterator[Series]:
+    """What rank 0 exports of one rank; the last one is that which is lost, and comes back empty."""
+    rank = str(number)
+
+    def held(second: float) -> float:
+        began = _RANK_BACK_AT if number == _RANKS - 1 and second >= _RANK_LOST_AT else 0
+        return max(0.0, min(90_000.0, 50.0 * (second - began)))
+
+    yield from (
+        gauge("kv_tokens", held, rank=rank, state="held"),
+        gauge("kv_tokens", lambda s: 60_000 * load(s), rank=rank, state="reserved"),
+        gauge("kv_tokens", lambda s: max(0.0, held(s) - 60_000 * load(s)), rank=rank, state="kept"),
+        counter("step_seconds", lambda s: (0.94 + 0.005 * number) * load(s), rank=rank, part="computing"),
+        counter("step_seconds", lambda s: (0.02 - 0.002 * number) * load(s), rank=rank, part="waited"),
+        counter("step_seconds", lambda s: 0.03 * load(s), rank=rank, part="other"),
+        counter("sent_bytes", lambda s: 1.2e9 * load(s), rank=rank),
+    )
+
+
 def _always(value: float) -> Course:
     return lambda _: value
+
+
+def _not(course: Course) -> Course:
+    return lambda second: 1 - course(second)
 
 
 def _times(factor: float, course: Course) -> Course:

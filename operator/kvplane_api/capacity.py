@@ -17,6 +17,13 @@ _BYTES_PER_ELEMENT = {
 }
 
 
+RING_KV_PERCENT = 60
+"""Share of a rank's memory left after the weights that the ring engine takes for KV, unless it is told otherwise: the rest
+is for activations and for blocks on their way."""
+
+SMALLEST_RING = 2
+
+
 class CapacityError(ValueError):
     """An argument is out of its bounds; the message names it, its bound and its value."""
 
@@ -43,6 +50,21 @@ class Fit:
     kv_bytes: int
     """Bytes left for KV cache over all accelerators of the replica; 0 where the weights alone do not fit."""
     weight_bytes: int
+
+
+@dataclass(frozen=True)
+class RingFit:
+    """The smallest ring that holds a context, with the numbers that say why."""
+
+    size: int | None
+    """None where no ring does: the weights leave a rank no room."""
+    rank_tokens: int
+    """Tokens whose KV one rank holds."""
+    kv_bytes_per_token: int
+    kv_bytes: int
+    """Bytes of one rank for KV cache."""
+    weight_bytes: int
+    """Of the whole model: every rank holds it."""
 
 
 def bytes_per_element(dtype: str, *, default: int = 2) -> int:
@@ -109,6 +131,37 @@ def fit(
         fits=context_tokens <= capacity,
         needed_tokens=context_tokens,
         capacity_tokens=capacity,
+        kv_bytes_per_token=per_token,
+        kv_bytes=kv_bytes,
+        weight_bytes=weight_bytes,
+    )
+
+
+def ring_fit(
+    facts: ModelFacts,
+    *,
+    context_tokens: int,
+    rank_bytes: int,
+    dtype: str = "auto",
+    kv_percent: int = RING_KV_PERCENT,
+    spare_ranks: int = 0,
+) -> RingFit:
+    """The smallest ring for one request of ``context_tokens``, by what the ring engine does at its start.
+
+    Left for KV on a rank = (rank_bytes - weights) x kv_percent; each rank holds all weights and 1/N of a sequence, K and V
+    in the dtype of the weights. ``spare_ranks`` of the ring may be lost and the context still fits.
+    """
+    _positive("context_tokens", context_tokens)
+    _positive("rank_bytes", rank_bytes)
+    _not_negative("spare_ranks", spare_ranks)
+    weight_bytes = facts.parameters * bytes_per_element(dtype)
+    per_token = kv_bytes_per_token(facts, kv_cache_dtype=dtype)
+    kv_bytes = max(0, rank_bytes - weight_bytes) * kv_percent // 100
+    rank_tokens = kv_bytes // per_token
+    needed = -(-context_tokens // rank_tokens) + spare_ranks if rank_tokens else None
+    return RingFit(
+        size=None if needed is None else max(SMALLEST_RING, needed),
+        rank_tokens=rank_tokens,
         kv_bytes_per_token=per_token,
         kv_bytes=kv_bytes,
         weight_bytes=weight_bytes,

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     CONTEXT_EXCEEDS_CAPACITY = "ContextExceedsCapacity"
     RING_NOT_AVAILABLE = "RingNotAvailable"
+    RING_SIZE_UNKNOWN = "RingSizeUnknown"
+    UNSUPPORTED_BY_RING = "UnsupportedByRing"
     PATH_NOT_ALLOWED = "PathNotAllowed"
     CHILD_CONFLICT = "ChildConflict"
     CHILD_REJECTED = "ChildRejected"
@@ -48,16 +50,20 @@ class Reason(StrEnum):
     PODS_REFUSED = "PodsRefused"
     STARTUP_TIMED_OUT = "StartupTimedOut"
     NOT_RECONCILED = "NotReconciled"
+    RESTART_BUDGET_EXHAUSTED = "RestartBudgetExhausted"
 
     ROLLING_OUT = "RollingOut"
     SCALING = "Scaling"
     STABLE = "Stable"
     NO_ROOM_FOR_SURGE = "NoRoomForSurge"
     ROLLOUT_STALLED = "RolloutStalled"
+    CHANGING_MODE = "ChangingMode"
+    RE_FORMING = "ReForming"
 
     AS_ASKED = "AsAsked"
     REPLICAS_MISSING = "ReplicasMissing"
     CRASH_LOOPING = "CrashLooping"
+    RING_DEGRADED = "RingDegraded"
     ADMISSION_IMPAIRED = "AdmissionImpaired"
     NOT_SERVING = "NotServing"
 
@@ -105,15 +111,30 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         Type.ACCEPTED,
         "False",
         Reason.CONTEXT_EXCEEDS_CAPACITY,
-        "By model.facts, context.maxTokens does not fit the KV memory of one replica.",
-        "Lower context.maxTokens, raise engine.tensorParallelSize, or set engine.kvCacheDtype: fp8.",
+        "By model.facts, context.maxTokens does not fit the KV memory of one replica, or of one ring.",
+        "Lower context.maxTokens. Paged: raise engine.tensorParallelSize, set engine.kvCacheDtype: fp8, or use mode Ring. "
+        "Ring: raise ring.size to what the message says, or leave it out.",
     ),
     Meaning(
         Type.ACCEPTED,
         "False",
         Reason.RING_NOT_AVAILABLE,
-        "Mode Auto asks for a ring, which this version cannot run.",
-        "Lower context.maxTokens, raise context.ringThresholdTokens, or set mode: Paged.",
+        "The service is to be a ring, and this installation names no image of the ring engine.",
+        "Set ring.image, or install the chart with defaults.ringImage. Or set mode: Paged.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.RING_SIZE_UNKNOWN,
+        "Mode Auto chose a ring, and nothing says how large it has to be.",
+        "Set ring.size, or give model.facts, from which it is planned.",
+    ),
+    Meaning(
+        Type.ACCEPTED,
+        "False",
+        Reason.UNSUPPORTED_BY_RING,
+        "The spec asks a ring, which the user or mode Auto chose, for what it does not have; the message names it.",
+        "Remove it, or set mode: Paged.",
     ),
     Meaning(
         Type.ACCEPTED,
@@ -209,6 +230,13 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         "Raise it, or keep the download with model.cache.claimName.",
     ),
     Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.RESTART_BUDGET_EXHAUSTED,
+        f"Every ring group used up recovery.restartBudget without forming a ring, and was given up. {_LOG} of the first crash.",
+        "Correct what the log names; a change of the spec, or a new value of the annotation kvplane.dev/retry, starts them again.",
+    ),
+    Meaning(
         Type.AVAILABLE, "False", Reason.NOT_RECONCILED, "Nothing runs, since the spec is not accepted.", "See Accepted."
     ),
     Meaning(Type.PROGRESSING, "True", Reason.ROLLING_OUT, "Pods of the newest template are being brought up.", "Wait."),
@@ -228,6 +256,20 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         "Pods of the new template do not come up; the old pods serve on.",
         "Correct what the message names, or set the spec back.",
     ),
+    Meaning(
+        Type.PROGRESSING,
+        "True",
+        Reason.RE_FORMING,
+        "A ring waits for a rank, or takes one in; the message says which.",
+        "Wait: seconds for a restart, minutes for a new node.",
+    ),
+    Meaning(
+        Type.PROGRESSING,
+        "True",
+        Reason.CHANGING_MODE,
+        "The pods of the other mode serve until those of the new one do.",
+        "Wait. Where both do not fit, free room for the new ones, or delete the service and make it again.",
+    ),
     Meaning(Type.DEGRADED, "False", Reason.AS_ASKED, "Nothing is missing.", _NOTHING),
     Meaning(
         Type.DEGRADED,
@@ -242,6 +284,21 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         Reason.CRASH_LOOPING,
         f"The service serves, while a replica crashes again and again. {_LOG}.",
         "As for EngineCrashed, SidecarCrashed or OOMKilled.",
+    ),
+    Meaning(
+        Type.DEGRADED,
+        "True",
+        Reason.RING_DEGRADED,
+        "A ring serves with a rank less; the message says which group, and why the rank is away.",
+        "Wait: seconds for a restart, minutes for a new node. Else as for the reason of Available that the message gives.",
+    ),
+    Meaning(
+        Type.DEGRADED,
+        "True",
+        Reason.RESTART_BUDGET_EXHAUSTED,
+        "The service serves, while a ring group used up recovery.restartBudget: given up, or serving with a rank less. "
+        f"{_LOG} of the first crash.",
+        "Correct what the log names; a change of the spec, or a new value of the annotation kvplane.dev/retry, starts it again.",
     ),
     Meaning(
         Type.DEGRADED,

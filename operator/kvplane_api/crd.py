@@ -18,10 +18,20 @@ def _ready(field: str) -> str:
 
 
 PRINTER_COLUMNS: tuple[dict[str, Any], ...] = (
-    {"name": "Mode", "type": "string", "jsonPath": ".status.mode", "description": "Paged"},
+    {"name": "Mode", "type": "string", "jsonPath": ".status.mode", "description": "Paged or Ring"},
     {"name": "Ready", "type": "string", "jsonPath": _ready("status"), "description": "Serving, and as asked"},
-    {"name": "Replicas", "type": "integer", "jsonPath": ".status.readyReplicas", "description": "Pods that serve"},
-    {"name": "Desired", "type": "integer", "jsonPath": ".status.desiredReplicas", "description": "Pods asked for"},
+    {
+        "name": "Replicas",
+        "type": "integer",
+        "jsonPath": ".status.readyReplicas",
+        "description": "Pods or rings that serve",
+    },
+    {
+        "name": "Desired",
+        "type": "integer",
+        "jsonPath": ".status.desiredReplicas",
+        "description": "Pods or rings asked for",
+    },
     {"name": "Endpoint", "type": "string", "jsonPath": ".status.endpoint", "description": "Base URL in the cluster"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
     {"name": "Model", "type": "string", "jsonPath": ".spec.model.source", "priority": 1},

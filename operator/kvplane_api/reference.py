@@ -46,7 +46,8 @@ def service_page() -> str:
         lines += [f"## {part}", "", "| field | type | meaning |", "|---|---|---|"]
         lines += [_row(path, node, required=required) for path, node, required in _fields(schema["properties"][part])]
         lines += [""]
-        if rules := [rule for _, node, _ in _fields(schema["properties"][part]) for rule in _messages(node)]:
+        own = schema["properties"][part]
+        if rules := _messages(own) + [rule for _, node, _ in _fields(own) for rule in _messages(node)]:
             lines += ["Refused at apply, with these messages:", "", *(f"- {rule}" for rule in dict.fromkeys(rules)), ""]
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from kvplane_api import names
+from kvplane_api.conditions import MESSAGE_LIMIT
 from kvplane_api.schema import PERSISTED_DEFAULT
 
 SERVICE_NAME_LIMIT = 43
@@ -61,6 +62,32 @@ also takes any unambiguous beginning of a flag for it, so those are refused too.
 _FREE_FLAGS_THAT_BEGIN_AN_OWNED_ONE = ("--tokenizer",)
 
 RESERVED_ENV = ("HF_HOME", "HF_TOKEN", "VLLM_HOST_IP")
+
+PAGED_ENGINE_FIELDS = (
+    "image",
+    "kvCacheDtype",
+    "tensorParallelSize",
+    "extraArgs",
+    "blockSize",
+    "gpuMemoryPercent",
+    "maxBatchedTokens",
+    "prefixCaching",
+    "speculative",
+    "kvOffload",
+    "kvTransfer",
+)
+"""Fields of ``spec.engine`` that the ring engine does not have. A ring refuses them: a field is never ignored."""
+
+PAGED_ADMISSION_FIELDS = ("reservation", "kvHardCapPercent", "kvPeakPercent")
+"""Fields of ``spec.admission`` by which a sidecar holds KV memory back. A ring's own scheduler knows its memory, and refuses them
+too."""
+
+RING_ENV = ("WORLD_SIZE", "PROMPT_SPLIT_STRATEGY", "POD_IP", "POD_UID")
+"""Environment that the operator sets in a ring's engines, beside KVPLANE_*."""
+
+LARGEST_RING = 256
+MOST_RING_GROUPS = 1000
+"""Names of a group's StatefulSet, and of the revisions of it that Kubernetes puts into a label, hold three digits."""
 
 
 def _cel(rule: str, message: str, **more: str) -> dict[str, str]:
@@ -154,7 +181,7 @@ class ModelFacts(_Model):
     parameters: Annotated[int, Field(ge=1, le=10**14, json_schema_extra={"format": "int64"})]
     """parameters: number of weights. 8000000000 for an 8B model."""
     accelerator_memory: Bytes
-    """acceleratorMemory of one accelerator, as a quantity (80Gi)."""
+    """acceleratorMemory of one accelerator, as a quantity (80Gi). Of engines on CPUs: of one pod."""
 
 
 _SOURCE_RULES = _rules(
@@ -225,8 +252,7 @@ class Context(_Model):
     """maxTokens: longest prompt + output, in tokens, that a user may send. Unset: the longest that the model and the KV
     cache of one replica allow, found by the engine when it starts."""
     ring_threshold_tokens: Annotated[int, Field(ge=16, le=100_000_000)] = 100_000
-    """ringThresholdTokens: mode Auto asks for a ring above it. Default: 100000 tokens. This version has no ring mode: a
-    service that needs one is not accepted (RingNotAvailable)."""
+    """ringThresholdTokens: mode Auto chooses a ring when maxTokens is above it. Default: 100000 tokens."""
 
 
 class EnvVar(_Model):
@@ -389,6 +415,42 @@ class Engine(_Model):
     """kvTransfer: a KV connector's configuration, passed to the engine as JSON. Unset: none."""
 
 
+class RingRecovery(_Model):
+    """What happens when a ring loses a rank."""
+
+    reform_grace_seconds: Annotated[int, Field(ge=0, le=86_400)] = 30
+    """reformGraceSeconds that a rank stays on a node that is not ready or unreachable; then it is evicted, and deleted by
+    force where the node cannot say that it ended. The ring goes on without it from the first second. Default: 30."""
+    restart_budget: Annotated[int, Field(ge=0, le=1000)] = 5
+    """restartBudget: exits of engines and sidecars of one group within budgetWindowSeconds that are borne. With more, a
+    group that cannot form a ring is given up: its pods go, and status says why. Default: 5."""
+    budget_window_seconds: Annotated[int, Field(ge=60, le=604_800)] = 3600
+    """budgetWindowSeconds in which exits are counted, from the first one on. Default: 3600."""
+    reserve: Literal["None", "Survive"] = "None"
+    """reserve: Survive admits only what one rank less can hold, so that a lost rank makes no request wait; a planned size
+    then has one rank more. None uses all memory. Default: None."""
+
+
+class Ring(_Model):
+    """Ring groups: each is one ring of pods that share the KV cache of every request."""
+
+    size: Annotated[int, Field(ge=2, le=LARGEST_RING)] | None = None
+    """size: ranks of one ring, each a pod. Unset: the smallest ring that holds context.maxTokens by model.facts."""
+    window_tokens: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """windowTokens: least new tokens per rank and prefill window. Slow networks need more to hide the exchange; short
+    requests then wait longer. Unset: the engine's own (1024)."""
+    image: Annotated[str, Field(min_length=1, max_length=512)] | None = None
+    """image of the ring engine. Default: the installation's defaults.ringImage."""
+    resources: ResourceRequirements | None = None
+    """resources of the engine container of each rank. Unset: engine.resources, and one of the installation's
+    defaults.accelerator."""
+    spread: Literal["Preferred", "Required"] = "Preferred"
+    """spread of a ring's ranks over nodes: Preferred puts two on one node only where there is no other; Required never
+    does, so that the loss of a node is the loss of one rank. Default: Preferred."""
+    recovery: RingRecovery = RingRecovery()
+    """recovery: what happens when a ring loses a rank."""
+
+
 class Slo(_Model):
     """What users are promised. Admission decides by it; changes reach running pods without a restart."""
 
@@ -463,13 +525,14 @@ class Admission(_Model):
     reservation: Literal["Expected", "Worst"] = "Expected"
     """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
     its prompt and all that it may generate (max_tokens; without it, all of the context), so that the engine has no cause
-    to preempt; fewer run at the same time. Default: Expected."""
+    to preempt; fewer run at the same time. Default: Expected. Refused for rings."""
     kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
     """kvHardCapPercent of a replica's KV memory up to which requests are let in: what is in use then, and the new prompt.
-    Never learned; outputs may grow beyond it later. A prompt above it is answered 400. Default: 95."""
+    Never learned; outputs may grow beyond it later. A prompt above it is answered 400. Default: 95. Refused for rings."""
     kv_peak_percent: Annotated[int, Field(ge=85, le=200)] | None = None
     """kvPeakPercent: upper bound of the predicted KV peak of the requests let through, as a percentage of a replica's KV
-    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost."""
+    memory. The bound in use is learned, from 85 up to this. Unset: this is learned too, from what preemptions cost.
+    Refused for rings."""
     queue: AdmissionQueue = AdmissionQueue()
     """queue: how many requests wait for room, and how long."""
     fairness: Fairness = Fairness()
@@ -534,7 +597,7 @@ class Disruption(_Model):
 
     pdb: Literal["Auto", "Off"] = "Auto"
     """pdb: Auto makes a PodDisruptionBudget that lets one pod go at a time, from two replicas on (with one it would block
-    every node drain). Off makes none. Default: Auto."""
+    every node drain), and always for rings, which serve on with a rank less. Off makes none. Default: Auto."""
     drain_seconds: Annotated[int, Field(ge=0, le=86_400)] = 600
     """drainSeconds: longest time that requests in flight get to finish before their pod is ended. Default: 600."""
 
@@ -668,21 +731,80 @@ class PodTemplate(_Model):
     condition Accepted."""
 
 
+def _of_ring(rule: str) -> str:
+    return f"self.mode != 'Ring' || {rule}"
+
+
+_SPEC_RULES = _rules(
+    _cel(
+        "!has(self.ring) || self.mode != 'Paged'",
+        "ring is read in modes Ring and Auto; remove it, or set mode: Ring.",
+    ),
+    _cel(
+        _of_ring("!self.model.source.startsWith('hf://')"),
+        "mode Ring reads the model from a folder: model.source must be pvc://, oci:// or path://, for example "
+        "pvc://models/qwen3-8b.",
+    ),
+    _cel(
+        _of_ring(
+            "(has(self.ring) && has(self.ring.size)) || "
+            "(has(self.model.facts) && has(self.context) && has(self.context.maxTokens))"
+        ),
+        "mode Ring needs ring.size, or model.facts and context.maxTokens, from which the smallest ring is planned.",
+    ),
+    _cel(
+        _of_ring(f"!has(self.engine) || !({' || '.join(f'has(self.engine.{name})' for name in PAGED_ENGINE_FIELDS)})"),
+        f"mode Ring has no engine.{', engine.'.join(PAGED_ENGINE_FIELDS)}: the ring engine does not know them. Remove them "
+        "(ring.image is its image), or set mode: Paged.",
+    ),
+    _cel(
+        _of_ring("!has(self.engine) || !has(self.engine.dtype) || self.engine.dtype != 'float16'"),
+        "mode Ring computes in auto, bfloat16 or float32; engine.dtype must be one of these.",
+    ),
+    _cel(
+        _of_ring(
+            f"!has(self.engine) || !has(self.engine.env) || self.engine.env.all(e, !(e.name in {_cel_list(RING_ENV)}))"
+        ),
+        f"mode Ring sets {', '.join(RING_ENV)} itself; remove them from engine.env.",
+    ),
+    _cel(
+        _of_ring(
+            f"!has(self.admission) || !({' || '.join(f'has(self.admission.{name})' for name in PAGED_ADMISSION_FIELDS)})"
+        ),
+        f"mode Ring has no admission.{', admission.'.join(PAGED_ADMISSION_FIELDS)}: a ring knows what each of its ranks holds, "
+        "and admits by that. Remove them, or set mode: Paged.",
+    ),
+    _cel(
+        _of_ring("!has(self.rollout)"),
+        "rollout is of replicas; rings are renewed one group after the other, drained before. Remove it.",
+    ),
+    _cel(
+        _of_ring(f"self.replicas <= {MOST_RING_GROUPS}"),
+        f"replicas of mode Ring are groups, at most {MOST_RING_GROUPS}.",
+    ),
+)
+
+
 class LLMServiceSpec(_Model):
     """What the user asks for."""
+
+    model_config = ConfigDict(json_schema_extra=_SPEC_RULES)
 
     model: Model
     """model that is served. Required."""
     context: Context = Context()
     """context: how long prompts may be."""
-    mode: Annotated[Literal["Auto", "Paged"], Field(json_schema_extra={PERSISTED_DEFAULT: True})] = "Auto"
-    """mode: Paged serves from replicas that each hold the whole KV cache of their requests. Auto chooses from this spec
-    alone: Paged, unless context.maxTokens exceeds context.ringThresholdTokens or, by model.facts, one replica's KV
-    memory. Default: Auto."""
+    mode: Annotated[Literal["Auto", "Paged", "Ring"], Field(json_schema_extra={PERSISTED_DEFAULT: True})] = "Auto"
+    """mode: Paged serves from replicas that each hold the whole KV cache of their requests. Ring serves from groups of
+    pods that share the KV cache of each request, for contexts that fit no replica. Auto chooses from this spec alone:
+    Paged, unless context.maxTokens exceeds context.ringThresholdTokens or, by model.facts, one replica's KV memory.
+    Default: Auto."""
     replicas: Annotated[int, Field(ge=0, le=10_000, json_schema_extra={PERSISTED_DEFAULT: True})] = 1
-    """replicas of the engine; what kubectl scale and a HorizontalPodAutoscaler write. Default: 1."""
+    """replicas of the engine, in mode Ring groups; what kubectl scale and a HorizontalPodAutoscaler write. Default: 1."""
     engine: Engine = Engine()
     """engine: how the engine runs."""
+    ring: Ring | None = None
+    """ring: what the groups of mode Ring are like. Unset: all of its defaults."""
     slo: Slo = Slo()
     """slo: what users are promised."""
     admission: Admission = Admission()
@@ -721,19 +843,62 @@ class ConditionStatus(_Model):
     """lastTransitionTime: when status changed last."""
 
 
+class PodExits(_Model):
+    """How often the containers of one pod have exited."""
+
+    uid: Annotated[str, Field(max_length=63)]
+    """uid of the pod."""
+    count: Annotated[int, Field(ge=0)]
+    """count of exits that were taken into account."""
+
+
+class GroupRestarts(_Model):
+    """What a ring group has used of its restart budget."""
+
+    group: Annotated[int, Field(ge=0)]
+    """group: its number."""
+    count: Annotated[int, Field(ge=0)]
+    """count of exits of its engines and sidecars since windowStart, those of pods that are gone included."""
+    window_start: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """windowStart: when the first of them was seen."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """reason of the first of them, as a condition would give it."""
+    message: Annotated[str, Field(max_length=MESSAGE_LIMIT)]
+    """message of the first of them, with the last log lines."""
+    pods: Annotated[list[PodExits], Field(max_length=2 * LARGEST_RING)]
+    """pods that are there and have exits."""
+
+
+_Groups = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_RING_GROUPS)]
+
+
 class PoolStatus(_Model):
-    """One group of equal replicas."""
+    """One set of equal replicas."""
 
     name: Annotated[str, Field(max_length=63)]
-    """name of the pool: the Deployment's name."""
-    kind: Literal["Paged"]
+    """name of the pool: the service's."""
+    kind: Literal["Paged", "Ring"]
     """kind of the pool."""
     replicas: Annotated[int, Field(ge=0)]
-    """replicas: pods that exist."""
+    """replicas: pods, or ring groups, that exist."""
     ready: Annotated[int, Field(ge=0)]
-    """ready: pods that serve."""
+    """ready: pods, or rings, that serve."""
+    size: Annotated[int, Field(ge=2)] | None = None
+    """size: ranks of one ring."""
+    degraded_groups: _Groups | None = None
+    """degradedGroups: numbers of the ring groups that serve with fewer ranks than size."""
+    failed_groups: _Groups | None = None
+    """failedGroups: numbers of the ring groups that used up recovery.restartBudget without a ring, and were given up.
+    A change of the spec, or a new value of the annotation kvplane.dev/retry, starts them again."""
+    restarts: Annotated[list[GroupRestarts], Field(max_length=MOST_RING_GROUPS)] | None = None
+    """restarts of ring groups, of those that had any."""
+    retry: Annotated[str, Field(max_length=63)] | None = None
+    """retry: value of the annotation kvplane.dev/retry that was acted upon last."""
+    spec_hash: Annotated[str, Field(max_length=63)] | None = None
+    """specHash of the spec, replicas aside, that restarts and failedGroups are of; another one begins them anew."""
     kv_tokens_per_replica: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
-    """kvTokensPerReplica: tokens whose KV one replica holds, the smallest where they differ. Absent: not known."""
+    """kvTokensPerReplica: tokens whose KV one replica, or ring, holds, the smallest where they differ. Absent: not
+    known."""
     max_context_tokens: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
     """maxContextTokens: longest prompt + output that a replica serves, the smaller of the engine's limit and, with
     admission.policy Enforce, kvHardCapPercent of its KV memory. Absent: not known."""
@@ -759,16 +924,16 @@ class LLMServiceStatus(_Model):
 
     observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] | None = None
     """observedGeneration: the generation of the spec that was last acted upon."""
-    mode: Literal["Paged"] | None = None
+    mode: Literal["Paged", "Ring"] | None = None
     """mode in use."""
     endpoint: Annotated[str, Field(max_length=512)] | None = None
     """endpoint: the base URL of the OpenAI-compatible API inside the cluster."""
     replicas: Annotated[int, Field(ge=0)] | None = None
-    """replicas: pods that exist."""
+    """replicas: pods, or ring groups, that exist."""
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
-    """readyReplicas: pods that serve."""
+    """readyReplicas: pods, or ring groups, that serve."""
     desired_replicas: Annotated[int, Field(ge=0)] | None = None
-    """desiredReplicas: pods that are asked for."""
+    """desiredReplicas: pods, or ring groups, that are asked for."""
     selector: Annotated[str, Field(max_length=512)] | None = None
     """selector: label selector of the pods, as the scale subresource gives it to a HorizontalPodAutoscaler."""
     pools: (

@@ -117,9 +117,10 @@ class AdmissionState(_Wire):
     reserved_tokens: int = Field(ge=0)
     """KV tokens held now plus those expected of the requests that run: the predicted peak M."""
     kv_peak_ratio: float | None = None
-    """The predicted peak over the engine's capacity; ``None`` while the capacity is unknown."""
+    """The predicted peak over the engine's capacity; ``None`` while the capacity is unknown, and in front of a ring, which
+    decides on its KV itself."""
     kappa: float
-    """Learned factor: requests are admitted while the predicted peak is at most kappa x capacity."""
+    """Learned factor: requests are admitted while the predicted peak is at most kappa x capacity. 1 in front of a ring."""
     admitted_total: int = Field(ge=0)
     refused_total: int = Field(ge=0)
     shed_reservation_tokens_total: int = Field(ge=0)
@@ -144,6 +145,8 @@ class SidecarState(_Wire):
     served_name: str
     engine_ready: bool
     draining: bool
+    drained: bool = False
+    """Whether the drain is over: nothing is waited for any more. The other ranks of a ring go only then."""
     in_flight: int = Field(ge=0)
     """Client requests the proxy holds now."""
     signal_age_seconds: float | None = None

@@ -43,9 +43,9 @@ async def run(settings: OperatorSettings) -> int:
     store = Store()
     metrics.SERVICES.set_function(store.services)
     metrics.REGISTRY.register(metrics.ServiceCollector(services=store.llmservices, pods=store.pods))
-    reconciler = Reconciler(store=store, cluster=cluster, settings=settings)
-    queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
     sidecars = connect_to_sidecars()
+    reconciler = Reconciler(store=store, cluster=cluster, settings=settings, drain=sidecars.drain)
+    queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
     poller = SignalPoller(
         store=store,
         fetch=sidecars.fetch,
@@ -121,7 +121,7 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, stop: asyncio.Event) -> None:
-    registry = build_registry(store=store, enqueue=queue.add, forget=queue.forget)
+    registry = build_registry(store=store, enqueue=queue.add, forget=queue.forget, nodes=settings.read_nodes)
 
     started = asyncio.Event()
 

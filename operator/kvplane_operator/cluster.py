@@ -33,6 +33,7 @@ between."""
 
 PATHS: Final[Mapping[str, str]] = {
     Kind.DEPLOYMENT.value: "/apis/apps/v1/namespaces/{namespace}/deployments",
+    Kind.STATEFUL_SET.value: "/apis/apps/v1/namespaces/{namespace}/statefulsets",
     Kind.SERVICE.value: "/api/v1/namespaces/{namespace}/services",
     Kind.CONFIG_MAP.value: "/api/v1/namespaces/{namespace}/configmaps",
     Kind.PDB.value: "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
@@ -151,14 +152,32 @@ class Cluster:
         body = {"metadata": {"uid": uid, "resourceVersion": resource_version}, "status": dict(status)}
         return await self._send("PATCH", names.KIND, namespace, name, body=body, kind=_MERGE, part="/status")
 
-    async def annotate_pod(self, namespace: str, name: str, key: str, value: str) -> None:
-        """Set one annotation of a pod; a pod that is gone is fine."""
+    async def annotate_pod(self, namespace: str, name: str, key: str, value: str, *, uid: str | None = None) -> None:
+        """Set one annotation of a pod; a pod that is gone is fine.
+
+        Raises:
+            ConflictError: a ``uid`` was given, and the pod of that name is another one by now.
+        """
         self._fence()
-        body = {"metadata": {"annotations": {key: value}}}
+        body: Json = {"metadata": {"annotations": {key: value}, **({"uid": uid} if uid else {})}}
         try:
             await self._send("PATCH", "Pod", namespace, name, body=body, kind=_MERGE)
         except NotFoundError:
             return
+
+    async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> bool:
+        """Delete exactly the pod that was seen, by ``force`` without waiting for its node; False if it was gone already.
+
+        Raises:
+            ConflictError: the pod of that name is another one by now.
+        """
+        self._fence()
+        body: Json = {"preconditions": {"uid": uid}, **({"gracePeriodSeconds": 0} if force else {})}
+        try:
+            await self._send("DELETE", "Pod", namespace, name, body=body)
+        except NotFoundError:
+            return False
+        return True
 
     async def create_event(self, namespace: str, event: Json) -> None:
         """Post an event."""

@@ -21,12 +21,15 @@ logger = logging.getLogger(__name__)
 WATCHED: Final[Mapping[str, tuple[str, str, str]]] = {
     SERVICE: (names.GROUP, names.VERSION, names.PLURAL),
     "Deployment": ("apps", "v1", "deployments"),
+    "StatefulSet": ("apps", "v1", "statefulsets"),
     "Service": ("", "v1", "services"),
     "ConfigMap": ("", "v1", "configmaps"),
     "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
     POD: ("", "v1", "pods"),
 }
 """Kind to group, version and plural."""
+
+NODES: Final = ("", "v1", "nodes")
 
 CHILD_SELECTOR: Final = names.LABEL_SERVICE
 """Label selector of children and pods: the label exists. Applied by the API server, so other people's are not sent."""
@@ -61,9 +64,9 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 
 def build_registry(
-    *, store: Store, enqueue: Callable[[str], None], forget: Callable[[str], None]
+    *, store: Store, enqueue: Callable[[str], None], forget: Callable[[str], None], nodes: bool
 ) -> kopf.OperatorRegistry:
-    """Handlers for all watched kinds, bound to one store and one queue."""
+    """Handlers for all watched kinds, and for ``nodes`` where they may be read, bound to one store and one queue."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -72,6 +75,8 @@ def build_registry(
 
     for kind, (group, version, plural) in WATCHED.items():
         _register(registry, kind, (group, version, plural), store=store, enqueue=enqueue, forget=forget)
+    if nodes:
+        _register_nodes(registry, store=store, enqueue=enqueue)
     return registry
 
 
@@ -127,3 +132,20 @@ def _register(
         uid = store.uid_of(metadata["namespace"], name) if name else None
         if told and uid is not None:
             enqueue(uid)
+
+
+def _register_nodes(registry: kopf.OperatorRegistry, *, store: Store, enqueue: Callable[[str], None]) -> None:
+    news: dict[str, list[str]] = {}
+    """By node, the services to which its last event told something new."""
+
+    @kopf.index(*NODES, registry=registry, id="store-Node")
+    async def index(body: kopf.Body, **_: Any) -> None:
+        news[body["metadata"]["name"]] = store.put_node(dict(body))
+
+    @kopf.on.event(*NODES, registry=registry, id="event-Node")
+    async def event(event: kopf.RawEvent, **_: Any) -> None:
+        name = event["object"]["metadata"]["name"]
+        for uid in news.pop(name, ()):
+            enqueue(uid)
+        if event["type"] == "DELETED":
+            store.remove_node(name)

@@ -69,6 +69,14 @@ STATE_POLLS: Final = Counter(
     ("result",),
     registry=REGISTRY,
 )
+RING_PODS_DELETED: Final = Counter(
+    "kvplane_operator_ring_pods_deleted",
+    "Pods of ring groups that the operator deleted, by cause: renewed (a rollout), forced (a node that does not answer).",
+    ("cause",),
+    registry=REGISTRY,
+)
+for _cause in ("renewed", "forced"):
+    RING_PODS_DELETED.labels(_cause)
 LOOP_LAG: Final = Gauge(
     "kvplane_operator_event_loop_lag_seconds",
     "How late the last one-second tick of the event loop was.",
@@ -94,7 +102,7 @@ class ServiceCollector(Collector):
 
     def collect(self) -> Iterable[Family]:
         """The families, filled."""
-        conditions, replicas, restarts = families = _service_families()
+        conditions, replicas, groups, exits, restarts = families = _service_families()
         for service in self._services():
             where = (service["metadata"]["namespace"], service["metadata"]["name"])
             status = service.get("status") or {}
@@ -105,6 +113,12 @@ class ServiceCollector(Collector):
             for state, count in (("desired", "desiredReplicas"), ("ready", "readyReplicas")):
                 if count in status:
                     replicas.add_metric((*where, state), status[count])
+            for pool in status.get("pools") or ():
+                if pool["kind"] == "Ring":
+                    for state, number in _ring_groups(pool).items():
+                        groups.add_metric((*where, state), number)
+                    for entry in pool.get("restarts") or ():
+                        exits.add_metric((*where, str(entry["group"])), entry["count"])
         for pod in self._pods():
             metadata, status = pod["metadata"], pod["status"]
             where = (metadata["namespace"], metadata["labels"][names.LABEL_SERVICE])
@@ -114,7 +128,17 @@ class ServiceCollector(Collector):
         return families
 
 
-def _service_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily]:
+def _ring_groups(pool: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "formed": pool["ready"],
+        "degraded": len(pool.get("degradedGroups") or ()),
+        "failed": len(pool.get("failedGroups") or ()),
+    }
+
+
+def _service_families() -> tuple[
+    GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily
+]:
     return (
         GaugeMetricFamily(
             "kvplane_service_condition",
@@ -125,6 +149,17 @@ def _service_families() -> tuple[GaugeMetricFamily, GaugeMetricFamily, CounterMe
             "kvplane_service_replicas",
             "Replicas of each LLMService by state: desired, and ready of these.",
             labels=("namespace", "service", "state"),
+        ),
+        GaugeMetricFamily(
+            "kvplane_service_ring_groups",
+            "Ring groups of each LLMService by state: formed (they serve), degraded (of these, with a rank less), failed "
+            "(given up, their restart budget used).",
+            labels=("namespace", "service", "state"),
+        ),
+        GaugeMetricFamily(
+            "kvplane_service_ring_group_exits",
+            "Exits of engines and sidecars that count against a ring group's restart budget now.",
+            labels=("namespace", "service", "group"),
         ),
         CounterMetricFamily(
             "kvplane_service_container_restarts",
@@ -148,6 +183,7 @@ METRICS: Final = (
     LEADING,
     DRIFT_HEALED,
     STATE_POLLS,
+    RING_PODS_DELETED,
     LOOP_LAG,
     ServiceCollector(services=tuple, pods=tuple),
 )

@@ -1,15 +1,15 @@
 """Brings one service to what its plan says: observe, plan, apply; then tell, in status and events.
 
-Order of writes: an overlay that the user changed is tried out by the API server before anything is written; Deployments
-come after all other children, so that no pod starts while one of their names is somebody else's. A child that should not
-exist yet is only created: a name that is taken is noticed by the write itself. The status is written last, from a fresh
-plan, and only where it differs.
+Order of writes: an overlay that the user changed is tried out by the API server before anything is written; what makes pods
+comes after all other children, so that no pod starts while one of their names is somebody else's. A child that should not
+exist yet is only created: a name that is taken is noticed by the write itself. Then come deletions, of children and of
+ring pods, and sidecars are asked to drain. The status is written last, from a fresh plan, and only where it differs.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +18,9 @@ from kvplane_api import names
 from kvplane_api.conditions import Type
 from kvplane_operator import metrics
 from kvplane_operator.cluster import ApiError, Cluster, ConflictError, RefusedError
-from kvplane_operator.plan.service import Deletion, Plan, Write, make_plan
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Obstacle, Ref, Snapshot
+from kvplane_operator.plan.actions import Deletion, Drain, PodDeletion, Write
+from kvplane_operator.plan.service import Plan, make_plan
+from kvplane_operator.plan.snapshot import WORKLOADS, Blocked, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import SERVICE, Store, owned_by
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 _HEAL_FIRST_SECONDS = 1.0
 _HEAL_LONGEST_SECONDS = 60.0
 _HEAL_FORGET_SECONDS = 300.0
+
+_STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass
@@ -44,7 +47,11 @@ class _Memory:
 class Reconciler:
     """Reconciles services by uid; one at a time for each, many side by side."""
 
-    def __init__(self, *, store: Store, cluster: Cluster, settings: OperatorSettings) -> None:
+    def __init__(
+        self, *, store: Store, cluster: Cluster, settings: OperatorSettings, drain: Callable[[str], Awaitable[None]]
+    ) -> None:
+        """``drain`` asks the sidecar at an IP to take no more requests."""
+        self._drain_at = drain
         self._store = store
         self._cluster = cluster
         self._settings = settings
@@ -62,7 +69,7 @@ class Reconciler:
         with metrics.RECONCILE_SECONDS.time():
             plan = self._plan(snapshot)
             put_off = None
-            if plan.writes or plan.deletions or plan.touched_pods or memory.blocked:
+            if plan.acts or memory.blocked:
                 written, put_off = await self._execute(snapshot, plan, memory)
                 if written and not memory.blocked:
                     # What there is to tell is told in a pass of its own, from the end of the queue: in a burst, the
@@ -95,6 +102,8 @@ class Reconciler:
                     self._cluster.annotate_pod(namespace, pod, names.ANNOTATION_CONFIG_HASH, plan.config_hash)
                     for pod in plan.touched_pods
                 ),
+                *(self._delete_pod(snapshot, deletion) for deletion in plan.pod_deletions),
+                *(self._drain(namespace, drain) for drain in plan.drains),
             )
         return bool(writes), put_off
 
@@ -105,6 +114,34 @@ class Reconciler:
             )
         except ConflictError:
             return  # it changed since it was seen; the watch event of that change brings it back here
+
+    async def _delete_pod(self, snapshot: Snapshot, deletion: PodDeletion) -> None:
+        logger.info("Pod %s/%s is deleted: %s.", snapshot.namespace, deletion.pod, deletion.why)
+        try:
+            done = await self._cluster.delete_pod(
+                snapshot.namespace, deletion.pod, uid=deletion.uid, force=deletion.force
+            )
+        except ConflictError:
+            return  # another pod bears the name; its watch event brings it back here
+        if not done:
+            return  # the watch has yet to tell that it is gone
+        metrics.RING_PODS_DELETED.labels("forced" if deletion.force else "renewed").inc()
+        if deletion.force:
+            text = f"Pod {deletion.pod} is deleted by force: {deletion.why}."
+            await self._post(snapshot, _event(snapshot, "Warning", "PodDeletedByForce", text))
+
+    async def _drain(self, namespace: str, drain: Drain) -> None:
+        """The mark first: it says to whoever leads next that this rank 0 is to go."""
+        if not drain.marked:
+            stamp = datetime.now(UTC).strftime(_STAMP)
+            try:
+                await self._cluster.annotate_pod(
+                    namespace, drain.pod, names.ANNOTATION_DRAIN_SINCE, stamp, uid=drain.uid
+                )
+            except ConflictError:
+                return
+        if drain.ip:
+            await self._drain_at(drain.ip)
 
     def _calm(self, writes: tuple[Write, ...], memory: _Memory) -> tuple[list[Write], float | None]:
         """Put off healing that did not hold before: each time in a row twice as long."""
@@ -129,17 +166,17 @@ class Reconciler:
         return calm, min(waits, default=None)
 
     async def _try_out(self, snapshot: Snapshot, plan: Plan, writes: list[Write]) -> list[Blocked]:
-        """Have the API server check a Deployment with a user's overlay before anything, its record too, is written."""
+        """Have the API server check a workload with a user's overlay before anything, its record too, is written."""
         if not plan.dry_run_first:
             return []
-        tried = [write for write in writes if write.ref.kind is Kind.DEPLOYMENT]
+        tried = [write for write in writes if write.ref.kind in WORKLOADS]
         return [b for write in tried if (b := await self._write(snapshot, write, dry_run=True))]
 
     async def _apply_all(self, snapshot: Snapshot, writes: list[Write]) -> list[Blocked]:
-        # Deployments last: no pod starts while a name is not ours, and the record of the pod template, in the ConfigMap,
-        # is never younger than a Deployment made from it.
-        first = [write for write in writes if write.ref.kind is not Kind.DEPLOYMENT]
-        last = [write for write in writes if write.ref.kind is Kind.DEPLOYMENT]
+        # Workloads last: no pod starts while a name is not ours, and the record of the pod template, in the ConfigMap,
+        # is never younger than a workload made from it.
+        first = [write for write in writes if write.ref.kind not in WORKLOADS]
+        last = [write for write in writes if write.ref.kind in WORKLOADS]
         blocked: list[Blocked] = []
         for batch in (first, last):
             results = await asyncio.gather(*(self._write(snapshot, write) for write in batch))
@@ -199,10 +236,13 @@ class Reconciler:
         if "capacity" in patch:
             memory.capacity_written = datetime.now(UTC)
         for event in _events(snapshot, plan):
-            try:
-                await self._cluster.create_event(snapshot.namespace, event)
-            except ApiError as error:
-                logger.info("An event was not posted: %s", error)
+            await self._post(snapshot, event)
+
+    async def _post(self, snapshot: Snapshot, event: dict[str, Any]) -> None:
+        try:
+            await self._cluster.create_event(snapshot.namespace, event)
+        except ApiError as error:
+            logger.info("An event was not posted: %s", error)
 
 
 def _not_ours(snapshot: Snapshot, ref: Ref, manifest: Manifest) -> Blocked:
@@ -224,13 +264,18 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
     """Events for what a person watching the service would want to see happen."""
     before = {c["type"]: c for c in snapshot.status.get("conditions") or ()}
     events = []
+    mode, was = plan.status["mode"], snapshot.status.get("mode")
+    if plan.choice is not None and plan.choice.why and mode != was and (was or mode == "Ring"):
+        events.append(_event(snapshot, "Normal", "ModeChosen", plan.choice.why))
     for condition in plan.status["conditions"]:
         old = before.get(condition["type"])
         if condition["type"] not in _TOLD or (old is not None and old["reason"] == condition["reason"]):
             continue
         if old is None and condition["status"] == _USUAL_AT_FIRST.get(condition["type"]):
             continue
-        events.append(_event(snapshot, condition))
+        bad = _BAD.get(condition["type"]) == condition["status"] or condition["reason"] in _BAD_REASONS
+        text = f"{condition['type']}={condition['status']}: {condition['message']}"
+        events.append(_event(snapshot, "Warning" if bad else "Normal", condition["reason"], text))
     return events
 
 
@@ -255,14 +300,13 @@ _BAD_REASONS = frozenset(
         "ContainerConfigError",
         "NoRoomForSurge",
         "RolloutStalled",
+        "RestartBudgetExhausted",
     }
 )
 
 
-def _event(snapshot: Snapshot, condition: Mapping[str, Any]) -> dict[str, Any]:
-    now = datetime.now(UTC)
-    bad = _BAD.get(condition["type"]) == condition["status"] or condition["reason"] in _BAD_REASONS
-    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _event(snapshot: Snapshot, kind: str, reason: str, message: str) -> dict[str, Any]:
+    stamp = datetime.now(UTC).strftime(_STAMP)
     return {
         "metadata": {"name": f"{snapshot.name}.{time.time_ns():x}", "namespace": snapshot.namespace},
         "involvedObject": {
@@ -272,9 +316,9 @@ def _event(snapshot: Snapshot, condition: Mapping[str, Any]) -> dict[str, Any]:
             "name": snapshot.name,
             "uid": snapshot.uid,
         },
-        "type": "Warning" if bad else "Normal",
-        "reason": condition["reason"],
-        "message": f"{condition['type']}={condition['status']}: {condition['message']}"[:1024],
+        "type": kind,
+        "reason": reason,
+        "message": message[:1024],
         "source": {"component": names.MANAGER},
         "reportingComponent": names.MANAGER,
         "firstTimestamp": stamp,

@@ -37,11 +37,16 @@ class OperatorSettings(BaseSettings):
     sidecar_image: str = "kvplane/control:dev"
     engine_image: str = "vllm/vllm-openai:v0.32.0"
     """Image of engines whose spec names none."""
+    ring_image: str = ""
+    """Image of ring engines whose spec names none. Empty: a ring has to name its own, since nobody else builds one."""
     image_pull_policy: str = "IfNotPresent"
     accelerator: str = "nvidia.com/gpu"
     """Extended resource that engines ask for, tensorParallelSize of it. Empty: CPU engines, nothing is asked for."""
     allow_path_sources: bool = False
     """Accept path:// models (hostPath). Off: a hostPath reads any directory of a node."""
+    read_nodes: bool = False
+    """Watch nodes, so that a pod on a node that is gone is deleted by force. Off: rings wait for the node, or for a person:
+    the right to read nodes is the cluster's to give."""
     rollout_on_upgrade: bool = False
     """Let an upgrade of the operator roll pods to its images and template. Off: pods change only with their spec."""
 

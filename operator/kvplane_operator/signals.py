@@ -6,6 +6,7 @@ a service is planned again at once only where something changed that status tell
 """
 
 import asyncio
+import contextlib
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -17,11 +18,12 @@ import aiohttp
 from kvplane_api import names
 from kvplane_api.wire import SidecarState
 from kvplane_operator import metrics
-from kvplane_operator.plan.findings import ready
+from kvplane_operator.plan.ring.groups import tells
 from kvplane_operator.plan.signals import answered, failed, telling
 from kvplane_operator.store import POD, Store, service_of
 
 TIMEOUT_SECONDS: Final = 2.0
+_ASKING: Final = aiohttp.ClientTimeout(total=1.0)
 _TICK_SECONDS: Final = 1.0
 _AT_ONCE: Final = 64
 _ANSWER_BYTES: Final = 64 * 1024
@@ -44,7 +46,7 @@ class Sidecars:
 
     async def fetch(self, ip: str) -> SidecarState:
         """The state that the sidecar at that IP tells; raises StateError."""
-        url = f"http://{f'[{ip}]' if ':' in ip else ip}:{names.PORT_ADMIN}/state"
+        url = _url(ip, "/state")
         body = b""
         try:
             async with self._session.get(url, allow_redirects=False) as response:
@@ -66,9 +68,22 @@ class Sidecars:
         except ValueError as error:
             raise StateError(f"{url} answers with something that is not a sidecar's state") from error
 
+    async def drain(self, ip: str) -> None:
+        """Ask the sidecar at that IP to take no more requests.
+
+        It answers once it holds none, which nobody waits for here: whether it drains is read from its state.
+        """
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+            async with self._session.post(_url(ip, "/drain"), allow_redirects=False, timeout=_ASKING):
+                pass
+
     async def close(self) -> None:
         """End all connections."""
         await self._session.close()
+
+
+def _url(ip: str, path: str) -> str:
+    return f"http://{f'[{ip}]' if ':' in ip else ip}:{names.PORT_ADMIN}{path}"
 
 
 def connect_to_sidecars() -> Sidecars:
@@ -125,7 +140,7 @@ class SignalPoller:
         """Pods to poll now: one that began to serve at once, then each period with jitter."""
         now = asyncio.get_running_loop().time()
         serving = {
-            pod["metadata"]["uid"]: pod for pod in self._store.pods() if ready(pod) and pod["status"].get("podIP")
+            pod["metadata"]["uid"]: pod for pod in self._store.pods() if tells(pod) and pod["status"].get("podIP")
         }
         for uid in self._due.keys() - serving.keys():
             del self._due[uid]

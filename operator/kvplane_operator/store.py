@@ -10,16 +10,27 @@ from datetime import datetime
 from typing import Any, Final
 
 from kvplane_api import names
-from kvplane_operator.plan.findings import ready
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Reading, Ref, Snapshot
+from kvplane_operator.plan.ring.groups import LONG_AGO, tells, time_of
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Snapshot
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
 
+OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
+
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
 
-_POD_METADATA: Final = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "labels", "annotations")
+_POD_METADATA: Final = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "labels",
+    "annotations",
+)
 
 
 class Store:
@@ -31,6 +42,7 @@ class Store:
         self._services: dict[str, Key] = {}
         self._pods: dict[str, Key] = {}
         self._readings: dict[str, Reading] = {}
+        self._nodes: dict[str, NodeView] = {}
 
     def put(self, kind: str, manifest: Mapping[str, Any]) -> bool:
         """Take in one object; False if a newer (or this very) version is known already."""
@@ -49,7 +61,7 @@ class Store:
             if held is not None and held["metadata"]["uid"] != metadata["uid"]:
                 self._forget_pod(held["metadata"]["uid"])
             self._pods[metadata["uid"]] = key
-            if not ready(slim):  # what was read of it before says nothing of its next start
+            if not tells(slim):  # what was read of it before says nothing of its next start
                 self._readings.pop(metadata["uid"], None)
         if owner := service_of(kind, metadata):
             self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
@@ -106,10 +118,23 @@ class Store:
         """What that pod's sidecar said last."""
         return self._readings.get(pod_uid)
 
+    def put_node(self, node: Mapping[str, Any]) -> list[str]:
+        """Take in a node; the uids of the services that have pods there, if it is news to them."""
+        name = node["metadata"]["name"]
+        view = _view(node)
+        if self._nodes.get(name) == view:
+            return []
+        self._nodes[name] = view
+        return self._services_on(name)
+
+    def remove_node(self, name: str) -> None:
+        """Forget a node that is gone; Kubernetes itself removes the pods of nodes that are no more."""
+        self._nodes.pop(name, None)
+
     def note(self, pod_uid: str, reading: Reading) -> bool:
-        """Keep what a pod's sidecar said for as long as the pod serves; False if it does not, or is gone."""
+        """Keep what a pod's sidecar said for as long as it tells; False if it does not, or is gone."""
         key = self._pods.get(pod_uid)
-        if key is None or not ready(self._objects[key]):
+        if key is None or not tells(self._objects[key]):
             return False
         self._readings[pod_uid] = reading
         return True
@@ -149,8 +174,21 @@ class Store:
                 if pod["metadata"]["uid"] in self._readings
             },
             blocked=blocked,
+            annotations=metadata.get("annotations") or {},
+            nodes={
+                node: self._nodes[node] for pod in pods if (node := pod["spec"].get("nodeName")) in self._nodes and node
+            },
             capacity_written=capacity_written,
         )
+
+    def _services_on(self, node: str) -> list[str]:
+        owners = {
+            (pod["metadata"]["namespace"], service_of(POD, pod["metadata"]))
+            for pod in self.pods()
+            if pod["spec"].get("nodeName") == node
+        }
+        uids = (self.uid_of(namespace, name) for namespace, name in owners if name is not None)
+        return [uid for uid in uids if uid is not None]
 
     def _forget(self, key: Key) -> None:
         held = self._objects.pop(key)
@@ -183,6 +221,18 @@ def owned_by(manifest: Mapping[str, Any], uid: str) -> bool:
     return any(owner.get("controller") and owner.get("uid") == uid for owner in owners)
 
 
+def _view(node: Mapping[str, Any]) -> NodeView:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    ready: Mapping[str, Any] = next((c for c in conditions if c["type"] == "Ready"), {})
+    taints = (node.get("spec") or {}).get("taints") or ()
+    return NodeView(
+        # Without the condition the node has only just come; it is not taken for one that is lost.
+        ready=ready.get("status", "True") == "True",
+        since=time_of(ready.get("lastTransitionTime")) or LONG_AGO,
+        out_of_service=any(taint.get("key") == OUT_OF_SERVICE for taint in taints),
+    )
+
+
 def _newer(metadata: Mapping[str, Any], held: Mapping[str, Any]) -> bool:
     # Resource versions of one resource are integers that grow (KEP-5504).
     return int(metadata["resourceVersion"]) > int(held["resourceVersion"])
@@ -192,9 +242,21 @@ def _slim(kind: str, manifest: Mapping[str, Any]) -> Manifest:
     """The parts that plans read: managedFields alone is often half of an object."""
     metadata = manifest["metadata"]
     if kind == POD:
-        spec = {"nodeName": manifest["spec"].get("nodeName")}
+        spec = {"nodeName": manifest["spec"].get("nodeName"), **_claims(manifest["spec"])}
         kept = {key: metadata[key] for key in _POD_METADATA if key in metadata}
         return {"metadata": kept, "spec": spec, "status": manifest.get("status") or {}}
     slim = {key: value for key, value in manifest.items() if key != "metadata"}
     slim["metadata"] = {key: value for key, value in metadata.items() if key != "managedFields"}
     return slim
+
+
+def _claims(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The volumes of a pod that are claims, and how its containers use volumes; nothing where there is no claim."""
+    volumes = [v for v in spec.get("volumes") or () if "persistentVolumeClaim" in v or "ephemeral" in v]
+    if not volumes:
+        return {}
+    uses = {
+        kind: [{part: c[part] for part in ("volumeMounts", "volumeDevices") if part in c} for c in spec.get(kind) or ()]
+        for kind in ("initContainers", "containers")
+    }
+    return {"volumes": volumes, **uses}

@@ -435,6 +435,52 @@ def test_the_engines_own_refusal_is_tried_once_more(world: World) -> None:
     assert "The engine refused it twice" in refusal(entry, Reason.QUEUE_FULL)
 
 
+# Rings.
+
+
+def test_a_ring_decides_on_its_own_room() -> None:
+    world = World(ring=True)
+    world.scrape()
+    entries = [world.offer(90 * BLOCK_SIZE) for _ in range(5)] + [world.offer(1_000_000)]
+    assert all(entry.admitted_at == world.now for entry in entries)
+    state = world.admission.state(now=world.now)
+    assert (state.running, state.kv_peak_ratio, state.kappa) == (6, None, 1.0)
+
+
+def test_what_a_ring_turns_away_holds_nothing_and_counts_as_refused() -> None:
+    world = World(configuration(admission={"fairness": {"tokensPerSecond": 1}}), ring=True)
+    world.scrape()
+    entry = world.offer(1000)
+    world.admission.turned_away(entry, Reason.KV, now=world.now)
+    world.admission.turned_away(entry, Reason.KV, now=world.now)
+    world.finish(entry, 5)
+    state = world.admission.state(now=world.now)
+    assert (state.running, state.reserved_tokens, state.admitted_total, state.refused_total) == (0, 0, 1, 1)
+    assert state.shed_reservation_tokens_total > 1000
+    assert world.admission.decisions["refused", Reason.KV] == 1
+    assert world.offer(1000).admitted_at is not None, "the tenant has not paid for it"
+
+
+def test_in_front_of_a_ring_a_long_prefill_holds_up_nobody() -> None:
+    world = World(configuration(engine={"maxBatchedTokens": 300}), ring=True)
+    world.scrape()
+    assert world.offer(1_000_000).admitted_at is not None
+    assert world.offer(10).admitted_at is not None
+
+
+def test_in_front_of_a_ring_sequences_and_tenants_are_bounded_as_everywhere() -> None:
+    world = World(configuration(engine={"maxSequences": 1}, admission={"fairness": {"tokensPerSecond": 10}}), ring=True)
+    world.scrape()
+    first = world.offer(100, tenant="a")
+    second = world.offer(100, tenant="b")
+    assert waits(second)
+    world.finish(first, 10)
+    assert world.decide() == [second]
+    world.finish(second, 10)
+    world.finish(world.offer(1000, tenant="c"), 1)
+    assert "more than its 10 tokens per second" in refusal(world.offer(1, tenant="c"), Reason.TENANT)
+
+
 # Policies.
 
 

@@ -21,11 +21,13 @@ class World:
     """One engine's admission, its clock, and every decision so far."""
 
     config: SidecarConfig = field(default_factory=configuration)
+    ring: bool = False
     now: float = 1000.0
     decided: list[Entry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(config=self.config, uniform=random.Random(1).random)  # noqa: S311  spread, not secrecy
+        uniform = random.Random(1).random  # noqa: S311  (spread, not secrecy)
+        self.admission = Admission(config=self.config, uniform=uniform, ring=self.ring)
 
     def scrape(self, **signals: object) -> None:
         """The engine answers: with a capacity of 95 blocks x 32 tokens, unless told otherwise."""

@@ -106,6 +106,7 @@ _PATHS = {
     "role": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles",
     "rolebinding": "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/rolebindings",
     "llmservice": "/apis/kvplane.dev/v1alpha1/namespaces/{}/llmservices",
+    "statefulset": "/apis/apps/v1/namespaces/{}/statefulsets",
     "deployment": "/apis/apps/v1/namespaces/{}/deployments",
     "poddisruptionbudget": "/apis/policy/v1/namespaces/{}/poddisruptionbudgets",
     "service": "/api/v1/namespaces/{}/services",

@@ -27,6 +27,7 @@ def test_addresses_stay() -> None:
         "kvplane-kv-memory",
         "kvplane-admission",
         "kvplane-operator",
+        "kvplane-ring",
     }
     assert {name: board["uid"] for name, board in BOARDS.items()} == {name: f"kvplane-{name}" for name in BOARDS}
 

@@ -37,7 +37,7 @@ def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: 
             # It waits for a renewal of the Lease, so that one is among what was recorded.
             tested = installation.selftest(seconds=20)
             assert tested.returncode == 0, tested.stderr
-            assert f"{'5 of them in' if watched else '6 of them in all namespaces'}" in tested.stdout
+            assert f"{'7 of them in' if watched else '8 of them in all namespaces'}" in tested.stdout
             assert f"{operator.identity} leads" in tested.stdout
 
             assert installation.recorder.refused == []
@@ -80,8 +80,19 @@ def everything_a_service_causes(cluster: Cluster, namespace: str) -> None:
     # The name of a child belongs to somebody else, in one service for each kind.
     for kind in OBJECTS:
         name = f"taken-{kind.lower()}"
-        cluster.apply(_object(kind, name, namespace), llmservice(name, namespace, replicas=2))
+        spec = _RING if kind == "StatefulSet" else {"replicas": 2}
+        taken = f"{name}-ring-0" if kind == "StatefulSet" else name
+        cluster.apply(_object(kind, taken, namespace), llmservice(name, namespace, **spec))
         eventually(partial(_conflicts, cluster, namespace, name), what=f"ChildConflict by a {kind}")
+
+    # Rings: none forms here, so a change of the spec renews the group at once.
+    cluster.apply(llmservice("ring", namespace, **_RING))
+    eventually(partial(get, cluster, namespace, "statefulset ring-ring-0"), what="a ring group")
+    eventually(lambda: len(_ranks(cluster, namespace)) == 2, what="ranks")
+    ranks = _ranks(cluster, namespace)
+    change = json.dumps({"spec": {"engine": {"env": [{"name": "A", "value": "b"}]}}})
+    cluster.kubectl("patch", "llms", "ring", "-n", namespace, "--type=merge", f"--patch={change}")
+    eventually(lambda: _ranks(cluster, namespace).isdisjoint(ranks), what="ranks of the new template")
 
     # Owned and not wanted, as after an upgrade that names a child otherwise.
     owner = cluster.kubectl("get", "llms", "chat", "-n", namespace, "-o", "jsonpath={.metadata.uid}")
@@ -96,6 +107,18 @@ OBJECTS: Final[dict[str, dict[str, Any]]] = {
         "apiVersion": "apps/v1",
         "spec": {
             "replicas": 0,
+            "selector": _LABELS,
+            "template": {
+                "metadata": {"labels": _LABELS["matchLabels"]},
+                "spec": {"containers": [{"name": "other", "image": "other"}]},
+            },
+        },
+    },
+    "StatefulSet": {
+        "apiVersion": "apps/v1",
+        "spec": {
+            "replicas": 0,
+            "serviceName": "other",
             "selector": _LABELS,
             "template": {
                 "metadata": {"labels": _LABELS["matchLabels"]},
@@ -118,6 +141,20 @@ def _object(kind: str, name: str, namespace: str, *, owner: str = "") -> dict[st
         metadata["labels"] = {"kvplane.dev/service": "chat"}
         metadata["ownerReferences"] = [reference | {"controller": True}]
     return {"kind": kind, "metadata": metadata, **OBJECTS[kind]}
+
+
+_RING: Final[dict[str, Any]] = {
+    "model": {"source": "pvc://models"},
+    "mode": "Ring",
+    "ring": {"size": 2, "image": "ring", "recovery": {"reformGraceSeconds": 0}},
+}
+
+
+def _ranks(cluster: Cluster, namespace: str) -> set[str]:
+    """The uids of the pods of the service "ring"."""
+    pods = get_all(cluster, namespace, "pod")
+    mine = (pod for pod in pods if pod["metadata"]["labels"].get("kvplane.dev/service") == "ring")
+    return {pod["metadata"]["uid"] for pod in mine if "deletionTimestamp" not in pod["metadata"]}
 
 
 def _knows_owners(cluster: Cluster, namespace: str, account: str) -> bool:

@@ -111,10 +111,12 @@ EFFECTS: tuple[tuple[str, object, Callable[[Rendered], Any], object], ...] = (
     ),
     ("crds.install", False, lambda r: r.of("CustomResourceDefinition"), []),
     ("defaults.engineImage", "me/vllm:1", setting("engine_image"), "me/vllm:1"),
+    ("defaults.ringImage", "me/ring:1", setting("ring_image"), "me/ring:1"),
     ("defaults.accelerator", "", setting("accelerator"), ""),
     ("defaults.imagePullPolicy", "Always", setting("image_pull_policy"), "Always"),
     ("rolloutOnUpgrade", True, setting("rollout_on_upgrade"), True),
     ("security.allowPathSources", True, setting("allow_path_sources"), True),
+    ("rbac.nodes", True, setting("read_nodes"), True),
     ("logLevel", "DEBUG", setting("log_level"), "DEBUG"),
     ("metrics.podMonitor.enabled", True, lambda r: len(r.of("PodMonitor")), 2),
     ("metrics.podMonitor.labels", {"release": "p"}, monitors("metadata", "labels", "release"), "p"),
@@ -127,7 +129,7 @@ EFFECTS: tuple[tuple[str, object, Callable[[Rendered], Any], object], ...] = (
         "p",
     ),
     ("metrics.rules.runbookUrl", "https://wiki.example.com/kv", runbooks, {"https://wiki.example.com/kv"}),
-    ("dashboards.enabled", True, lambda r: len(r.of("ConfigMap")), 4),
+    ("dashboards.enabled", True, lambda r: len(r.of("ConfigMap")), 5),
     ("dashboards.labels", {"grafana": "yes"}, dashboards("metadata", "labels", "grafana"), {"yes"}),
     ("dashboards.annotations", {"folder": "LLM"}, dashboards("metadata", "annotations", "folder"), {"LLM"}),
     ("serviceAccount.create", False, lambda r: r.of("ServiceAccount"), []),
@@ -219,7 +221,15 @@ def test_defaults_are_the_operators_own(helm: Helm) -> None:
     """The same installation, whether the operator is started by the chart or by hand."""
     ours = OperatorSettings.model_fields
     rendered = helm.render()
-    for name in ("engine_image", "image_pull_policy", "accelerator", "allow_path_sources", "rollout_on_upgrade"):
+    for name in (
+        "engine_image",
+        "ring_image",
+        "image_pull_policy",
+        "accelerator",
+        "allow_path_sources",
+        "read_nodes",
+        "rollout_on_upgrade",
+    ):
         assert setting(name)(rendered) == ours[name].default
     for name in ("log_level", "lease_name", "lease_namespace", "watch_namespaces"):
         assert setting(name)(rendered) == ours[name].default

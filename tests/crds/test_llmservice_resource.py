@@ -168,4 +168,6 @@ def test_there_are_samples() -> None:
         "model-in-an-image",
         "gated-model-shared-cache",
         "cpu",
+        "ring",
+        "ring-cpu",
     }

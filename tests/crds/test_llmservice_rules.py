@@ -11,7 +11,13 @@ import pytest
 
 from e2e.cluster.controlplane import ControlPlane
 from e2e.cluster.errors import ApiError
-from kvplane_api.service import OWNED_CONTAINER_FIELDS, OWNED_ENGINE_FLAGS, RESERVED_ENV
+from kvplane_api.service import (
+    OWNED_CONTAINER_FIELDS,
+    OWNED_ENGINE_FLAGS,
+    PAGED_ENGINE_FIELDS,
+    RESERVED_ENV,
+    RING_ENV,
+)
 
 Service = dict[str, Any]
 Ask = Callable[[Service], str]
@@ -127,6 +133,33 @@ def changed(base: Service, **fields: Any) -> Service:
     return service
 
 
+FACTED = {"source": "pvc://models", "facts": FACTS}
+PAGED_VALUES: dict[str, Any] = {
+    "image": "a",
+    "kvCacheDtype": "auto",
+    "tensorParallelSize": 1,
+    "extraArgs": ["--seed=1"],
+    "blockSize": 16,
+    "gpuMemoryPercent": 90,
+    "maxBatchedTokens": 1024,
+    "prefixCaching": "Enabled",
+    "speculative": {"method": "Ngram"},
+    "kvOffload": {"cpuMemory": "1Gi"},
+    "kvTransfer": {"kv_connector": "A"},
+}
+assert tuple(PAGED_VALUES) == PAGED_ENGINE_FIELDS
+
+
+def ring(**fields: Any) -> dict[str, Any]:
+    """The fields of a ring of two, with these over them."""
+    return {"mode": "Ring", "model": {"source": "pvc://models"}, "ring": {"size": 2}, **fields}
+
+
+def recovery(**fields: Any) -> dict[str, Any]:
+    """The fields of a ring of two that recovers like this."""
+    return ring(ring={"size": 2, "recovery": fields})
+
+
 REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     # model
     ("no model", {"model": {}}, ("spec.model.source: Required value",)),
@@ -174,10 +207,42 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("context too short", {"context__maxTokens": 15}, ("context.maxTokens", "greater than or equal to 16")),
     ("context too long", {"context__maxTokens": HUGE}, ("context.maxTokens", "less than or equal to 100000000")),
     ("threshold too low", {"context__ringThresholdTokens": 1}, ("ringThresholdTokens", "equal to 16")),
-    ("mode of a later version", {"mode": "Ring"}, ("spec.mode", 'supported values: "Auto", "Paged"')),
+    ("mode of a later version", {"mode": "Hybrid"}, ("spec.mode", 'supported values: "Auto", "Paged", "Ring"')),
     ("replicas below zero", {"replicas": -1}, ("spec.replicas", "greater than or equal to 0")),
     ("replicas beyond reason", {"replicas": HUGE}, ("spec.replicas", "less than or equal to 10000")),
     ("replicas in words", {"replicas": "two"}, ("spec.replicas", "must be of type integer")),
+    # ring
+    ("ring of a paged service", {"mode": "Paged", "ring": {"size": 2}}, ("ring is read in modes Ring and Auto",)),
+    ("ring from the hub", ring(model={"source": HF}), ("model.source must be pvc://, oci:// or path://",)),
+    ("ring of unknown size", ring(ring={}), ("mode Ring needs ring.size, or model.facts and context.maxTokens",)),
+    ("ring with facts alone", ring(ring={}, model=FACTED), ("mode Ring needs ring.size, or model.facts and",)),
+    *(
+        (
+            f"ring with {field}",
+            ring(engine={field: value}),
+            (f"mode Ring has no engine.{PAGED_ENGINE_FIELDS[0]}", field),
+        )
+        for field, value in PAGED_VALUES.items()
+    ),
+    ("ring in half precision", ring(engine={"dtype": "float16"}), ("engine.dtype must be one of these",)),
+    *(
+        (f"ring with env {name}", ring(engine={"env": [{"name": name}]}), ("remove them from engine.env", name))
+        for name in RING_ENV
+    ),
+    *(
+        (f"ring with {field}", ring(admission={field: value}), ("mode Ring has no admission.reservation", field))
+        for field, value in (("reservation", "Expected"), ("kvHardCapPercent", 95), ("kvPeakPercent", 100))
+    ),
+    ("ring with a surge", ring(rollout={"maxSurge": 1}), ("rings are renewed one group after the other",)),
+    ("too many rings", ring(replicas=1001), ("replicas of mode Ring are groups, at most 1000.",)),
+    ("ring of one", ring(ring={"size": 1}), ("spec.ring.size", "greater than or equal to 2")),
+    ("ring too large", ring(ring={"size": 257}), ("spec.ring.size", "less than or equal to 256")),
+    ("window of nothing", ring(ring={"size": 2, "windowTokens": 0}), ("ring.windowTokens", "equal to 1")),
+    ("spread unknown", ring(ring={"size": 2, "spread": "Never"}), ("ring.spread", '"Preferred", "Required"')),
+    ("grace below zero", recovery(reformGraceSeconds=-1), ("reformGraceSeconds", "greater than or equal to 0")),
+    ("budget below zero", recovery(restartBudget=-1), ("restartBudget", "greater than or equal to 0")),
+    ("window too short", recovery(budgetWindowSeconds=59), ("budgetWindowSeconds", "greater than or equal to 60")),
+    ("reserve unknown", recovery(reserve="Some"), ("recovery.reserve", '"None", "Survive"')),
     # engine
     ("dtype unknown", {"engine__dtype": "int4"}, ("spec.engine.dtype", '"bfloat16", "float32"')),
     ("KV dtype unknown", {"engine__kvCacheDtype": "int4"}, ("spec.engine.kvCacheDtype", '"fp8_e4m3"')),
@@ -374,7 +439,7 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         for field, value in OWNED_VALUES.items()
     ),
     # unknown fields
-    ("field of a later version", {"ring": {"size": 2}}, ('unknown field "spec.ring"',)),
+    ("field of a later version", {"tenancy": {"size": 2}}, ('unknown field "spec.tenancy"',)),
     ("misspelt field", {"engine__tensorParalelSize": 2}, ('unknown field "spec.engine.tensorParalelSize"',)),
 )
 
@@ -400,6 +465,31 @@ def test_names_that_no_service_can_have(ask: Ask, name: str, text: str) -> None:
 
 
 ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ring of two", ring()),
+    ("ring planned from facts", ring(ring={}, model=FACTED, context={"maxTokens": 10**6})),
+    ("ring that Auto may choose", {"ring": {"size": 2}}),
+    ("ring without a budget", recovery(restartBudget=0, reformGraceSeconds=0)),
+    (
+        "ring with every field",
+        ring(
+            replicas=1000,
+            engine={"dtype": "bfloat16", "maxSequences": 8, "startupTimeoutSeconds": 60, "env": [{"name": "A"}]},
+            admission={"policy": "Observe", "queue": {"maxRequests": 8}},
+            ring={
+                "size": 256,
+                "windowTokens": 4096,
+                "image": "a",
+                "resources": {"limits": {"nvidia.com/gpu": 1}},
+                "spread": "Required",
+                "recovery": {
+                    "reformGraceSeconds": 30,
+                    "restartBudget": 5,
+                    "budgetWindowSeconds": 3600,
+                    "reserve": "Survive",
+                },
+            },
+        ),
+    ),
     *(
         (source, {"model__source": source})
         for source in (

@@ -107,6 +107,25 @@ def test_a_changed_engine_lock_rebuilds_what_stands_on_it(repository: Path) -> N
     assert titles(made) == ["image engine-cpu: build", "image demo-model: build"]
 
 
+def test_an_image_of_two_comes_after_both_and_names_them(repository: Path) -> None:
+    made = plan(repository, "ring-cpu")
+    assert titles(made) == ["image engine-cpu: build", "image control: build", "image ring-cpu: build"]
+    assert made.images == ("localhost/kvplane/ring-cpu:dev",)
+    engine, control, ring = made.steps
+    for argument, below in (("ENGINE", engine), ("CONTROL", control)):
+        keyed = next(word.removeprefix("--tag=") for word in below.command if word.startswith("--tag="))
+        assert f"--build-arg={argument}={keyed}" in ring.command
+    assert plan(repository, "ring-cpu", have=images_after(made)).steps == ()
+
+
+def test_changed_code_changes_the_ring_engine_and_leaves_torch_alone(repository: Path) -> None:
+    store = images_after(plan(repository, "ring-cpu", "demo-model"))
+    with (repository / "runtime/kvplane_runtime/__init__.py").open("a") as file:
+        file.write("CHANGED = True\n")
+    made = plan(repository, "ring-cpu", "demo-model", have=store)
+    assert titles(made) == ["image control: build", "image ring-cpu: build"]
+
+
 def test_compiled_python_does_not_change_a_key(repository: Path) -> None:
     before = content_key(CONTROL, repository, BASE)
     cache = repository / "operator/kvplane_api/__pycache__"
@@ -127,12 +146,12 @@ def test_mode_name_and_base_change_a_key(repository: Path) -> None:
 
 
 def test_every_input_of_a_recipe_exists() -> None:
-    for recipe in with_bases(("control", "demo-model")):
+    for recipe in with_bases(("control", "demo-model", "ring-cpu")):
         assert [name for name in (recipe.containerfile, *recipe.inputs) if not (REPOSITORY / name).exists()] == []
 
 
 def test_inputs_are_what_the_containerfile_copies() -> None:
-    for recipe in with_bases(("control", "demo-model")):
+    for recipe in with_bases(("control", "demo-model", "ring-cpu")):
         lines = (REPOSITORY / recipe.containerfile).read_text().splitlines()
         copied = {
             source

@@ -13,6 +13,7 @@ from kvplane_api.capacity import (
     fit,
     kv_bytes_per_token,
     paged_waste,
+    ring_fit,
 )
 
 LLAMA_8B = ModelFacts(layers=32, kv_heads=8, head_dim=128, parameters=8_030_261_248)
@@ -88,6 +89,14 @@ def test_heads_are_repeated_beyond_their_number() -> None:
             lambda: fit(LLAMA_8B, context_tokens=1, accelerator_bytes=1, block_size=0),
             "block_size must be at least 1; it is 0.",
         ),
+        (
+            lambda: ring_fit(LLAMA_8B, context_tokens=1, rank_bytes=0),
+            "rank_bytes must be at least 1; it is 0.",
+        ),
+        (
+            lambda: ring_fit(LLAMA_8B, context_tokens=1, rank_bytes=1, spare_ranks=-1),
+            "spare_ranks must not be negative; it is -1.",
+        ),
     ],
 )
 def test_refusals_name_bound_and_value(call: object, message: str) -> None:
@@ -137,3 +146,34 @@ def test_what_fits_stays_within_memory(model: ModelFacts, context: int, size: in
     assert found.capacity_tokens * found.kv_bytes_per_token <= found.kv_bytes
     assert found.kv_bytes + (found.weight_bytes if found.kv_bytes else 0) <= size
     assert found.fits == (context <= found.capacity_tokens)
+
+
+class TestRing:
+    def test_a_million_tokens_of_llama_8b_on_80_gib(self) -> None:
+        found = ring_fit(LLAMA_8B, context_tokens=1_000_000, rank_bytes=80 * GIB)
+        assert found.kv_bytes == (80 * GIB - 2 * LLAMA_8B.parameters) * 60 // 100
+        assert (found.rank_tokens, found.size) == (found.kv_bytes // 131_072, 4)
+
+    def test_two_ranks_are_the_least(self) -> None:
+        assert ring_fit(LLAMA_8B, context_tokens=1, rank_bytes=80 * GIB).size == 2
+
+    def test_a_rank_to_lose_is_one_more(self) -> None:
+        assert ring_fit(LLAMA_8B, context_tokens=1_000_000, rank_bytes=80 * GIB, spare_ranks=1).size == 5
+
+    def test_kv_is_of_the_dtype_of_the_weights(self) -> None:
+        assert ring_fit(LLAMA_8B, context_tokens=1, rank_bytes=80 * GIB, dtype="float32").kv_bytes_per_token == 262_144
+
+    def test_where_the_weights_leave_nothing_no_ring_does(self) -> None:
+        found = ring_fit(LLAMA_8B, context_tokens=1, rank_bytes=16 * 10**9)
+        assert (found.size, found.rank_tokens, found.kv_bytes) == (None, 0, 0)
+
+    @given(facts, tokens, memory, st.integers(0, 2))
+    def test_it_is_the_smallest_that_holds_the_context(
+        self, model: ModelFacts, wanted: int, rank_bytes: int, spare: int
+    ) -> None:
+        found = ring_fit(model, context_tokens=wanted, rank_bytes=rank_bytes, spare_ranks=spare)
+        if found.size is None:
+            assert found.rank_tokens == 0
+            return
+        assert (found.size - spare) * found.rank_tokens >= wanted
+        assert found.size == 2 or (found.size - spare - 1) * found.rank_tokens < wanted

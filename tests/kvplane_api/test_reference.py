@@ -16,5 +16,7 @@ def test_pages_are_what_the_code_says(name: str) -> None:
 
 
 def test_every_reason_has_one_meaning_with_a_cure() -> None:
-    assert sorted(meaning.reason for meaning in MEANINGS) == sorted(Reason)
+    of_conditions = [(meaning.type, meaning.reason) for meaning in MEANINGS]
+    assert len(set(of_conditions)) == len(of_conditions)
+    assert {reason for _, reason in of_conditions} == set(Reason)
     assert all(meaning.says.endswith(".") and meaning.cure.endswith(".") for meaning in MEANINGS)

@@ -48,17 +48,15 @@ _engine = st.fixed_dictionaries(
         "kvTransfer": st.dictionaries(st.sampled_from(["kv_connector", "kv_role"]), _values),
     },
 )
-_admission = st.fixed_dictionaries(
-    {},
-    optional={
-        "policy": st.sampled_from(["Enforce", "Observe", "Off"]),
-        "kvPeakPercent": st.integers(85, 100),
-        "queue": st.fixed_dictionaries({}, optional={"maxRequests": st.integers(1, 500)}),
-        "fairness": st.fixed_dictionaries({}, optional={"header": st.just("x-tenant")}),
-        "priorities": st.lists(st.sampled_from(["interactive", "batch"]), min_size=1, unique=True),
-        "maxBodyBytes": st.integers(1024, 2**30),
-    },
-)
+_admission_of_both = {
+    "policy": st.sampled_from(["Enforce", "Observe", "Off"]),
+    "queue": st.fixed_dictionaries({}, optional={"maxRequests": st.integers(1, 500)}),
+    "fairness": st.fixed_dictionaries({}, optional={"header": st.just("x-tenant")}),
+    "priorities": st.lists(st.sampled_from(["interactive", "batch"]), min_size=1, unique=True),
+    "maxBodyBytes": st.integers(1024, 2**30),
+}
+_ring_admission = st.fixed_dictionaries({}, optional=_admission_of_both)
+_admission = st.fixed_dictionaries({}, optional={**_admission_of_both, "kvPeakPercent": st.integers(85, 100)})
 _pod_template = st.fixed_dictionaries(
     {},
     optional={
@@ -79,7 +77,47 @@ _pod_template = st.fixed_dictionaries(
     },
 )
 
-specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+_ring = st.fixed_dictionaries(
+    {"size": st.integers(2, 4)},
+    optional={
+        "windowTokens": st.sampled_from([1024, 4096]),
+        "image": st.just("example.com/ring:2"),
+        "resources": st.fixed_dictionaries({}, optional={"limits": _resources, "requests": _resources}),
+        "spread": st.sampled_from(["Preferred", "Required"]),
+        "recovery": st.fixed_dictionaries(
+            {},
+            optional={
+                "reformGraceSeconds": st.sampled_from([0, 30]),
+                "restartBudget": st.integers(0, 5),
+                "reserve": st.sampled_from(["None", "Survive"]),
+            },
+        ),
+    },
+)
+_ring_engine = st.fixed_dictionaries(
+    {},
+    optional={
+        "dtype": st.sampled_from(["auto", "bfloat16"]),
+        "maxSequences": st.integers(1, 64),
+        "startupTimeoutSeconds": st.integers(10, 86_400),
+        "env": st.just([{"name": "A", "value": "b"}]),
+    },
+)
+
+_ring_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+    {"model": _mounted, "mode": st.just("Ring"), "ring": _ring},
+    optional={
+        "replicas": st.integers(0, 3),
+        "engine": _ring_engine,
+        "admission": _ring_admission,
+        "disruption": st.fixed_dictionaries(
+            {}, optional={"pdb": st.sampled_from(["Auto", "Off"]), "drainSeconds": st.integers(0, 600)}
+        ),
+        "podTemplate": _pod_template,
+    },
+)
+
+_paged_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"model": st.one_of(_hub, _mounted)},
     optional={
         "context": st.fixed_dictionaries({}, optional={"maxTokens": st.integers(16, 100_000)}),
@@ -95,4 +133,6 @@ specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "podTemplate": _pod_template,
     },
 )
+
+specs: st.SearchStrategy[dict[str, Any]] = st.one_of(_paged_specs, _ring_specs)
 """Specs that the operator accepts."""

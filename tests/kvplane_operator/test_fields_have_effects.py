@@ -12,12 +12,21 @@ import pytest
 from pydantic import BaseModel
 
 from kvplane_api import names
-from kvplane_api.service import CapacityStatus, LLMServiceSpec, LLMServiceStatus, PoolStatus
+from kvplane_api.service import (
+    CapacityStatus,
+    GroupRestarts,
+    LLMServiceSpec,
+    LLMServiceStatus,
+    PodExits,
+    PoolStatus,
+)
 from kvplane_api.wire import SidecarConfig
-from kvplane_operator.plan.record import DATA_KEY
+from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Reading
+from tests.kvplane_operator.ring_world import RingWorld, formed
 from tests.kvplane_operator.world import CONFIG_MAP, HF, World, pod, settled, state
 
+RING = {"mode": "Ring", "model": {"source": "pvc://models"}, "ring": {"size": 2}}
 FACTS = {"layers": 32, "kvHeads": 8, "headDim": 128, "parameters": 8_000_000_000, "acceleratorMemory": "24Gi"}
 LONG = {"maxTokens": 90_000}
 
@@ -63,6 +72,16 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "engine.speculative.model": ({"engine": {"speculative": {"method": "Draft"}}}, "a/b", "a/c"),
     "engine.kvOffload.cpuMemory": ({}, "1Gi", "2Gi"),
     "engine.kvTransfer": ({}, {"kv_connector": "A"}, {"kv_connector": "B"}),
+    "ring.size": (RING, 2, 3),
+    "ring.windowTokens": (RING, 1024, 2048),
+    "ring.image": (RING, "a", "b"),
+    "ring.resources.limits": (RING, {"cpu": 1}, {"cpu": 2}),
+    "ring.resources.requests": (RING, {"cpu": 1}, {"cpu": 2}),
+    "ring.spread": (RING, "Preferred", "Required"),
+    "ring.recovery.reformGraceSeconds": (RING, 30, 60),
+    "ring.recovery.restartBudget": (RING, 0, 1),
+    "ring.recovery.budgetWindowSeconds": ({**RING, "ring": {"size": 2, "recovery": {"restartBudget": 1}}}, 60, 3600),
+    "ring.recovery.reserve": (RING, "None", "Survive"),
     "slo.ttftMilliseconds": ({}, 2000, 3000),
     "slo.tpotMilliseconds": ({}, 50, 40),
     "admission.policy": ({}, "Enforce", "Observe"),
@@ -119,14 +138,27 @@ def spec_with(around: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 def effect(spec: dict[str, Any]) -> str:
     """What the world sees of a spec: children without bookkeeping, and conditions."""
     LLMServiceSpec.parse(spec)
-    world: World = settled(spec)
+    world: World = settled(spec) if spec.get("mode") != "Ring" else _crashing_ring(spec)
     children = copy.deepcopy(world.children)
     for child in children.values():
         child["metadata"] = {}
-    children.get(CONFIG_MAP, {"data": {}})["data"].pop(DATA_KEY, None)
+    for key in (DATA_KEY, RING_DATA_KEY):
+        children.get(CONFIG_MAP, {"data": {}})["data"].pop(key, None)
     return json.dumps(
         [{str(ref): child for ref, child in children.items()}, world.status["conditions"]], sort_keys=True
     )
+
+
+def _crashing_ring(spec: dict[str, Any]) -> World:
+    """One rank exits, comes back for longer than the shortest window, and exits again."""
+    world = formed(spec)
+    for _ in range(2):
+        world.crash(0, 1)
+        world.run(1)
+        world.down.clear()
+        world.run(8)
+    world.down = {(0, 1)}
+    return world.run(2)
 
 
 def test_the_table_has_every_field() -> None:
@@ -181,10 +213,26 @@ def test_the_operator_writes_every_status_field() -> None:
     world.counts(replicas=1, ready=1)
     world.pods, world.readings = [pod(ready=True)], {"chat-1": Reading(state())}
     status = world.plan().status
-    for model, part in (
-        (LLMServiceStatus, status),
-        (PoolStatus, status["pools"][0]),
-        (CapacityStatus, status["capacity"]),
+    of_ring = _every_ring_field()
+    for model, written in (
+        (LLMServiceStatus, set(status)),
+        (PoolStatus, set(status["pools"][0]) | set(of_ring)),
+        (GroupRestarts, set(of_ring["restarts"][0])),
+        (PodExits, set(of_ring["restarts"][0]["pods"][0])),
+        (CapacityStatus, set(status["capacity"])),
     ):
-        assert sorted(part) == sorted(str(field.alias) for field in model.model_fields.values())
+        assert written == {str(field.alias) for field in model.model_fields.values()}
     LLMServiceStatus.model_validate(status)
+    PoolStatus.model_validate(of_ring)
+
+
+def _every_ring_field() -> dict[str, Any]:
+    """The pool of one ring that was given up, and one that is short of a rank."""
+    world = RingWorld({**RING, "replicas": 2, "ring": {"size": 3}})
+    world.annotations = {names.ANNOTATION_RETRY: "1"}
+    world.run(4)
+    world.crash(0, 0, times=6)
+    world.run(10)
+    world.crash(1, 1)
+    world.run(2)
+    return world.ring_pool()

@@ -53,6 +53,23 @@ def test_replicas_are_those_of_the_status() -> None:
     assert count == {"desired": 3, "ready": 0}
 
 
+def test_ring_groups_are_counted_by_state() -> None:
+    restarts = [{"group": 1, "count": 6, "windowStart": "2026-01-01T12:00:00Z", "pods": []}]
+    pool = {"kind": "Ring", "ready": 2, "degradedGroups": [0], "failedGroups": [1], "restarts": restarts}
+    registry = exported(services=(service(pools=[pool, {"kind": "Paged", "ready": 1}]),))
+    count = {
+        state: registry.get_sample_value("kvplane_service_ring_groups", {**CHAT, "state": state})
+        for state in ("formed", "degraded", "failed")
+    }
+    assert count == {"formed": 2, "degraded": 1, "failed": 1}
+    assert registry.get_sample_value("kvplane_service_ring_group_exits", {**CHAT, "group": "1"}) == 6
+
+
+def test_a_paged_service_has_no_ring_groups() -> None:
+    registry = exported(services=(service(pools=[{"kind": "Paged", "ready": 1}]),))
+    assert registry.get_sample_value("kvplane_service_ring_groups", {**CHAT, "state": "formed"}) is None
+
+
 def test_a_service_that_was_never_reconciled_has_no_series() -> None:
     registry = exported(services=({"metadata": {"namespace": "team", "name": "chat"}},))
     assert [sample for family in registry.collect() for sample in family.samples] == []

@@ -14,7 +14,7 @@ from kvplane_api import names
 from kvplane_api.wire import EngineConfig, SidecarConfig
 from kvplane_operator.plan import pods
 from kvplane_operator.plan.engine_args import KV_EVENTS_FLAG
-from kvplane_operator.plan.record import DATA_KEY
+from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Blocked, Kind, Obstacle, Ref
 from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.specs import specs
@@ -355,7 +355,8 @@ class TestWakeUp:
 def _content(child: dict[str, Any]) -> dict[str, Any]:
     """A child without bookkeeping: hashes, and the record, which keeps the template's first configuration hash."""
     content = {key: copy.deepcopy(child[key]) for key in child if key not in ("metadata", "status")}
-    content.get("data", {}).pop(DATA_KEY, None)
+    for key in (DATA_KEY, RING_DATA_KEY):
+        content.get("data", {}).pop(key, None)
     if template := content.get("spec", {}).get("template"):
         del template["metadata"]["annotations"][names.ANNOTATION_CONFIG_HASH]
     return content

@@ -24,6 +24,7 @@ SPECS: dict[str, dict[str, Any]] = {
     **{
         sample.stem: next(o["spec"] for o in yaml.safe_load_all(sample.read_text()) if o["kind"] == names.KIND)
         for sample in sorted(SAMPLES.glob("*.yaml"))
+        if not sample.stem.startswith("ring")  # test_ring_children
     },
     "hub with token and claim": {
         "model": {
@@ -55,8 +56,9 @@ def volumes(world: World) -> dict[str, Any]:
 
 def test_samples_are_accepted() -> None:
     for sample in SAMPLES.glob("*.yaml"):
-        world = World(SPECS[sample.stem])
-        assert world.condition("Accepted") == ("True", "Valid"), sample.stem
+        for document in yaml.safe_load_all(sample.read_text()):
+            if document["kind"] == names.KIND:
+                assert World(document["spec"]).condition("Accepted") == ("True", "Valid"), sample.stem
 
 
 def test_engine_listens_on_loopback_only(world: World) -> None:

@@ -134,6 +134,21 @@ async def test_pods_that_do_not_serve_are_left_alone(pods: Pods, sidecars: FakeS
     assert sidecars.asked == []
 
 
+async def test_of_a_ring_only_rank_0_is_read_also_while_it_drains(pods: Pods, sidecars: FakeSidecars) -> None:
+    labels: Any = {names.LABEL_SERVICE: "chat", names.LABEL_GROUP: "0"}
+    drains: Any = {names.ANNOTATION_DRAIN_SINCE: "2026-01-01T12:00:00Z"}
+    pods.serve("chat-ring-0-0", ready=False, labels=labels, annotations=drains)
+    pods.serve("chat-ring-0-1", labels=labels)
+    async with polling(pods, sidecars) as enqueued:
+        sidecars.states["chat-ring-0-0"] = state("chat-ring-0-0", draining=True, inFlight=3)
+        await asyncio.sleep(25)
+        enqueued.clear()
+        sidecars.states["chat-ring-0-0"] = state("chat-ring-0-0", draining=True, inFlight=0)
+        await asyncio.sleep(12)
+        assert enqueued == ["chat"]  # it is empty: the operator goes on at once
+    assert {ip for _, ip in sidecars.asked} == {"chat-ring-0-0"}
+
+
 async def test_without_pods_there_is_no_work(sidecars: FakeSidecars) -> None:
     """A thousand services cost one wake-up of one loop a second."""
     pods = Pods()
@@ -260,11 +275,18 @@ class Server:
                 with contextlib.suppress(OSError):
                     self.wfile.write(answer["body"])
 
+            def do_POST(self) -> None:
+                server.posted.append(self.path)
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
             def log_message(self, *_: object) -> None:
                 return
 
         self.answer = answer
         self.asked = 0
+        self.posted: list[str] = []
         self._server = ThreadingHTTPServer((ip, names.PORT_ADMIN), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -322,6 +344,26 @@ class TestClient:
         server.answer |= answer
         with pytest.raises(StateError, match=f"^http://{self.IP}:8001/state {text}$"):
             self.fetch(self.IP)
+
+    @staticmethod
+    def drain(ip: str) -> None:
+        async def once() -> None:
+            sidecars = connect_to_sidecars()
+            try:
+                await sidecars.drain(ip)
+            finally:
+                await sidecars.close()
+
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            runner.run(once())
+
+    def test_a_drain_is_asked_for(self, server: Server) -> None:
+        self.drain(self.IP)
+        assert server.posted == ["/drain"]
+
+    def test_a_drain_that_cannot_be_asked_for_is_no_error(self) -> None:
+        """Whether it drains is read from its state, and it is asked again."""
+        self.drain("127.20.0.9")
 
     def test_nobody_listens(self) -> None:
         with pytest.raises(StateError, match=r"^http://127\.20\.0\.9:8001/state takes no connection \(.*refused\)$"):

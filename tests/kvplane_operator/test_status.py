@@ -8,6 +8,7 @@ import pytest
 from kvplane_api.conditions import MEANINGS, Type
 from kvplane_operator.plan.snapshot import Blocked, Obstacle, Reading
 from kvplane_operator.plan.status import status_patch
+from tests.kvplane_operator.ring_world import RING, RingWorld, formed
 from tests.kvplane_operator.world import (
     DEPLOYMENT,
     HF,
@@ -15,6 +16,7 @@ from tests.kvplane_operator.world import (
     World,
     crashed,
     pod,
+    settings,
     settled,
     state,
     waiting,
@@ -69,6 +71,22 @@ def refused_pods() -> World:
     return world
 
 
+def ring_without(rank: int, *, exits: int = 1, groups: int = 1, steps: int = 1) -> RingWorld:
+    """Rings of three; the engine of this rank of the first one exits so often and stays down."""
+    world = formed({**RING, "replicas": groups})
+    world.log = "INFO loading\nOSError: no such model"
+    world.crash(0, rank, times=exits)
+    return world.run(steps)
+
+
+def changing_mode() -> RingWorld:
+    """A ring serves, and is to be paged."""
+    world = formed()
+    del world.spec["ring"]
+    world.change(mode="Paged")
+    return world.run(1)
+
+
 OOM = crashed(137, reason="OOMKilled")
 CRASH = crashed(1, restarts=3, log="INFO loading\nOSError: acme/tiny is not a model")
 LATE = crashed(137, seconds=3605)
@@ -78,11 +96,11 @@ RENAMED = "kv_cache_usage_ratio (vllm:kv_cache_usage_perc, vllm:gpu_cache_usage_
 STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
     "accepted": (settled, "Accepted", "True", "Valid", "The spec is valid."),
     "spec of a newer CRD": (
-        lambda: World({**HF, "ring": {"size": 2}}),
+        lambda: World({**HF, "hybrid": {"size": 2}}),
         "Accepted",
         "False",
         "InvalidSpec",
-        "spec.ring: Extra inputs are not permitted. If the field is new, upgrade the operator",
+        "spec.hybrid: Extra inputs are not permitted. If the field is new, upgrade the operator",
     ),
     "context too long for one replica": (
         lambda: World(
@@ -93,19 +111,35 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "ContextExceedsCapacity",
         "context.maxTokens is 65536, and by model.facts one replica holds 0 tokens",
     ),
-    "context that asks for a ring by its facts": (
-        lambda: World({"model": {"source": "hf://a/b", "facts": FACTS}, "context": {"maxTokens": 65_536}}),
+    "ring without an image": (
+        lambda: World(RING, settings=settings(ring_image="")),
         "Accepted",
         "False",
         "RingNotAvailable",
-        "Mode Auto asks for a ring, which this version does not have.",
+        "mode is Ring. This installation has no image of the ring engine: set ring.image",
     ),
-    "context above the threshold": (
+    "auto chose what a ring cannot do": (
         lambda: World({**HF, "context": {"maxTokens": 100_001}}),
         "Accepted",
         "False",
-        "RingNotAvailable",
-        "context.maxTokens is 100001, above context.ringThresholdTokens (100000)",
+        "UnsupportedByRing",
+        "context.maxTokens is 100001, above context.ringThresholdTokens (100000). The ring engine does not take an hf://",
+    ),
+    "auto chose a ring of unknown size": (
+        lambda: World({"model": {"source": "pvc://m"}, "context": {"maxTokens": 100_001}}),
+        "Accepted",
+        "False",
+        "RingSizeUnknown",
+        "Nothing says how many ranks a ring needs: set ring.size, or give model.facts.",
+    ),
+    "ring too small by its facts": (
+        lambda: World(
+            {"model": {"source": "pvc://m", "facts": FACTS}, "context": {"maxTokens": 65_536}, "ring": {"size": 2}}
+        ),
+        "Accepted",
+        "False",
+        "ContextExceedsCapacity",
+        "so a ring of any size holds none: use accelerators with more memory, or a smaller model.",
     ),
     "path source": (
         lambda: World({"model": {"source": "path:///srv/m"}}),
@@ -237,6 +271,13 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "EngineCrashed",
         "exited with code 137",
     ),
+    "every ring given up": (
+        lambda: ring_without(0, exits=6, steps=8),
+        "Available",
+        "False",
+        "RestartBudgetExhausted",
+        "Ring group 0 had 6 exits, more than ring.recovery.restartBudget (5), and was given up;",
+    ),
     "pods refused": (refused_pods, "Available", "False", "PodsRefused", REFUSED_TEXT),
     "nothing accepted": (
         lambda: World({"model": {"source": "path:///srv/m"}}),
@@ -281,6 +322,20 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "RolloutStalled",
         "The old pods serve on. Pod chat-new cannot pull",
     ),
+    "a ring forms anew": (
+        lambda: ring_without(1),
+        "Progressing",
+        "True",
+        "ReForming",
+        "Ring group 0 has 2 of 3 ranks in its ring.",
+    ),
+    "mode changes": (
+        changing_mode,
+        "Progressing",
+        "True",
+        "ChangingMode",
+        "The pods of mode Ring serve until those of mode Paged do.",
+    ),
     "as asked": (serving, "Degraded", "False", "AsAsked", "Nothing is missing."),
     "a replica is missing": (
         lambda: serving(2, ready=1),
@@ -295,6 +350,20 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "True",
         "CrashLooping",
         "acme/tiny is not a model",
+    ),
+    "a ring with a rank less": (
+        lambda: ring_without(1),
+        "Degraded",
+        "True",
+        "RingDegraded",
+        "Ring group 0 serves with 2 of 3 ranks. Pod chat-ring-0-1, container engine exited with code 1",
+    ),
+    "a ring given up beside one that serves": (
+        lambda: ring_without(0, exits=6, groups=2, steps=8),
+        "Degraded",
+        "True",
+        "RestartBudgetExhausted",
+        "Last log lines:\nINFO loading\nOSError: no such model",
     ),
     "admission without its signals": (
         lambda: read(Reading(state("chat-0", missingSignals=[RENAMED]))),
@@ -372,6 +441,8 @@ def test_all_conditions_stand_from_the_first_sight(state: str) -> None:
         ("a replica is missing", "ReplicasMissing"),
         ("no room for the surge pod", "NoRoomForSurge"),
         ("admission without its signals", "AdmissionImpaired"),
+        ("every ring given up", "RestartBudgetExhausted"),
+        ("a ring with a rank less", "RingDegraded"),
     ],
 )
 def test_ready_repeats_what_keeps_it_false(state: str, reason: str) -> None:
@@ -387,13 +458,13 @@ def test_a_refused_spec_leaves_what_runs_serving() -> None:
     world.change(context={"maxTokens": 200_000})
     plan = world.plan()
     assert (plan.writes, plan.deletions) == ((), ())
-    assert world.condition("Accepted") == ("False", "RingNotAvailable")
+    assert world.condition("Accepted") == ("False", "UnsupportedByRing")
     assert world.condition("Available") == ("True", "MinimumReplicasAvailable")
 
 
 def test_an_unreadable_spec_leaves_what_runs_serving() -> None:
     world = serving()
-    world.change(ring={"size": 2})
+    world.change(hybrid={"size": 2})
     plan = world.plan()
     assert (plan.writes, plan.deletions) == ((), ())
     assert plan.status["desiredReplicas"] == 1

@@ -1,11 +1,13 @@
 """The store: the newer version wins, whichever of watch and write brings it."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from kvplane_api import names
-from kvplane_operator.plan.snapshot import Kind, Reading, Ref
+from kvplane_operator.plan.ring.stuck import writes_to_claim
+from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref
 from kvplane_operator.store import POD, SERVICE, Store
 
 DEPLOYMENT = Kind.DEPLOYMENT.value
@@ -96,6 +98,27 @@ def test_pods_are_known_by_their_label_and_kept_slim(store: Store) -> None:
     (held,) = snapshot.pods
     assert held["spec"] == {"nodeName": "n"}
     assert held["status"] == {"phase": "Running"}
+
+
+def test_of_a_pods_volumes_its_claims_are_kept(store: Store) -> None:
+    """A pod that may write to one is not deleted by force, whatever its template says by then."""
+    found = pod()
+    mount = {"name": "state", "mountPath": "/state"}
+    found["spec"] |= {
+        "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "state", "persistentVolumeClaim": {"claimName": "s"}}],
+        "containers": [{"name": "engine", "image": "e", "volumeMounts": [mount]}],
+    }
+    store.put(POD, found)
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    (held,) = snapshot.pods
+    assert held["spec"] == {
+        "nodeName": "n",
+        "volumes": [{"name": "state", "persistentVolumeClaim": {"claimName": "s"}}],
+        "initContainers": [],
+        "containers": [{"volumeMounts": [mount]}],
+    }
+    assert writes_to_claim(held)
 
 
 def test_managed_fields_are_not_kept(store: Store) -> None:
@@ -212,3 +235,72 @@ class TestReadings:
     def test_of_a_pod_that_nobody_knows_are_not_kept(self, store: Store) -> None:
         assert not store.note("chat-1", self.READING)
         assert store.reading("chat-1") is None
+
+
+class TestDrainedPods:
+    def test_are_read_until_they_go(self, store: Store) -> None:
+        """A rank 0 that is drained is not Ready, and says when it is empty."""
+        drained = serving(3, well=False)
+        drained["metadata"]["annotations"] = {names.ANNOTATION_DRAIN_SINCE: "2026-01-01T12:00:00Z"}
+        store.put(POD, drained)
+        assert store.note("chat-1", TestReadings.READING)
+        going = serving(4, well=False)
+        going["metadata"] |= {
+            **drained["metadata"],
+            "resourceVersion": "4",
+            "deletionTimestamp": "2026-01-01T12:00:09Z",
+        }
+        store.put(POD, going)
+        assert store.reading("chat-1") is None
+
+
+class TestNodes:
+    @staticmethod
+    def node(name: str = "n", *, ready: str = "True", taints: tuple[str, ...] = ()) -> dict[str, Any]:
+        condition = {"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T12:00:00Z"}
+        spec = {"taints": [{"key": key, "effect": "NoExecute"} for key in taints]}
+        return {"metadata": {"name": name}, "spec": spec, "status": {"conditions": [condition]}}
+
+    def seen(self, store: Store) -> dict[str, NodeView]:
+        snapshot = store.snapshot("u1")
+        assert snapshot is not None
+        return dict(snapshot.nodes)
+
+    @pytest.mark.parametrize(("ready", "well"), [("True", True), ("False", False), ("Unknown", False)])
+    def test_of_the_services_pods_are_in_the_snapshot(self, store: Store, ready: str, well: bool) -> None:
+        store.put(POD, pod(3))
+        store.put_node(self.node(ready=ready))
+        store.put_node(self.node("elsewhere"))
+        assert self.seen(store) == {"n": NodeView(ready=well, since=datetime(2026, 1, 1, 12, tzinfo=UTC))}
+
+    def test_that_somebody_vouches_for(self, store: Store) -> None:
+        store.put(POD, pod(3))
+        store.put_node(self.node(ready="Unknown", taints=("node.kubernetes.io/out-of-service",)))
+        assert self.seen(store)["n"].out_of_service
+
+    def test_are_news_to_the_services_on_them_once(self, store: Store) -> None:
+        store.put(POD, pod(3))
+        assert store.put_node(self.node()) == ["u1"]
+        assert store.put_node(self.node()) == []
+        assert store.put_node(self.node(ready="Unknown")) == ["u1"]
+        assert store.put_node(self.node("elsewhere")) == []
+
+    def test_that_are_gone_are_not_known(self, store: Store) -> None:
+        store.put(POD, pod(3))
+        store.put_node(self.node())
+        store.remove_node("n")
+        assert self.seen(store) == {}
+
+    def test_without_a_word_on_readiness_are_not_lost(self, store: Store) -> None:
+        store.put(POD, pod(3))
+        store.put_node({"metadata": {"name": "n"}, "spec": {}, "status": {}})
+        assert self.seen(store)["n"].ready
+
+
+def test_annotations_of_the_service_are_in_the_snapshot(store: Store) -> None:
+    annotated = service(2)
+    annotated["metadata"]["annotations"] = {names.ANNOTATION_RETRY: "1"}
+    store.put(SERVICE, annotated)
+    snapshot = store.snapshot("u1")
+    assert snapshot is not None
+    assert snapshot.annotations == {names.ANNOTATION_RETRY: "1"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvplane_api.wire import SidecarState
 from kvplane_operator.plan.service import Plan, make_plan
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, Reading, Ref, Snapshot
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Snapshot
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 
@@ -22,7 +22,12 @@ HF: Mapping[str, Any] = {"model": {"source": "hf://acme/tiny"}}
 
 def settings(**values: Any) -> OperatorSettings:
     """Settings of an installation, with images of its own."""
-    defaults = {"identity": "test", "sidecar_image": "example.com/control:1", "engine_image": "example.com/vllm:1"}
+    defaults = {
+        "identity": "test",
+        "sidecar_image": "example.com/control:1",
+        "engine_image": "example.com/vllm:1",
+        "ring_image": "example.com/ring:1",
+    }
     return OperatorSettings(**(defaults | values))
 
 
@@ -37,6 +42,8 @@ class World:
         self.status: dict[str, Any] = {}
         self.blocked: tuple[Blocked, ...] = ()
         self.readings: dict[str, Reading] = {}
+        self.annotations: dict[str, str] = {}
+        self.nodes: dict[str, NodeView] = {}
         self.now = NOW
         self.capacity_written: datetime | None = None
         self.generation = 1
@@ -55,6 +62,8 @@ class World:
             pods=tuple(self.pods),
             readings=dict(self.readings),
             blocked=self.blocked,
+            annotations=dict(self.annotations),
+            nodes=dict(self.nodes),
             capacity_written=self.capacity_written,
         )
 

@@ -18,7 +18,7 @@ import torch
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.communicator import RingBrokenError
-from kvplane_runtime.ring.control import Hub, Tether
+from kvplane_runtime.ring.control import Hub, Left, Tether
 from kvplane_runtime.ring.engine import About, Cancel, Leader, Shutdown, Submit
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import Limits
@@ -240,7 +240,7 @@ class WorkerProcess(Process):
         self.killed.set()
         self.running.set()
         self.tether.stop()
-        self.inbox.put(messages.Stop(-1, "killed"))
+        self.inbox.put(Left())
 
     def stop(self, seconds: float) -> None:
         """As SIGSTOP and SIGCONT do it: nothing of it runs for a time."""

@@ -163,7 +163,8 @@ class Processes:
         self._logs = logs
         self._fresh = fresh
         self._settings = settings
-        self.port, self.control_port, self._store = free_ports(3)
+        self.control_port, self._store, *self._answers = free_ports(2 + size)
+        self.port = self._answers[0]
         self.ranks: dict[int, subprocess.Popen[bytes] | Forked] = {}
 
     def start(self, *ranks: int, **changed: str) -> None:
@@ -183,6 +184,7 @@ class Processes:
             "KVPLANE_RING_MODEL": str(self.model),
             "KVPLANE_RING_SERVED_NAME": "tiny",
             "KVPLANE_RING_PORT": str(self.port),
+            "KVPLANE_RING_WORKER_PORT": str(self._answers[rank]),
             "KVPLANE_RING_CONTROL_PORT": str(self.control_port),
             "KVPLANE_RING_STORE_PORT": str(self._store),
             "KVPLANE_RING_THREADS": "1",
@@ -216,6 +218,17 @@ class Processes:
             with urllib.request.urlopen(f"http://{HOST}:{self.port}/state", timeout=5) as answer:
                 return dict(json.load(answer))
         except (OSError, http.client.HTTPException):
+            return None
+
+    def health(self, rank: int) -> int | None:
+        """What a rank says to its sidecar; None where nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://{HOST}:{self._answers[rank]}/health", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+        except OSError:
             return None
 
     def ring(self) -> dict[str, Any]:

@@ -274,11 +274,12 @@ async def test_request_ids_are_the_clients_or_new(served: Served) -> None:
 
 
 async def test_health_is_that_of_the_ring(served: Served) -> None:
-    assert await served.get("/health") == (200, "ok\n")
+    assert await served.get("/health") == (200, '{"ready": true}')
     served.engine.set(formed=False, members=(0, 1, 3), loading={2: 0.25})
-    assert await served.get("/health") == (
+    status, text = await served.get("/health")
+    assert (status, json.loads(text)) == (
         503,
-        "The ring is not formed: 3 of 4 ranks. Rank 2 has loaded 25%.\n",
+        {"ready": False, "reason": "The ring is not formed: 3 of 4 ranks. Rank 2 has loaded 25%."},
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kvplane_runtime.ring import control, messages
-from kvplane_runtime.ring.control import FormOrder, Hub, Severed, Tether
+from kvplane_runtime.ring.control import FormOrder, Hub, Left, Severed, Tether
 from kvplane_runtime.ring.membership import BUILT, SELF, Fence, Formed, Limits, Lost
 
 HOST = "127.0.0.1"
@@ -85,7 +85,7 @@ def sides() -> Iterator[tuple[Leader, Worker, Worker]]:
     yield leader, *workers
     for worker in workers:
         worker.tether.stop()
-    leader.hub.stop("the test is over.")
+    leader.hub.stop()
 
 
 def until(what: Callable[[], bool]) -> None:
@@ -252,7 +252,7 @@ def test_ranks_hear_of_rank_0_while_it_sends_forms_to_the_others(monkeypatch: py
     finally:
         for worker in workers:
             worker.tether.stop()
-        leader.hub.stop("the test is over.")
+        leader.hub.stop()
 
 
 def test_who_asks_twice_over_one_connection_is_sent_away_and_rank_0_goes_on() -> None:
@@ -272,14 +272,53 @@ def test_who_asks_twice_over_one_connection_is_sent_away_and_rank_0_goes_on() ->
         assert worker.build().epoch == order.epoch
         worker.tether.stop()
     finally:
-        leader.hub.stop("the test is over.")
+        leader.hub.stop()
 
 
-def test_a_stop_reaches_the_workers(sides: tuple[Leader, Worker, Worker]) -> None:
+def test_a_rank_0_that_stops_leaves_workers_that_look_for_the_next_one(sides: tuple[Leader, Worker, Worker]) -> None:
     leader, *workers = sides
-    leader.hub.stop("the pod ends.")
+    leader.hub.stop()
     for worker in workers:
-        assert worker.next(messages.Stop).reason == "the pod ends."
+        worker.next(Severed)
+
+
+def test_workers_know_whether_their_ring_works(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, first, second = sides
+    until(lambda: first.tether.formed == second.tether.formed == 0)
+    first.tether.stop()
+    until(lambda: second.tether.formed == -1)
+    assert second.tether.connected
+    leader.hub.stop()
+    until(lambda: not second.tether.connected)
+
+
+def test_a_worker_that_leaves_is_let_go_between_two_steps(sides: tuple[Leader, Worker, Worker]) -> None:
+    leader, first, second = sides
+    leader.hub.step(messages.Step(0, 0))
+    for worker in (first, second):
+        worker.next(messages.Step)
+    first.tether.leave()
+    assert leader.next(Fence) == Fence(1, "rank 1 leaves", abort=False)
+    leader.hub.stopped(1)
+    leader.hub.answer(messages.Done(0, 0, 0, messages.Traffic(1.0, 1.0, 0.0, 0)))
+    second.tether.send(messages.Done(0, 2, 0, messages.Traffic(1.0, 1.0, 0.0, 0)))
+    assert leader.next(messages.Done).rank in (0, 2)
+    assert first.told.empty(), "the step is not done everywhere"
+    first.tether.send(messages.Done(0, 1, 0, messages.Traffic(1.0, 1.0, 0.0, 0)))
+    first.next(Left)
+    assert leader.next(Lost).ordinal == 1
+    assert [seat.member.ordinal for seat in leader.next(FormOrder).seats] == [0, 2]
+    assert second.fences.empty(), "nobody was cut short"
+
+
+def test_a_worker_that_is_in_no_ring_leaves_at_once() -> None:
+    told: SimpleQueue[Any] = SimpleQueue()
+    tether = Tether(host=HOST, port=1, limits=LIMITS, deliver=told.put, fence=lambda epoch, reason: None)
+    tether.start()
+    tether.leave()
+    assert isinstance(told.get(timeout=10), Left)
+    assert tether.leaving
+    tether.stop()
 
 
 def test_a_port_that_is_taken_is_said_to_be() -> None:
@@ -303,12 +342,12 @@ def test_rank_0_alone_forms_at_once() -> None:
         leader.hub.answer(messages.Formed(order.epoch, 0))
         assert leader.next(Formed).ordinals == (0,)
     finally:
-        leader.hub.stop("the test is over.")
+        leader.hub.stop()
 
 
 def test_threads_end(sides: tuple[Leader, Worker, Worker]) -> None:
     leader, *workers = sides
     for worker in workers:
         worker.tether.stop()
-    leader.hub.stop("the test is over.")
+    leader.hub.stop()
     assert not [thread for thread in threading.enumerate() if thread.name in {"ring-hub", "ring-tether"}]

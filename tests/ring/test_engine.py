@@ -9,11 +9,12 @@ from unittest import mock
 import pytest
 
 from kvplane_runtime.ring import messages
+from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.control import Gone
-from kvplane_runtime.ring.engine import About, Leader
+from kvplane_runtime.ring.engine import About, Leader, Promise, Shutdown
 from kvplane_runtime.ring.membership import BUILT, Fence, Formed, Limits
 from kvplane_runtime.ring.requests import Policy
-from tests.ring.crew import Crew, Process, WorkerProcess, answer
+from tests.ring.crew import Crew, LeaderProcess, Process, WorkerProcess, answer
 
 
 @contextlib.contextmanager
@@ -157,13 +158,46 @@ def test_a_loss_while_the_ring_heals(crew: Crew) -> None:
     assert got.tokens == answer(prompt(300), 60)
 
 
-def test_a_new_rank_0_finds_what_the_workers_hold(crew: Crew) -> None:
+def test_a_rank_that_leaves_breaks_no_step_and_changes_no_token(crew: Crew) -> None:
+    crew.formed(0, 1, 2, 3)
+    got = crew.ask(prompt(200), 60)
+    assert got.first.wait(20)
+    crew.workers[2].worker.leave()
+    crew.formed(0, 1, 3)
+    crew.workers[2].thread.join(20)
+    assert not crew.workers[2].thread.is_alive()
+    assert crew.workers[2].refused is None
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(200), 60)
+    state = crew.leader.leader.state
+    assert (state.reforms["lost"], state.reforms["left"], state.recovery_seconds) == (0, 1, ())
+    crew.workers[2] = WorkerProcess(crew, 2)
+    crew.formed(0, 1, 2, 3)
+    assert crew.leader.leader.state.reforms["left"] == 1
+
+
+def test_another_promise_is_taken_on_while_the_ring_works(crew: Crew) -> None:
+    def promised() -> float:
+        return crew.leader.leader._scheduler.policy.ttft_seconds
+
+    crew.leader.inbox.put(Promise(0.25))
+    crew.formed(0, 1, 2, 3)
+    crew.until(lambda: promised() == 0.25)
+    crew.leader.inbox.put(Promise(0.5))
+    crew.until(lambda: promised() == 0.5)
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_a_new_rank_0_finds_what_the_workers_hold(crew: Crew, in_order: bool) -> None:
     crew.formed(0, 1, 2, 3)
     asked = crew.ask(prompt(320), 4)
     assert asked.over.wait(20)
-    crew.leader.kill()
-    from tests.ring.crew import LeaderProcess
-
+    if in_order:
+        crew.leader.inbox.put(Shutdown(Refusal(503, "draining", "It stops.")))
+        crew.leader.thread.join(20)
+        crew.leader.hub.stop()
+    else:
+        crew.leader.kill()
     crew.leader = LeaderProcess(crew)
     crew.formed(0, 1, 2, 3)
     again = crew.ask(prompt(320), 8)
@@ -270,9 +304,9 @@ def test_who_joins_while_a_ring_is_formed_makes_it_no_loss_and_hides_none() -> N
 
     formed_after()
     formed_after(Fence(1, "rank 3 is ready", abort=False), Fence(2, "rank 2 is ready", abort=True))
-    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 0, "joined": 1}, ())
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 0, "left": 0, "joined": 1}, ())
     formed_after(Fence(3, "rank 2 is lost", abort=True, lost=True), Fence(4, "rank 2 is ready", abort=True))
-    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 1, "joined": 1}, (3.0,))
+    assert (leader._state().reforms, leader._state().recovery_seconds) == ({"lost": 1, "left": 0, "joined": 1}, (3.0,))
 
 
 def test_what_nobody_wants_any_more_gives_back_its_room(crew: Crew) -> None:

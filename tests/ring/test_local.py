@@ -19,13 +19,14 @@ from tests.ring.tiny import SERVED, build
 def test_ranks_are_told_what_a_pod_would_be() -> None:
     given = {"KVPLANE_RING_SHORT_TOKENS": "0", "KVPLANE_RING_ORDINAL": "3", "KVPLANE_RING_MODEL": "/models/other"}
     trial = Trial(ranks=4, model=Path("/models/m"), port=8100, settings=given)
-    told = [environment(trial, rank, ports=(1, 2), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
+    told = [environment(trial, rank, ports=(1, 2, 11, 12, 13), base={"PATH": "/bin"}, cores=8) for rank in range(4)]
     found = [from_environment(each, hostname="laptop") for each in told]
     assert [each.ordinal for each in found] == [0, 1, 2, 3]
     assert {(each.world_size, each.leader, each.address, each.threads) for each in found} == {
         (4, "127.0.0.1", "127.0.0.1", 2)
     }
     assert {(each.port, each.control_port, each.store_port, each.short_tokens) for each in found} == {(8100, 1, 2, 0)}
+    assert [each.worker_port for each in found[1:]] == [11, 12, 13]
     assert {each.model for each in found} == {Path("/models/m")}, "the command line has the last word"
     assert {each.kv_percent for each in found} == {15}, "they share one memory"
     assert {each.parent for each in found} == {os.getpid()}
@@ -36,7 +37,7 @@ def test_ranks_are_told_what_a_pod_would_be() -> None:
 def test_each_rank_gets_a_gpu_of_its_own(visible: str | None, gpus: list[str]) -> None:
     trial = Trial(ranks=3, model=Path("/models/m"), port=8100, settings={"KVPLANE_RING_DEVICE": "cuda"})
     base = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    told = [environment(trial, rank, ports=(1, 2), base=base, cores=8) for rank in range(3)]
+    told = [environment(trial, rank, ports=(1, 2, 11, 12), base=base, cores=8) for rank in range(3)]
     assert [each["CUDA_VISIBLE_DEVICES"] for each in told] == gpus
     found = [from_environment(each, hostname="laptop") for each in told]
     assert {(each.device, each.kv_percent) for each in found} == {("cuda", 60)}, "each has its own memory"

@@ -173,6 +173,62 @@ def test_a_loss_during_a_join_cuts_the_step_short() -> None:
     assert only(ring.stopped(2, 2.2), Form).ordinals == (0, 1, 2)
 
 
+def test_a_member_that_leaves_takes_part_until_the_step_under_way_is_done() -> None:
+    ring = formed()
+    ring.send(0, 0)
+    assert ring.leaves(2, 1.0) == [Fence(1, "rank 2 leaves", abort=False)]
+    assert ring.send(0, 1), "until rank 0 has stopped it may still send"
+    assert ring.stopped(1, 1.1) == []
+    for link in (SELF, 1, 3):
+        assert ring.done(link, 0, 1, 1.2) == []
+    assert ring.done(2, 0, 1, 1.3) == [Lost(2, 2, "it was told to end"), Form(1, (0, 1, 3), (0, 1, 3))]
+    assert ring.disconnected(2, 1.4) == []
+
+
+def test_a_member_that_leaves_and_dies_is_a_loss() -> None:
+    ring = formed()
+    ring.send(0, 0)
+    ring.leaves(2, 1.0)
+    assert only(ring.disconnected(2, 1.1), Fence).abort
+    for link in (1, 3):
+        ring.broken(link, 0, 0, "fenced", 1.2)
+    assert only(ring.stopped(1, 1.2), Form).ordinals == (0, 1, 3)
+
+
+def test_a_member_that_leaves_is_let_go_though_the_ring_ends_with_it() -> None:
+    ring = formed()
+    ring.disconnected(3, 1.0)
+    ring.stopped(1, 1.0)
+    for link in (SELF, 1, 2):
+        ring.done(link, 1, BUILT, 1.0)
+    ring.leaves(2, 2.0)
+    assert ring.stopped(2, 2.0) == [Lost(2, 2, "it was told to end")]
+    assert ring.phase is Phase.GATHERING
+    assert ring.joined(9, candidate(2, "new"), 9.0) == [Form(2, (0, 1, 9), (0, 1, 2))]
+
+
+def test_who_leaves_while_a_ring_is_built_is_in_none() -> None:
+    ring = leader()
+    for ordinal in (1, 2, 3):
+        ring.joined(ordinal, candidate(ordinal), 0.0)
+    assert only(ring.leaves(3, 0.1), Fence).abort
+    for link in (1, 2, 3):
+        ring.broken(link, 0, BUILT, "fenced", 0.2)
+    assert ring.stopped(1, 0.2) == [Lost(3, 3, "it was told to end")]
+    assert ring.joined(9, candidate(3, "new"), 0.3) == [Form(1, (0, 1, 2, 9), (0, 1, 2, 3))]
+
+
+def test_who_waits_for_a_place_or_for_others_leaves_at_once() -> None:
+    ring = formed()
+    ring.joined(9, candidate(2, "new"), 1.0)
+    assert ring.leaves(9, 2.0) == [Lost(9, 2, "it was told to end")]
+    assert ring.phase is Phase.FORMED
+    alone = leader()
+    alone.joined(5, candidate(1), 0.0)
+    assert alone.leaves(5, 1.0) == [Lost(5, 1, "it was told to end")]
+    assert alone.leaves(5, 1.0) == []
+
+
 def test_the_same_process_over_a_new_connection_is_the_same_member() -> None:
     ring = formed()
     actions = ring.joined(9, candidate(2, epoch=0), 1.0)
@@ -522,7 +578,21 @@ class World:
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["start", "kill", "cut", "freeze", "thaw", "back", "wait", "wait", "send", "send", *["turn"] * 8, "break"]
+            [
+                "start",
+                "kill",
+                "cut",
+                "leave",
+                "freeze",
+                "thaw",
+                "back",
+                "wait",
+                "wait",
+                "send",
+                "send",
+                *["turn"] * 8,
+                "break",
+            ]
         ),
         st.integers(0, 11),
     ),
@@ -544,6 +614,8 @@ def test_random_orders_are_safe_and_a_calm_end_forms_a_ring_of_all_who_live(  # 
                 world.start(1 + pick % (size - 1))
             case "kill" | "cut" if worker:
                 world.cut(worker, dies=kind == "kill")
+            case "leave" if worker:
+                world.act(world.ring.leaves(worker.link, world.now))
             case "freeze" if worker:
                 worker.frozen = True
             case "thaw" if worker:

@@ -14,7 +14,7 @@ MESSAGES: list[messages.AnyMessage] = [
     messages.Refused(reason="No."),
     messages.Form(epoch=4, rank=0, members=[MEMBER], store="127.0.0.1:2", tables=[TABLE]),
     messages.Formed(epoch=4, rank=0),
-    messages.Heartbeat(epoch=4),
+    messages.Heartbeat(epoch=4, formed=True),
     messages.Step(
         epoch=4,
         number=7,
@@ -26,7 +26,7 @@ MESSAGES: list[messages.AnyMessage] = [
     ),
     messages.Done(epoch=4, rank=1, number=7, traffic=messages.Traffic(0.1, 0.05, 0.01, 100)),
     messages.Fault(epoch=4, rank=1, number=7, reason="It is silent.", suspect=2),
-    messages.Stop(epoch=4, reason="Over."),
+    messages.Leave(),
 ]
 
 

@@ -132,11 +132,52 @@ def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processe
     assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
 
 
+def test_a_rank_that_is_told_to_end_leaves_between_two_steps(ring: Processes, model: Any) -> None:
+    tokens = prompt(500, 8)
+    left = ring.ring()["reforms"]["left"]
+    stream = ring.ask(tokens, 150)
+    under_way(ring, stream, 10)
+    ring.signal(1, signal.SIGTERM)
+    assert ring.ranks[1].wait(timeout=30) == 0
+    whole(stream, model, tokens, 150)
+    assert (ring.ring()["members"], ring.ring()["reforms"]["left"]) == ([0, 2], left + 1)
+    ring.start(1)
+    ring.formed()
+
+
+def test_rank_0_is_told_to_end_and_the_workers_keep_what_they_hold(ring: Processes, model: Any) -> None:
+    tokens = prompt(600, 9)
+    whole(ring.ask(tokens, 20), model, tokens, 20)
+    ring.signal(0, signal.SIGTERM)
+    assert ring.ranks[0].wait(timeout=30) == 0
+    assert [ring.ranks[rank].poll() for rank in (1, 2)] == [None, None]
+    ring.start(0)
+    ring.formed()
+    again = ring.ask(tokens, 20)
+    whole(again, model, tokens, 20)
+    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+
+
+def test_every_rank_says_whether_it_is_in_a_ring(ring: Processes) -> None:
+    def said() -> list[int | None]:
+        return [ring.health(rank) for rank in range(3)]
+
+    ring.until(lambda: said() == [200, 200, 200])
+    ring.signal(0, signal.SIGSTOP)
+    ring.until(lambda: [ring.health(1), ring.health(2)] == [503, 503], seconds=20)
+    ring.signal(0, signal.SIGCONT)
+    ring.until(lambda: said() == [200, 200, 200])
+    ring.signal(2, signal.SIGKILL)
+    ring.until(lambda: said() == [200, 200, None])
+    ring.start(2)
+    ring.until(lambda: said() == [200, 200, 200])
+
+
 def test_a_fault_of_rank_0_ends_it_at_once_and_the_workers_keep_what_they_hold(ring: Processes, model: Any) -> None:
     ring.signal(0, signal.SIGKILL)
     ring.start(0, FAULT_AT_SAMPLE="40")
     ring.formed()
-    tokens = prompt(600, 8)
+    tokens = prompt(600, 10)
     stream = ring.ask(tokens, 120)
     assert ring.ranks[0].wait(timeout=60) == 1
     assert stream.over.wait(30)

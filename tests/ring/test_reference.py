@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from kvplane_runtime.ring import settings
-from kvplane_runtime.ring.metrics import METRICS
+from kvplane_runtime.ring.metrics import METRICS, WORKER_METRICS
 from kvplane_runtime.ring.reference import architectures_page, metrics_page, settings_page
 from tests.ring import proved
 
@@ -39,5 +39,5 @@ def test_every_architecture_that_is_proved_is_listed_once() -> None:
 
 def test_every_metric_is_described() -> None:
     page = metrics_page()
-    assert all(metric.description in page for metric in METRICS)
+    assert all(metric.description in page for metric in (*METRICS, *WORKER_METRICS))
     assert "| `kvplane_ring_steps_total` | counter |  | Steps that all ranks have done. |" in page

@@ -1,5 +1,7 @@
 """What can never fit, in numbers."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +23,20 @@ def test_the_models_own_context_is_no_matter_of_the_ring() -> None:
         "The prompt has 90 tokens and the output may have 11, together 101; the model's context is 100 tokens, whatever the "
         "ring. Send a shorter prompt or a lower max_tokens."
     )
+
+
+def test_what_the_settings_allow_is_told_where_it_is_less_than_the_models_context() -> None:
+    room = Room(4, 1000, Reserve.OFF, model_tokens=100, context_tokens=80)
+    refusal = never_fits(90, 11, 1, room)
+    assert refusal is not None
+    assert (refusal.status, refusal.code) == (400, "context_length_exceeded")
+    assert refusal.message == (
+        "The prompt has 90 tokens and the output may have 11, together 101; this service is set to take at most 80 tokens, "
+        "whatever the ring. Send a shorter prompt or a lower max_tokens."
+    )
+    assert never_fits(70, 10, 1, room) is None
+    assert never_fits(70, 11, 1, room) is not None
+    assert "the model's context is 60" in (never_fits(70, 10, 1, replace(room, model_tokens=60)) or refusal).message
 
 
 def test_the_reserve_and_the_outputs_are_named() -> None:
@@ -52,9 +68,9 @@ def test_the_ring_that_would_do_does_and_a_smaller_one_does_not(
 
 @given(st.integers(1, 4_000), st.integers(1, 3), st.integers(1, 500), st.sampled_from([None, 3_000]))
 def test_the_longest_output_fits_and_one_longer_does_not(
-    prompt: int, outputs: int, most: int, model_tokens: int | None
+    prompt: int, outputs: int, most: int, longest: int | None
 ) -> None:
-    room = Room(4, 1000, Reserve.OFF, model_tokens)
+    room = Room(4, 1000, Reserve.OFF, model_tokens=longest and longest + 100, context_tokens=longest)
     length = room.output_tokens(prompt, outputs, most=most)
     if never_fits(prompt, 1, outputs, room) is None:
         assert never_fits(prompt, length, outputs, room) is None

@@ -1,5 +1,7 @@
 """The scheduler's rules, one by one, on ranks without a model."""
 
+from dataclasses import replace
+
 import pytest
 
 from kvplane_runtime.ring.accounting import Reserve
@@ -99,6 +101,19 @@ def test_of_two_equal_long_prompts_the_first_ends_first() -> None:
     ring.drain()
     turns = [step.window.sequence for step in ring.steps if step.window is not None]
     assert turns == sorted(turns)
+
+
+@pytest.mark.parametrize(("promised", "order"), [(100.0, ["long", "short"]), (0.000_1, ["short", "long"])])
+def test_a_promise_that_changes_orders_what_waits_already(promised: float, order: list[str]) -> None:
+    """By a promise that is far off, the longer prefill has to begin first; by one that cannot be kept, each its own time."""
+    ring = Ring()
+    ring.submit("before", prompt(800), max_tokens=1)
+    ring.drain()
+    ring.submit("long", prompt(400, 1), max_tokens=1)
+    ring.submit("short", prompt(100, 2), max_tokens=1)
+    ring.scheduler.policy = replace(ring.scheduler.policy, ttft_seconds=promised)
+    ring.drain()
+    assert [event.request for event in ring.events if isinstance(event, Ended)] == ["before", *order]
 
 
 def test_the_outputs_of_one_prompt_share_its_prefill() -> None:
@@ -217,6 +232,23 @@ def test_without_max_tokens_an_output_gets_the_default_or_what_fits() -> None:
     accepted = ring.submit("b", prompt(1990, 1), max_tokens=None)
     assert isinstance(accepted, Accepted)
     assert 1 <= accepted.max_tokens <= 11
+
+
+def test_what_is_served_is_bounded_by_the_settings_too() -> None:
+    ring = Ring(policy=replace(POLICY, context_tokens=120))
+    refusal = ring.submit("a", prompt(100), max_tokens=21)
+    assert isinstance(refusal, Refusal)
+    assert (refusal.status, refusal.code) == (400, "context_length_exceeded")
+    assert isinstance(ring.submit("a", prompt(120), max_tokens=None), Refusal)
+    assert ring.submit("a", prompt(100), max_tokens=None) == Accepted("a", 0, 20)
+    assert ring.scheduler.snapshot().longest_tokens == 120
+
+
+def test_a_lost_rank_does_not_change_what_the_ring_is_said_to_take() -> None:
+    ring = Ring(ranks=4, capacity=1000)
+    assert ring.scheduler.snapshot().whole_tokens == 4000
+    ring.reform({0: 0, 1: 1, 3: 2}, 3)
+    assert ring.scheduler.snapshot().whole_tokens == 4000
 
 
 def test_a_cancelled_request_sends_nothing_more_and_leaves_its_prefix() -> None:

@@ -27,7 +27,8 @@ def test_a_pod_of_a_stateful_set_knows_who_it_is_and_where_rank_0_is() -> None:
     assert (found.ordinal, found.world_size) == (2, 4)
     assert found.leader == "demo-ring-0-0.demo-ring-0"
     assert (found.address, found.pod, found.served_name) == ("10.0.0.7", "u-2", "llama")
-    assert (found.port, found.control_port, found.store_port) == (8100, 29501, 29500)
+    assert (found.port, found.worker_port, found.control_port, found.store_port) == (8100, 8100, 29501, 29500)
+    assert (found.context_tokens, found.config_file) == (None, None)
     assert found.limits == Limits()
 
 
@@ -43,7 +44,9 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_WINDOW_TOKENS": "512",
         "KVPLANE_RING_SLICE_SECONDS": "0.5",
         "KVPLANE_RING_SHORT_TOKENS": "0",
+        "KVPLANE_RING_CONTEXT_TOKENS": "90000",
         "KVPLANE_RING_TTFT_SECONDS": "4",
+        "KVPLANE_RING_CONFIG_FILE": "/etc/sidecar.json",
         "KVPLANE_RING_MAX_SEQUENCES": "8",
         "KVPLANE_RING_RESERVE": "Survive",
         "KVPLANE_RING_PARK_SECONDS": "60",
@@ -51,6 +54,7 @@ def test_every_setting_can_be_given() -> None:
         "KVPLANE_RING_THREADS": "3",
         "KVPLANE_RING_HOST": "0.0.0.0",  # noqa: S104  (only read, nothing listens)
         "KVPLANE_RING_PORT": "1",
+        "KVPLANE_RING_WORKER_PORT": "4",
         "KVPLANE_RING_CONTROL_PORT": "2",
         "KVPLANE_RING_STORE_PORT": "3",
         "KVPLANE_RING_PARENT": "77",
@@ -75,7 +79,9 @@ def test_every_setting_can_be_given() -> None:
         window_tokens=512,
         slice_seconds=0.5,
         short_tokens=0,
+        context_tokens=90_000,
         ttft_seconds=4.0,
+        config_file=Path("/etc/sidecar.json"),
         max_sequences=8,
         reserve="Survive",
         park_seconds=60.0,
@@ -83,6 +89,7 @@ def test_every_setting_can_be_given() -> None:
         threads=3,
         host="0.0.0.0",  # noqa: S104  (only read, nothing listens)
         port=1,
+        worker_port=4,
         control_port=2,
         store_port=3,
         parent=77,
@@ -116,6 +123,11 @@ def test_every_setting_can_be_given() -> None:
             "demo-ring-0-2",
             {"PROMPT_SPLIT_STRATEGY": "NONE"},
             "PROMPT_SPLIT_STRATEGY is 'NONE', this engine splits prompts over a ring only: set RING or unset it.",
+        ),
+        (
+            "demo-ring-0-2",
+            {"KVPLANE_RING_CONTEXT_TOKENS": "1"},
+            "KVPLANE_RING_CONTEXT_TOKENS is 1; it must be from 2 to 1099511627776.",
         ),
         (
             "demo-ring-0-2",

@@ -9,11 +9,12 @@ import pytest
 
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.communicator import RingBrokenError
-from kvplane_runtime.ring.control import Severed
+from kvplane_runtime.ring.control import Left, Severed
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.ranges import Run
+from kvplane_runtime.ring.state import RankTraffic, WorkerAccount
 from kvplane_runtime.ring.worker import Place, Worker
 
 MEMBER = messages.Member(1, "pod-1", "p1", "127.0.0.1")
@@ -127,6 +128,9 @@ def test_what_fails_in_building_by_a_fault_of_its_own_is_not_hidden() -> None:
 class Tether:
     def __init__(self) -> None:
         self.said: list[messages.AnyMessage] = []
+        self.connected = True
+        self.leaving = False
+        self.formed = -1
 
     def join(self, join: messages.Join) -> None:
         self.said.append(join)
@@ -135,22 +139,26 @@ class Tether:
         self.said.append(message)
 
 
-def follow(model: Model, *orders: messages.AnyMessage | Severed) -> tuple[str | None, list[messages.AnyMessage]]:
-    """What a worker returns and says that gets these orders."""
-    inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
+def worker(model: Model, *orders: messages.AnyMessage | Severed | Left) -> tuple[Worker, Any]:
+    """A worker that will get these orders, and its tether."""
+    inbox: SimpleQueue[messages.AnyMessage | Severed | Left] = SimpleQueue()
     for order in orders:
         inbox.put(order)
     tether: Any = Tether()
     join = messages.Join(MEMBER, 3, "1/c", 100)
-    return Worker(place=place(model), tether=tether, inbox=inbox, join=join).run(), tether.said
+    return Worker(place=place(model), tether=tether, inbox=inbox, join=join), tether
+
+
+def follow(model: Model, *orders: messages.AnyMessage | Severed) -> tuple[str | None, list[messages.AnyMessage]]:
+    """What a worker returns and says that gets these orders, and then leaves."""
+    mine, tether = worker(model, *orders, Left())
+    return mine.run(), tether.said
 
 
 def test_behind_a_step_that_broke_no_step_of_its_ring_runs() -> None:
     model = Model(1)
     steps = [messages.Step(3, number) for number in range(3)]
-    ended, said = follow(
-        model, form(3), *steps, form(4), messages.Step(4, 0), messages.Step(3, 3), messages.Stop(4, ".")
-    )
+    ended, said = follow(model, form(3), *steps, form(4), messages.Step(4, 0), messages.Step(3, 3))
     assert ended is None
     assert model.ran == [0, 1, 0]
     assert model.bound == [3, 4]
@@ -165,7 +173,7 @@ def test_behind_a_step_that_broke_no_step_of_its_ring_runs() -> None:
 
 
 def test_a_rank_that_lost_rank_0_says_what_it_holds() -> None:
-    _, said = follow(Model(), form(3), Severed("rank 0 was silent"), messages.Stop(-1, "."))
+    _, said = follow(Model(), form(3), Severed("rank 0 was silent"))
     first, _, again = said
     assert isinstance(first, messages.Join)
     assert isinstance(again, messages.Join)
@@ -177,10 +185,37 @@ def test_a_ring_that_could_not_be_built_is_said_to_be_broken() -> None:
     def build(form: messages.Form) -> Any:
         raise RingBrokenError("rank 2 did not come", peers=(2,))
 
-    inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
+    inbox: SimpleQueue[messages.AnyMessage | Severed | Left] = SimpleQueue()
     inbox.put(form(3))
     inbox.put(messages.Refused("Go away."))
     tether: Any = Tether()
     mine = Worker(place=place(Model(), build), tether=tether, inbox=inbox, join=messages.Join(MEMBER, 3, "1/c", 100))
     assert mine.run() == "Go away."
     assert tether.said[1:] == [messages.Fault(3, 1, BUILT, "rank 2 did not come", 2)]
+
+
+def test_a_worker_has_to_show_what_it_holds_and_what_its_steps_cost() -> None:
+    mine, _ = worker(Model(2), form(3), *(messages.Step(3, number) for number in range(3)), Left())
+    assert mine.account == WorkerAccount()
+    mine.run()
+    assert mine.account == WorkerAccount(epoch=3, kv_tokens=7, traffic=RankTraffic(2, 2.0, 1.5, 0.5, 16))
+
+
+def test_what_a_form_gives_is_what_a_worker_holds_before_the_first_step() -> None:
+    mine, _ = worker(Model(), form(3), Left())
+    mine.run()
+    assert mine.account == WorkerAccount(epoch=3, kv_tokens=3)
+
+
+def test_a_worker_says_why_it_is_in_no_ring_that_works() -> None:
+    mine, tether = worker(Model())
+    assert mine.outside() == "Rank 0 has formed no ring with this rank."
+    tether.connected = False
+    assert mine.outside() == "Rank 0 does not answer; this rank keeps its KV and goes on trying."
+    tether.connected = True
+    mine._place.form(form(3))
+    assert mine.outside() == "The ring of epoch 3 does not work yet: not all of its ranks are inside."
+    tether.formed = 3
+    assert mine.outside() is None
+    tether.leaving = True
+    assert mine.outside() == "This rank is told to end, and leaves its ring."

@@ -9,13 +9,16 @@ import yaml
 from charts.dashboards.reading import asked, metrics
 from charts.generate import DASHBOARDS, RULES
 from kvplane_operator import metrics as operator_metrics
+from kvplane_runtime.ring import metrics as ring_metrics
 from kvplane_runtime.sidecar import metrics as sidecar_metrics
 
 
 def exported() -> Iterator[str]:
-    """Every series name of sidecar and operator."""
+    """Every series name of sidecar, operator and, through its sidecar, the ring engine."""
     for metric in sidecar_metrics.METRICS:
         yield from _series(metric.name, metric.kind)
+    for of_ring in (*ring_metrics.METRICS, *ring_metrics.WORKER_METRICS):
+        yield from _series(of_ring.name, of_ring.kind)
     for collector in operator_metrics.METRICS:
         for family in collector.describe():
             yield from _series(family.name, family.type)

@@ -30,6 +30,9 @@ def test_the_alerts_are_these() -> None:
         "KVPlaneKVCapacityMisconfigured",
         "KVPlaneOperatorNotLeading",
         "KVPlaneReplicaCrashLoop",
+        "KVPlaneRingDegraded",
+        "KVPlaneRingFailed",
+        "KVPlaneRingReformStorm",
         "KVPlaneSignalsStale",
         "KVPlaneThrashing",
     ]

@@ -19,6 +19,7 @@ from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.promises import Result
 from kvplane_runtime.sidecar.signals import KvCache, Scrape
 from tests.proxy.peers import Client, FakeUpstream, Response, Script, UpstreamSocket, until
 from tests.sidecar.clock import Clock
@@ -85,7 +86,7 @@ def config(**admission: Any) -> SidecarConfig:
 
 
 @asynccontextmanager
-async def staged(script: Script, directory: Path, **admission: Any) -> AsyncIterator[Stage]:
+async def staged(script: Script, directory: Path, *, ring: bool = False, **admission: Any) -> AsyncIterator[Stage]:
     """A gate and a proxy in front of a scripted engine that is ready; nothing may be left at the end."""
     clock, limits = Clock(), Limits()
     upstream = FakeUpstream(script)
@@ -98,7 +99,7 @@ async def staged(script: Script, directory: Path, **admission: Any) -> AsyncIter
     drain = DrainGate(engine=engine, clock=clock)
     gate = AdmissionGate(
         drain=drain,
-        admission=Admission(config=watched.current, uniform=lambda: 0.5),
+        admission=Admission(config=watched.current, uniform=lambda: 0.5, ring=ring),
         config=watched,
         engine=engine,
         clock=clock,
@@ -286,6 +287,40 @@ async def test_the_engines_own_503_sends_a_request_back_once(tmp_path: Path) -> 
         stage.gate.tick()
         refused = await twice.response()
         assert (refused.status, refused.header(b"x-kvplane-reason")) == (429, b"queue-full")
+
+
+FULL = (
+    b"HTTP/1.1 429 Too Many Requests\r\nretry-after: 7\r\nx-kvplane-reason: %b\r\n"
+    b"content-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+)
+
+
+@pytest.mark.parametrize(("said", "reason"), [(b"kv", "kv"), (b"requests", "sequences")])
+async def test_a_rings_own_429_goes_to_the_client_and_counts_as_a_refusal(
+    tmp_path: Path, said: bytes, reason: str
+) -> None:
+    async def full(socket: UpstreamSocket) -> None:
+        while True:
+            await socket.request()
+            await socket.send(FULL % said)
+
+    async with staged(full, tmp_path, ring=True) as stage:
+        stage.scraped()
+        refused = await stage.ask({"prompt": ids(8), "max_tokens": 4})
+        assert (refused.status, refused.header(b"retry-after"), refused.body) == (429, b"7", b"{}")
+        assert refused.header(b"x-kvplane-reason") == said
+        assert stage.gate.admission.decisions["refused", reason] == 1
+        assert stage.gate.retry_after_seconds.histogram().sum == 7
+        await stage.settled()
+        state = stage.gate.admission.state(now=stage.clock())
+        assert (state.refused_total, state.shed_reservation_tokens_total > 0) == (1, True)
+        assert stage.gate.promises.results == {Result.REFUSED: 1}
+
+
+async def test_in_front_of_a_ring_what_would_not_fit_is_sent_all_the_same(tmp_path: Path) -> None:
+    async with staged(answers, tmp_path, ring=True) as stage:
+        stage.scraped(blocks=20)
+        assert (await stage.ask({"prompt": ids(100 * BLOCK), "max_tokens": 4})).status == 200
 
 
 async def test_a_client_that_leaves_the_queue_or_the_engine_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -16,10 +16,15 @@ import pytest
 from aiohttp import web
 
 from kvplane_api.wire import SidecarState
-from kvplane_runtime.sidecar import admin, app, config, drain, engine
+from kvplane_runtime.sidecar import admin, app, config, drain, engine, leader
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
 
+RING = """\
+# HELP kvplane_ring_members Ranks of the ring that is, or was last.
+# TYPE kvplane_ring_members gauge
+kvplane_ring_members{model_name="chat"} 3.0
+"""
 RECORDED = Path(__file__).parent / "expositions" / "vllm-0.32.0.recorded.txt"
 REPOSITORY = Path(__file__).parents[2]
 
@@ -122,6 +127,9 @@ class Running:
     async def exports(self, line: str) -> bool:
         return line in (await self.admin("/metrics"))[1]
 
+    async def exports_nothing(self, prefix: str) -> bool:
+        return not any(line.startswith(prefix) for line in (await self.admin("/metrics"))[1].splitlines())
+
     async def signal_is_older(self, *, than_seconds: float) -> bool:
         _, metrics = await self.admin("/metrics")
         age = next(line for line in metrics.splitlines() if 'signal="requests_running"' in line)
@@ -138,18 +146,21 @@ def write_config(path: Path, **fields: object) -> None:
 
 
 @asynccontextmanager
-async def running(directory: Path, *, engine_up: bool = True, **fields: object) -> AsyncIterator[Running]:
+async def running(
+    directory: Path, *, engine_up: bool = True, pod: str = "chat-0", ring: bool = False, **fields: object
+) -> AsyncIterator[Running]:
     write_config(directory / "sidecar.json", **fields)
     fake = FakeEngine()
     if engine_up:
         await fake.start()
     settings = Settings(
         config_file=directory / "sidecar.json",
-        pod="chat-0",
+        pod=pod,
         host="127.0.0.1",
         port=free_port(),
         admin_port=free_port(),
         engine_port=fake.port,
+        ring=ring,
     )
     stop = asyncio.Event()
     task = asyncio.create_task(run(settings, stop=stop))
@@ -395,3 +406,124 @@ async def test_the_process_finishes_what_is_in_flight_when_it_is_told_to_stop(tm
     assert process.returncode == 0, log
     assert b"Stopping, with 1 requests in flight." in log
     assert b"Traceback" not in log
+
+
+async def test_a_rank_is_started_when_it_answers_and_ready_when_its_ring_works(tmp_path: Path) -> None:
+    async with running(tmp_path, engine_up=False, ring=True) as sidecar:
+        assert (await sidecar.admin("/engine/startup"))[0] == 503
+        sidecar.engine.health = 503
+        await sidecar.engine.start()
+        await sidecar.becomes("/engine/startup", 200)
+        assert [(await sidecar.admin(path))[0] for path in ("/ready", "/engine/live")] == [503, 200]
+        assert not (await sidecar.state()).engine_ready
+        sidecar.engine.health = 200
+        await sidecar.becomes("/ready", 200)
+        sidecar.engine.health = 503
+        await sidecar.becomes("/ready", 503)
+        assert [(await sidecar.admin(path))[0] for path in ("/engine/startup", "/engine/live")] == [200, 200]
+
+
+async def test_a_drain_waits_for_requests_that_a_ring_holds_while_it_forms_anew(tmp_path: Path) -> None:
+    async with running(tmp_path, ring=True) as sidecar:
+        stream = await sidecar.complete()
+        await stream.content.readuntil(b"\n\n")
+        sidecar.engine.health = 503
+        await sidecar.becomes("/ready", 503)
+        drained = asyncio.ensure_future(sidecar.admin("/drain"))
+        await until(lambda: draining(sidecar))
+        assert not (await sidecar.state()).drained
+        assert not drained.done()
+        sidecar.engine.finish.set()
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        assert (await drained)[0] == 200
+        assert (await sidecar.state()).drained
+
+
+async def draining(sidecar: Running) -> bool:
+    return (await sidecar.state()).draining
+
+
+async def test_a_worker_goes_after_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where its name is gone before it, as when the service is deleted."""
+    monkeypatch.setattr(leader, "ASK_SECONDS", 0.01)
+    rank_0 = FakeRank0(said={"draining": True, "drained": False})
+    await rank_0.start()
+    names = ["127.0.0.1"]
+
+    async def once(host: str) -> str:
+        if not names:
+            raise OSError(f"{host} is not known any more")
+        return names.pop()
+
+    monkeypatch.setattr(app, "ip_of", once)
+    monkeypatch.setattr(app, "PORT_ADMIN", rank_0.port)
+    try:
+        async with running(tmp_path, pod="chat-ring-0-1", ring=True) as sidecar:
+            drained = asyncio.ensure_future(sidecar.admin("/drain"))
+            await until(rank_0.was_asked_twice)
+            assert not drained.done()
+            rank_0.said = {"draining": True, "drained": True}
+            assert (await drained)[0] == 200
+    finally:
+        await rank_0.stop()
+
+
+@dataclass
+class FakeRank0:
+    """The sidecar of another pod."""
+
+    port: int = field(default_factory=free_port)
+    said: dict[str, bool] = field(default_factory=dict)
+    asked: int = 0
+    _runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        application = web.Application()
+        application.router.add_get("/state", self._state)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.05)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def was_asked_twice(self) -> bool:
+        return self.asked > 1
+
+    async def _state(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        usual = {"pod": "chat-ring-0-0", "servedName": "chat", "engineReady": True, "draining": False, "inFlight": 1}
+        return web.json_response(usual | self.said)
+
+
+@pytest.mark.parametrize("fault", ["stopped", "hanging", "garbage"])
+async def test_what_only_a_ring_has_is_passed_on_while_the_engine_answers(tmp_path: Path, fault: str) -> None:
+    async with running(tmp_path, ring=True) as sidecar:
+        sidecar.engine.exposition += RING
+        await until(lambda: sidecar.exports('kvplane_ring_members{model_name="chat"} 3.0'))
+        match fault:
+            case "stopped":
+                await sidecar.engine.stop()
+            case "hanging":
+                sidecar.engine.hanging = {"/metrics"}
+            case "garbage":
+                sidecar.engine.exposition = RECORDED.read_text() + RING.replace('"} 3.0', '" 3.0')
+        await until(lambda: sidecar.exports_nothing("kvplane_ring_"))
+        assert await sidecar.exports("kvplane_requests_running{")
+
+
+async def test_a_paged_engine_has_nothing_to_pass_on(tmp_path: Path) -> None:
+    async with running(tmp_path) as sidecar:
+        sidecar.engine.exposition = RING + "vllm:num_requests_running 7\n"
+        await until(lambda: sidecar.exports('kvplane_requests_running{model_name="chat"} 7.0'))
+        assert await sidecar.exports_nothing("kvplane_ring_")
+
+
+async def test_in_front_of_a_ring_nothing_is_held_for_kv(tmp_path: Path) -> None:
+    """So there is no factor by which it would be (tests/admission has the rest)."""
+    for ring in (False, True):
+        folder = tmp_path / str(ring)
+        folder.mkdir()
+        async with running(folder, ring=ring) as sidecar:
+            assert await sidecar.exports_nothing("kvplane_admission_kappa") is ring

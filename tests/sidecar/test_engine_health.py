@@ -64,3 +64,33 @@ def test_an_engine_whose_port_was_closed_comes_up_anew() -> None:
     health.answered(3)
     assert health.ready(3)
     assert health.starts == 2
+
+
+def test_a_rank_that_waits_for_its_ring_is_started_and_alive_and_not_ready() -> None:
+    health = EngineHealth(now=0)
+    health.refused()
+    assert health.loading
+    health.waits(20)
+    assert not health.loading
+    assert not health.ready(20)
+    assert not health.dead(20)
+    assert (health.starts, health.startup_seconds) == (1, None)
+    health.answered(30)
+    assert health.ready(30)
+    assert (health.starts, health.startup_seconds) == (1, 30)
+    for second in range(31, 100):
+        health.waits(second)
+        assert health.alive(second)
+        assert not health.ready(second)
+    health.answered(100)
+    assert (health.starts, health.ready(100)) == (1, True)
+
+
+def test_a_rank_that_answers_no_more_is_not_alive_whatever_it_said_before() -> None:
+    health = EngineHealth(now=0)
+    health.waits(1)
+    assert not health.alive(1 + BEYOND)
+    health.refused()
+    assert health.dead(2)
+    health.waits(3)
+    assert health.starts == 2

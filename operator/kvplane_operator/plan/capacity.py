@@ -37,16 +37,21 @@ class Figures:
     """Set where a change has to wait for its minute."""
 
 
-def figures(signals: Signals, snapshot: Snapshot, admission: Admission | None, *, now: datetime) -> Figures:
-    """The figures of the pods that serve; ``admission`` is None where the spec cannot be read."""
+def figures(
+    signals: Signals, snapshot: Snapshot, admission: Admission | None, *, now: datetime, ring: bool = False
+) -> Figures:
+    """The figures of the pods that serve; ``admission`` is None where the spec cannot be read. ``ring``: these are ranks 0,
+    whose engines keep no part of their KV memory free.
+    """
     written: Mapping[str, int] = snapshot.status.get("capacity") or {}
     if not signals.serving:
         return Figures(None, {})
     if signals.pending or admission is None:
         held: Mapping[str, int] = next(iter(snapshot.status.get("pools") or ()), {})
         return Figures(dict(written) or None, {name: held[name] for name in _POOL_FIGURES if name in held})
-    pool = _pool(signals.states.values(), admission)
-    measured = _service(signals, admission, written)
+    cap = 100 if ring else admission.kv_hard_cap_percent
+    pool = _pool(signals.states.values(), cap=cap if admission.policy == "Enforce" else 100)
+    measured = _service(signals, written, cap=cap)
     last = snapshot.capacity_written
     if last is None or measured == written or measured.keys() != written.keys():
         return Figures(measured or None, pool)
@@ -54,31 +59,31 @@ def figures(signals: Signals, snapshot: Snapshot, admission: Admission | None, *
     return Figures(dict(written), pool, wait) if wait > 0 else Figures(measured, pool)
 
 
-def _pool(states: Iterable[SidecarState], admission: Admission) -> dict[str, int]:
+def _pool(states: Iterable[SidecarState], *, cap: int) -> dict[str, int]:
     engines = [state.engine for state in states]
     tokens = _of_all(engines, lambda engine: engine.kv_cache_capacity_tokens)
-    contexts = _of_all(engines, lambda engine: _longest_context(engine, admission))
+    contexts = _of_all(engines, lambda engine: _longest_context(engine, cap=cap))
     return _present(kvTokensPerReplica=min(tokens, default=None), maxContextTokens=min(contexts, default=None))
 
 
-def _longest_context(engine: EngineSignals, admission: Admission) -> int | None:
-    """The engine's limit; where admission enforces its hard cap, not more than the whole blocks below that."""
+def _longest_context(engine: EngineSignals, *, cap: int) -> int | None:
+    """The engine's limit; with a cap below 100 %, not more than the whole blocks below that."""
     limit, tokens = engine.max_model_len_tokens, engine.kv_cache_capacity_tokens
-    if limit is None or admission.policy != "Enforce":
+    if limit is None or cap == 100:
         return limit
     if tokens is None:
         return None
-    below = tokens * admission.kv_hard_cap_percent // 100
+    below = tokens * cap // 100
     return min(limit, below - below % (engine.kv_cache_block_size_tokens or 1))
 
 
-def _service(signals: Signals, admission: Admission, written: Mapping[str, int]) -> dict[str, int]:
+def _service(signals: Signals, written: Mapping[str, int], *, cap: int) -> dict[str, int]:
     if len(signals.states) < len(signals.serving):
         return {}
     states = list(signals.states.values())
     total = sum(_of_all(states, lambda state: state.engine.kv_cache_capacity_tokens))
     used = _of_all(states, _used_tokens)
-    free = _of_all(states, lambda state: _free_tokens(state, admission))
+    free = _of_all(states, lambda state: _free_tokens(state, cap=cap))
     if not total:
         used = free = []
     same = total and written.get("kvTokens") == total and "headroomTokens" in written
@@ -96,13 +101,13 @@ def _used_tokens(state: SidecarState) -> int | None:
     return None if ratio is None or tokens is None else round(ratio * tokens)
 
 
-def _free_tokens(state: SidecarState, admission: Admission) -> int | None:
-    """Tokens below the hard cap that requests neither hold nor are expected to."""
+def _free_tokens(state: SidecarState, *, cap: int) -> int | None:
+    """Tokens below the cap, in percent, that requests neither hold nor are expected to."""
     used, tokens = _used_tokens(state), state.engine.kv_cache_capacity_tokens
     if used is None or tokens is None:
         return None
     reserved = state.admission.reserved_tokens if state.admission else 0
-    return max(0, tokens * admission.kv_hard_cap_percent // 100 - max(used, reserved))
+    return max(0, tokens * cap // 100 - max(used, reserved))
 
 
 def _step_near(percent: float, written: int | None) -> int:

@@ -1,18 +1,20 @@
-"""The wanted children of a paged service, as complete manifests for server-side apply."""
+"""The wanted children of a paged service, as complete manifests for server-side apply, and what all pools' children share."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kvplane_api import names
 from kvplane_api.service import LLMServiceSpec
 from kvplane_api.wire import AdmissionConfig, EngineConfig, FairnessConfig, QueueConfig, SidecarConfig, SloConfig
-from kvplane_operator.plan import engine_args, pods
+from kvplane_operator.plan import pods
 from kvplane_operator.plan import record as records
-from kvplane_operator.plan.pods import TEMPLATE_REVISION, common_labels, pod_template, selector
+from kvplane_operator.plan.pods import TEMPLATE_REVISION, Variant, common_labels, pod_template, selector
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
 from kvplane_operator.settings import OperatorSettings
 
 API_VERSION = {
     Kind.DEPLOYMENT: "apps/v1",
+    Kind.STATEFUL_SET: "apps/v1",
     Kind.SERVICE: "v1",
     Kind.CONFIG_MAP: "v1",
     Kind.PDB: "policy/v1",
@@ -62,30 +64,30 @@ def sidecar_config(spec: LLMServiceSpec, service: str, *, kv_events: bool) -> st
     return config.model_dump_json(by_alias=True, indent=2) + "\n"
 
 
-def current_record(snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings) -> records.Record:
-    """The pod template to use: the recorded one while what it depends on is unchanged, else a newly rendered one."""
+def current_record(
+    snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings, variant: Variant, *, ring: int | None = None
+) -> records.Record:
+    """The pod template to use: the recorded one while what it depends on is unchanged, else a newly rendered one.
+
+    ``ring`` is the size of the service's rings; None where it has none.
+    """
     extra = (
         {
             "revision": TEMPLATE_REVISION,
             "sidecar": settings.sidecar_image,
-            "engine": settings.engine_image,
+            "engine": settings.engine_image if ring is None else settings.ring_image,
             "accelerator": settings.accelerator,
         }
         if settings.rollout_on_upgrade
         else None
     )
-    key = records.template_key(spec, service=snapshot.name, extra=extra)
-    held = snapshot.children.get(Ref(Kind.CONFIG_MAP, snapshot.name))
-    kept = records.load(held.get("data")) if held else None
+    key = records.template_key(spec, service=snapshot.name, ring=ring, extra=extra)
+    kept = records.load(_recorded(snapshot), records.DATA_KEY if ring is None else records.RING_DATA_KEY)
     if kept is not None and kept.key == key:
         return kept
-    config = sidecar_config(spec, snapshot.name, kv_events=engine_args.publishes_kv_events(spec.engine))
+    config = sidecar_config(spec, snapshot.name, kv_events=variant.kv_events)
     template = pod_template(
-        spec,
-        service=snapshot.name,
-        namespace=snapshot.namespace,
-        settings=settings,
-        config_hash=config_hash(config),
+        spec, service=snapshot.name, settings=settings, config_hash=config_hash(config), variant=variant
     )
     return records.make(key, template)
 
@@ -96,29 +98,39 @@ def current_config(snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.
 
 
 def wanted_children(
-    snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record, config: str
+    snapshot: Snapshot, spec: LLMServiceSpec, *, record: records.Record, config: str, clients: Mapping[str, str]
 ) -> dict[Ref, Manifest]:
-    """All children that should exist, by kind and name; whatever else is owned by the service should not."""
-    name = snapshot.name
+    """All children that should exist, by kind and name; whatever else is owned by the service should not.
+
+    ``clients``: labels of the pods that clients are led to.
+    """
+    name, labels = snapshot.name, selector(snapshot.name)
     children = [
-        _config_map(name, config, record),
+        config_map(snapshot, config, record, ring=False),
         _deployment(name, spec, record),
-        _service(name, selects=name, extra={}),
+        service(name, clients),
         # Headless: one DNS name and one address per pod, for what chooses pods itself.
-        _service(f"{name}-pods", selects=name, extra={"clusterIP": "None"}),
+        service(f"{name}-pods", clients, clusterIP="None"),
     ]
     if spec.disruption.pdb == "Auto" and spec.replicas > 1:
-        children.append(_pdb(name))
-    return {
-        Ref(Kind(child["kind"]), child["metadata"]["name"]): _finish(child, snapshot, service=name)
-        for child in children
-    }
+        # A pod that does not serve must never block a drain.
+        children.append(disruption_budget(name, labels, unhealthy="AlwaysAllow"))
+    return finished(children, snapshot)
 
 
-def _finish(child: Manifest, snapshot: Snapshot, *, service: str) -> Manifest:
+def finished(children: Iterable[Manifest], snapshot: Snapshot) -> dict[Ref, Manifest]:
+    """The children as they are applied: namespace, labels, owner, and the hash that tells a change of the plan."""
+    return {Ref(Kind(child["kind"]), child["metadata"]["name"]): _finish(child, snapshot) for child in children}
+
+
+def _finish(child: Manifest, snapshot: Snapshot) -> Manifest:
     metadata = child["metadata"]
     metadata["namespace"] = snapshot.namespace
-    metadata["labels"] = {names.LABEL_SERVICE: service, **common_labels(service)}
+    metadata["labels"] = {
+        **metadata.get("labels", {}),
+        names.LABEL_SERVICE: snapshot.name,
+        **common_labels(snapshot.name),
+    }
     metadata["ownerReferences"] = [
         {
             "apiVersion": names.API_VERSION,
@@ -133,16 +145,34 @@ def _finish(child: Manifest, snapshot: Snapshot, *, service: str) -> Manifest:
     return child
 
 
-def _manifest(kind: Kind, name: str, **body: Any) -> Manifest:
+def manifest(kind: Kind, name: str, **body: Any) -> Manifest:
+    """A child without what ``finished`` adds."""
     return {"apiVersion": API_VERSION[kind], "kind": kind.value, "metadata": {"name": name}, **body}
 
 
-def _config_map(name: str, config: str, record: records.Record) -> Manifest:
-    return _manifest(Kind.CONFIG_MAP, name, data={names.FILE_SIDECAR_CONFIG: config, records.DATA_KEY: record.text})
+def config_map(snapshot: Snapshot, config: str, record: records.Record, *, ring: bool) -> Manifest:
+    """The sidecar's configuration, and beside it the recorded template; that of the other mode's pods too, as long as there are
+    any, since a change of mode may be taken back."""
+    mine, other, makes_others = (
+        (records.RING_DATA_KEY, records.DATA_KEY, Kind.DEPLOYMENT)
+        if ring
+        else (records.DATA_KEY, records.RING_DATA_KEY, Kind.STATEFUL_SET)
+    )
+    data = {names.FILE_SIDECAR_CONFIG: config, mine: record.text}
+    recorded = _recorded(snapshot)
+    if other in recorded and any(ref.kind is makes_others for ref in snapshot.children):
+        data[other] = recorded[other]
+    return manifest(Kind.CONFIG_MAP, snapshot.name, data=data)
+
+
+def _recorded(snapshot: Snapshot) -> Mapping[str, str]:
+    held = snapshot.children.get(Ref(Kind.CONFIG_MAP, snapshot.name), {})
+    data: Mapping[str, str] = held.get("data") or {}
+    return data
 
 
 def _deployment(name: str, spec: LLMServiceSpec, record: records.Record) -> Manifest:
-    return _manifest(
+    return manifest(
         Kind.DEPLOYMENT,
         name,
         spec={
@@ -162,14 +192,15 @@ def _deployment(name: str, spec: LLMServiceSpec, record: records.Record) -> Mani
     )
 
 
-def _service(name: str, *, selects: str, extra: dict[str, Any]) -> Manifest:
-    return _manifest(
+def service(name: str, selects: Mapping[str, str], **more: Any) -> Manifest:
+    """A Service that leads clients to the sidecars of the pods with these labels."""
+    return manifest(
         Kind.SERVICE,
         name,
         spec={
-            **extra,
+            **more,
             "type": "ClusterIP",
-            "selector": selector(selects),
+            "selector": dict(selects),
             "ports": [
                 {"name": "http", "port": names.PORT_SERVING, "protocol": "TCP", "targetPort": names.PORT_SERVING}
             ],
@@ -177,14 +208,14 @@ def _service(name: str, *, selects: str, extra: dict[str, Any]) -> Manifest:
     )
 
 
-def _pdb(name: str) -> Manifest:
-    return _manifest(
+def disruption_budget(name: str, selects: Mapping[str, str], *, unhealthy: str) -> Manifest:
+    """One of the pods with these labels may be evicted at a time; ``unhealthy``: the policy for those that are not Ready."""
+    return manifest(
         Kind.PDB,
         name,
         spec={
             "maxUnavailable": 1,
-            "selector": {"matchLabels": selector(name)},
-            # A pod that does not serve must never block a drain.
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            "selector": {"matchLabels": dict(selects)},
+            "unhealthyPodEvictionPolicy": unhealthy,
         },
     )

@@ -52,7 +52,7 @@ class Finding:
 
 def ready(pod: Mapping[str, Any]) -> bool:
     """Whether the pod serves: Ready and not on its way out."""
-    return not pod["metadata"].get("deletionTimestamp") and _condition(pod, "Ready").get("status") == "True"
+    return not pod["metadata"].get("deletionTimestamp") and pod_condition(pod, "Ready").get("status") == "True"
 
 
 def findings(pods: tuple[Mapping[str, Any], ...], *, startup_timeout_seconds: int) -> list[Finding]:
@@ -86,7 +86,7 @@ def _of_pod(pod: Mapping[str, Any], startup_timeout_seconds: int) -> Iterator[Fi
         elif reason in _CONFIG_PROBLEMS:
             missing = Reason.VOLUME_NOT_READY if "volume" in message.lower() else Reason.CONTAINER_CONFIG_ERROR
             yield Finding(name, missing, f"Pod {name}, container {status['name']}: {message or reason}")
-    scheduled = _condition(pod, "PodScheduled")
+    scheduled = pod_condition(pod, "PodScheduled")
     if scheduled.get("status") == "False":
         message = scheduled.get("message", "no node fits")
         claim = "persistentvolumeclaim" in message.lower()
@@ -138,7 +138,8 @@ def _starting(pod: Mapping[str, Any], name: str) -> str:
     return f"Pod {name} on {node} pulls its images and volumes."
 
 
-def _condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+def pod_condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The condition of that type, empty where the pod has none."""
     conditions = pod["status"].get("conditions", ())
     return next((c for c in conditions if c["type"] == kind), {})
 

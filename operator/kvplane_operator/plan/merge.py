@@ -22,6 +22,8 @@ _LIST_KEYS: dict[str, tuple[str, ...]] = {
     "ownerReferences": ("uid",),
     "hostAliases": ("ip",),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+    # Whole items: a user's tolerations come beside the operator's own.
+    "tolerations": ("key", "operator", "value", "effect"),
 }
 _PORT_KEYS = (("containerPort", "protocol"), ("port", "protocol"))
 

@@ -1,15 +1,17 @@
-"""The pod template of a paged replica: the sidecar as a native sidecar container, the engine behind it.
+"""The pod template of every pool: the sidecar as a native sidecar container, the engine behind it.
 
-Invariants that the tests hold on to: the engine listens on loopback only; the drain is driven by the engine's preStop, which
-asks the sidecar; both of the engine's probes go through the sidecar and have a short grace of their own, since a probe's
-kill runs preStop too; nothing learned enters the template; the pod passes pod security ``restricted``.
+What pools differ in is a ``Variant``: that of paged replicas is made here, that of rings in ``ring.pods``. Invariants that
+the tests hold on to: the engine listens on loopback only; the drain is driven by the engine's preStop, which asks the
+sidecar; both of the engine's probes go through the sidecar and have a short grace of their own, since a probe's kill runs
+preStop too; nothing learned enters the template; the pod passes pod security ``restricted``.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kvplane_api import names
-from kvplane_api.service import Engine, LLMServiceSpec
+from kvplane_api.service import LLMServiceSpec, ResourceRequirements
 from kvplane_operator.plan import engine_args, merge, sources
 from kvplane_operator.settings import OperatorSettings
 
@@ -19,6 +21,11 @@ their spec changes (or the installation asks for rolloutOnUpgrade)."""
 
 USER = 65532
 """Numeric user and group of every container, so that pod security can check that it is not root."""
+
+VOLUME_SIDECAR_CONFIG = "sidecar-config"
+CONFIG_MOUNT = {"name": VOLUME_SIDECAR_CONFIG, "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True}
+"""A whole volume, never a file of it: only so does the kubelet bring changes to running pods."""
+CONFIG_FILE = f"{names.PATH_SIDECAR_CONFIG}/{names.FILE_SIDECAR_CONFIG}"
 
 _SCRATCH = "/var/cache/kvplane"
 _PROBE_GRACE_SECONDS = 10
@@ -31,11 +38,48 @@ _RESTRICTED = {
 }
 
 
+@dataclass(frozen=True)
+class Variant:
+    """What the pods of one pool have of their own."""
+
+    selector: Mapping[str, str]
+    """Labels that select the pool's pods."""
+    image: str
+    command: tuple[str, ...]
+    args: list[str]
+    resources: Mapping[str, Any]
+    """Of the engine; empty: nothing is asked for."""
+    env: tuple[Mapping[str, Any], ...] = ()
+    """Of the engine, after all other: the user's variables of these names do not count."""
+    mounts: tuple[Mapping[str, Any], ...] = ()
+    """Of the engine, after all other."""
+    sidecar_env: tuple[Mapping[str, Any], ...] = ()
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    """Parts of the pod spec that say where it may run."""
+    kv_events: bool = False
+
+
+def paged(spec: LLMServiceSpec, *, service: str, settings: OperatorSettings) -> Variant:
+    """The pods of the paged pool."""
+    engine = spec.engine
+    return Variant(
+        selector=selector(service),
+        image=engine.image or settings.engine_image,
+        command=engine_args.COMMAND,
+        args=engine_args.engine_args(spec, served_name=spec.served_name(service)),
+        resources=resources(
+            engine.resources, accelerator=settings.accelerator, accelerators=engine.tensor_parallel_size
+        ),
+        placement={"topologySpreadConstraints": [spread_over_nodes(selector(service))]},
+        kv_events=engine_args.publishes_kv_events(engine),
+    )
+
+
 def pod_template(
-    spec: LLMServiceSpec, *, service: str, namespace: str, settings: OperatorSettings, config_hash: str
+    spec: LLMServiceSpec, *, service: str, settings: OperatorSettings, config_hash: str, variant: Variant
 ) -> dict[str, Any]:
-    """The pod template of the paged pool, overlay included."""
-    labels = {**selector(service), **common_labels(service)}
+    """The pod template of the pool that ``variant`` describes, overlay included."""
+    labels = {**variant.selector, **common_labels(service)}
     overlay = spec.pod_template
     metadata = overlay.metadata if overlay else None
     template: dict[str, Any] = {
@@ -47,7 +91,7 @@ def pod_template(
                 names.ANNOTATION_CONFIG_HASH: config_hash,
             },
         },
-        "spec": _pod_spec(spec, service=service, namespace=namespace, settings=settings),
+        "spec": _pod_spec(spec, variant, service=service, settings=settings),
     }
     if overlay and overlay.spec:
         template["spec"] = merge.overlay(template["spec"], overlay.spec)
@@ -76,10 +120,34 @@ def common_labels(service: str) -> dict[str, str]:
     }
 
 
-def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: OperatorSettings) -> dict[str, Any]:
+def spread_over_nodes(labels: Mapping[str, str]) -> dict[str, Any]:
+    """Pods with these labels go to different nodes, as long as there are some."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": dict(labels)},
+    }
+
+
+def env(name: str, value: str | None, value_from: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """An environment variable of a container."""
+    return {"name": name, "valueFrom": dict(value_from)} if value_from else {"name": name, "value": value or ""}
+
+
+def resources(given: ResourceRequirements | None, *, accelerator: str, accelerators: int) -> dict[str, Any]:
+    """Requests and limits of an engine: what the user gave, and the installation's accelerator where it is not named."""
+    limits = {k: str(v) for k, v in ((given and given.limits) or {}).items()}
+    requests = {k: str(v) for k, v in ((given and given.requests) or {}).items()}
+    if accelerator and accelerator not in limits:
+        limits[accelerator] = str(accelerators)
+    return {name: values for name, values in (("limits", limits), ("requests", requests)) if values}
+
+
+def _pod_spec(spec: LLMServiceSpec, variant: Variant, *, service: str, settings: OperatorSettings) -> dict[str, Any]:
     source = sources.render(spec.model)
     drain = spec.disruption.drain_seconds
-    kv_events = engine_args.publishes_kv_events(spec.engine)
+    kv_events = variant.kv_events
     return {
         "terminationGracePeriodSeconds": names.DRAIN_GRACE_SECONDS + drain + names.TERMINATION_MARGIN_SECONDS,
         # For the sidecar to end an engine that loads, and for an engine to hear signals that it has no handler for (0010).
@@ -96,20 +164,13 @@ def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: O
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "topologySpreadConstraints": [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(service)},
-            }
-        ],
-        "initContainers": [_sidecar(service, settings, kv_events=kv_events)],
-        "containers": [_engine(spec, source, service=service, settings=settings, kv_events=kv_events)],
+        **variant.placement,
+        "initContainers": [_sidecar(service, variant, settings=settings)],
+        "containers": [_engine(spec, source, variant, settings=settings)],
         "volumes": [
             # Only the sidecar's key: the template recorded beside it is the operator's own.
             {
-                "name": "sidecar-config",
+                "name": VOLUME_SIDECAR_CONFIG,
                 "configMap": {
                     "name": service,
                     "items": [{"key": names.FILE_SIDECAR_CONFIG, "path": names.FILE_SIDECAR_CONFIG}],
@@ -124,7 +185,8 @@ def _pod_spec(spec: LLMServiceSpec, *, service: str, namespace: str, settings: O
     }
 
 
-def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> dict[str, Any]:
+def _sidecar(service: str, variant: Variant, *, settings: OperatorSettings) -> dict[str, Any]:
+    kv_events = variant.kv_events
     return {
         "name": names.CONTAINER_SIDECAR,
         "image": settings.sidecar_image,
@@ -132,10 +194,11 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
         "restartPolicy": "Always",
         "command": ["kvplane-sidecar"],
         "env": [
-            {"name": names.ENV_CONFIG_FILE, "value": f"{names.PATH_SIDECAR_CONFIG}/{names.FILE_SIDECAR_CONFIG}"},
+            {"name": names.ENV_CONFIG_FILE, "value": CONFIG_FILE},
             {"name": names.ENV_SERVICE, "value": service},
             {"name": names.ENV_POD_NAME, "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
             {"name": names.ENV_POD_NAMESPACE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.namespace"}}},
+            *map(dict, variant.sidecar_env),
         ],
         "ports": [
             {"name": "http", "containerPort": names.PORT_SERVING, "protocol": "TCP"},
@@ -151,7 +214,7 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
         "securityContext": _RESTRICTED,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
-            {"name": "sidecar-config", "mountPath": names.PATH_SIDECAR_CONFIG, "readOnly": True},
+            dict(CONFIG_MOUNT),
             {"name": "tmp", "mountPath": "/tmp", "subPath": "sidecar"},  # noqa: S108
             *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS, "readOnly": True}] if kv_events else ()),
         ],
@@ -159,18 +222,23 @@ def _sidecar(service: str, settings: OperatorSettings, *, kv_events: bool) -> di
 
 
 def _engine(
-    spec: LLMServiceSpec, source: sources.RenderedSource, *, service: str, settings: OperatorSettings, kv_events: bool
+    spec: LLMServiceSpec, source: sources.RenderedSource, variant: Variant, *, settings: OperatorSettings
 ) -> dict[str, Any]:
     engine = spec.engine
     startup_failures = -(-engine.startup_timeout_seconds // _STARTUP_PERIOD_SECONDS)
     container: dict[str, Any] = {
         "name": names.CONTAINER_ENGINE,
-        "image": engine.image or settings.engine_image,
+        "image": variant.image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": list(engine_args.COMMAND),
-        "args": engine_args.engine_args(spec, served_name=spec.served_name(service)),
+        "command": list(variant.command),
+        "args": variant.args,
         "env": _by_name(
-            [*_engine_env(), *source.env, *(_env(e.name, e.value, e.value_from) for e in engine.env or ())]
+            [
+                *_engine_env(),
+                *source.env,
+                *(env(e.name, e.value, e.value_from) for e in engine.env or ()),
+                *map(dict, variant.env),
+            ]
         ),
         "startupProbe": _probe(
             "/engine/startup",
@@ -189,12 +257,13 @@ def _engine(
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
             {"name": "tmp", "mountPath": "/tmp", "subPath": "engine"},  # noqa: S108
             {"name": "scratch", "mountPath": _SCRATCH},
-            *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS}] if kv_events else ()),
+            *([{"name": "kv-events", "mountPath": names.PATH_KV_EVENTS}] if variant.kv_events else ()),
             *source.mounts,
+            *map(dict, variant.mounts),
         ],
     }
-    if resources := _resources(engine, settings.accelerator):
-        container["resources"] = resources
+    if variant.resources:
+        container["resources"] = dict(variant.resources)
     return container
 
 
@@ -207,25 +276,12 @@ def _engine_env() -> list[dict[str, Any]]:
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    return [_env(name, value, None) for name, value in values.items()]
+    return [env(name, value) for name, value in values.items()]
 
 
 def _by_name(variables: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last of each name, at the place of the first: the API server refuses a name that stands twice."""
     return list({variable["name"]: variable for variable in variables}.values())
-
-
-def _env(name: str, value: str | None, value_from: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"name": name, "valueFrom": dict(value_from)} if value_from else {"name": name, "value": value or ""}
-
-
-def _resources(engine: Engine, accelerator: str) -> dict[str, Any]:
-    given = engine.resources
-    limits = {k: str(v) for k, v in ((given and given.limits) or {}).items()}
-    requests = {k: str(v) for k, v in ((given and given.requests) or {}).items()}
-    if accelerator and accelerator not in limits:
-        limits[accelerator] = str(engine.tensor_parallel_size)
-    return {name: values for name, values in (("limits", limits), ("requests", requests)) if values}
 
 
 def _probe(path: str, *, period: int, timeout: int, failures: int, grace: int | None = None) -> dict[str, Any]:

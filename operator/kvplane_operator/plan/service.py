@@ -1,5 +1,10 @@
-"""The plan of one service: everything to write, from one snapshot, as a value."""
+"""The plan of one service: everything to write, from one snapshot, as a value.
 
+A change of mode is made before it is broken: while the new pool serves nobody yet and the old one does, the old one stays
+as it is and clients are led to it.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -7,16 +12,25 @@ from typing import Any
 from pydantic import ValidationError
 
 from kvplane_api import names
-from kvplane_api.conditions import Reason
+from kvplane_api.conditions import Condition, Reason, Type
 from kvplane_api.service import LLMServiceSpec
-from kvplane_operator.plan import acceptance
+from kvplane_operator.plan import acceptance, pods, status
 from kvplane_operator.plan import capacity as capacities
 from kvplane_operator.plan import signals as sidecars
 from kvplane_operator.plan.acceptance import Objection
+from kvplane_operator.plan.actions import Deletion, Drain, PodDeletion, Write
 from kvplane_operator.plan.children import config_hash, current_config, current_record, wanted_children
+from kvplane_operator.plan.findings import findings
 from kvplane_operator.plan.merge import departures
+from kvplane_operator.plan.mode import Choice, Mode, choose
+from kvplane_operator.plan.ring import pods as ring_pods
+from kvplane_operator.plan.ring import status as ring_status
+from kvplane_operator.plan.ring.children import Wanted
+from kvplane_operator.plan.ring.groups import groups, number_of, set_number
+from kvplane_operator.plan.ring.service import RingPlan, forced, look, ring_plan
+from kvplane_operator.plan.ring.status import Rings
 from kvplane_operator.plan.snapshot import Kind, Manifest, Obstacle, Ref, Snapshot
-from kvplane_operator.plan.status import wanted_status
+from kvplane_operator.plan.status import Told, wanted_status
 from kvplane_operator.settings import OperatorSettings
 
 CONFLICT_RETRY_SECONDS = 30.0
@@ -27,38 +41,27 @@ REJECTED_RETRY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Write:
-    """One child to apply. ``exists``: an object of that name is known to be ours; else its name must be free."""
-
-    ref: Ref
-    manifest: Manifest
-    exists: bool
-    uid: str | None
-    why: str
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """One child to delete, only if it still is the object that was seen."""
-
-    ref: Ref
-    uid: str
-    resource_version: str
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What to write for one service; empty where everything is as it should be."""
+    """What to do for one service; empty where everything is as it should be."""
 
     status: dict[str, Any]
+    choice: Choice | None = None
+    """The mode and why; None where the spec cannot be read."""
     writes: tuple[Write, ...] = ()
     deletions: tuple[Deletion, ...] = ()
     touched_pods: tuple[str, ...] = ()
     """Pods whose annotation has to take the configuration's hash, so that the kubelet syncs the volume at once."""
     config_hash: str = ""
+    drains: tuple[Drain, ...] = ()
+    pod_deletions: tuple[PodDeletion, ...] = ()
     wake_after_seconds: float | None = None
     dry_run_first: bool = field(default=False)
     """The user's overlay is new: the API server has to check the result before anything is written."""
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything but the status changes."""
+        return any((self.writes, self.deletions, self.touched_pods, self.drains, self.pod_deletions))
 
 
 def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) -> Plan:
@@ -73,37 +76,161 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     if objection is not None:
         return _status_only(snapshot, spec, objection, signals, now=now)
 
-    record = current_record(snapshot, spec, settings)
-    config = current_config(snapshot, spec, record=record)
-    children = wanted_children(snapshot, spec, record=record, config=config)
+    choice = choose(spec)
     objection = acceptance.first_objection(acceptance.AFTER_WRITING, snapshot, spec, settings)
+    notes = _notes(choice, settings)
+    serving = _other(choice.mode) if _hands_over(snapshot, choice.mode, spec) else choice.mode
+    clients = pods.selector(snapshot.name) if serving == "Paged" else ring_pods.serving_selector(snapshot.name)
+    rings: RingPlan | None = None
+    if choice.mode == "Ring":
+        rings = ring_plan(snapshot, spec, settings=settings, clients=clients, now=now)
+        wanted, config = rings.wanted, rings.config
+    else:
+        wanted, config = _paged_children(snapshot, spec, settings, clients=clients)
+    children, kept = wanted.children, wanted.kept | _asked_by_ranks(snapshot)
+    if serving != choice.mode:
+        children = {ref: child for ref, child in children.items() if ref.kind is not Kind.PDB}
+        kept |= _of_pool(snapshot, serving)
+    plan = _told(
+        snapshot,
+        spec,
+        choice,
+        serving=serving,
+        rings=rings.rings if rings else look(snapshot, spec, acts=True, now=now),
+        objection=objection,
+        notes=notes,
+        signals=signals,
+        now=now,
+    )
     wanted_hash = config_hash(config)
-    told = _status_only(snapshot, spec, objection, signals, now=now)
+    ended, until_ended = forced(snapshot, spec, now=now)
     return replace(
-        told,
+        plan,
         writes=tuple(_writes(snapshot, children)),
-        deletions=tuple(_deletions(snapshot, children)),
+        deletions=tuple(_deletions(snapshot, children, kept)),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
-        wake_after_seconds=min(filter(None, (_wake(snapshot), told.wake_after_seconds)), default=None),
+        drains=rings.drains if rings else (),
+        pod_deletions=(*(rings.pod_deletions if rings else ()), *ended),
+        wake_after_seconds=_soonest(
+            _wake(snapshot), plan.wake_after_seconds, until_ended, *(rings.waits if rings else ())
+        ),
         dry_run_first=spec.pod_template is not None and spec.pod_template.spec is not None,
     )
+
+
+def _paged_children(
+    snapshot: Snapshot, spec: LLMServiceSpec, settings: OperatorSettings, *, clients: Mapping[str, str]
+) -> tuple[Wanted, str]:
+    """The paged pool's children, and the sidecars' configuration."""
+    variant = pods.paged(spec, service=snapshot.name, settings=settings)
+    record = current_record(snapshot, spec, settings, variant)
+    config = current_config(snapshot, spec, record=record)
+    return Wanted(wanted_children(snapshot, spec, record=record, config=config, clients=clients)), config
 
 
 def _status_only(
     snapshot: Snapshot,
     spec: LLMServiceSpec | None,
-    objection: Objection | None,
+    objection: Objection,
     signals: sidecars.Signals,
     *,
     now: datetime,
 ) -> Plan:
-    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now)
-    status = wanted_status(snapshot, spec, objection=objection, signals=signals, figures=figures, now=now)
-    return Plan(status=status, wake_after_seconds=figures.wake_after_seconds)
+    """What is said of what runs while nothing is changed; only what is to go already goes."""
+    choice = choose(spec) if spec else None
+    runs = snapshot.status.get("mode")
+    mode: Mode = runs if runs in ("Paged", "Ring") else (choice.mode if choice else "Paged")
+    rings = look(snapshot, spec, acts=False, now=now)
+    plan = _told(
+        snapshot, spec, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
+    )
+    ended, until_ended = forced(snapshot, spec, now=now)
+    return replace(plan, pod_deletions=ended, wake_after_seconds=_soonest(plan.wake_after_seconds, until_ended))
 
 
-def _writes(snapshot: Snapshot, children: dict[Ref, Manifest]) -> list[Write]:
+def _told(
+    snapshot: Snapshot,
+    spec: LLMServiceSpec | None,
+    choice: Choice | None,
+    *,
+    serving: Mode,
+    rings: Rings,
+    objection: Objection | None,
+    notes: str,
+    signals: sidecars.Signals,
+    now: datetime,
+) -> Plan:
+    """A plan that only tells: the pool that serves speaks for the service."""
+    accepted = acceptance.accepted(objection, notes=notes)
+    if serving == "Paged":
+        told = status.paged(snapshot, spec, accepted=accepted, signals=signals)
+        others = [ring_status.pool(snapshot.name, rings)] if rings.groups else []
+    else:
+        told, others = ring_status.told(snapshot, rings, accepted=accepted, signals=signals), []
+    if choice is not None and objection is None and serving != choice.mode:
+        told = _changing(told, snapshot, spec, choice.mode)
+    figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now, ring=serving == "Ring")
+    wanted = wanted_status(snapshot, told, figures=figures, others=others, now=now)
+    return Plan(status=wanted, choice=choice, wake_after_seconds=figures.wake_after_seconds)
+
+
+def _notes(choice: Choice, settings: OperatorSettings) -> str:
+    """What else there is to know of a spec that is valid."""
+    blind = (
+        "This installation may not read nodes, so a rank on a lost node comes back only with the node, or when somebody "
+        "deletes its pod by force (chart value rbac.nodes)."
+    )
+    return " ".join(filter(None, (choice.why, blind if choice.mode == "Ring" and not settings.read_nodes else "")))
+
+
+def _other(mode: Mode) -> Mode:
+    return "Paged" if mode == "Ring" else "Ring"
+
+
+def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
+    """Whether the pool of the other mode has to serve on: it does serve, and the new one does not yet."""
+    deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
+    serves: Mapping[Mode, bool] = {
+        "Paged": int(deployment.get("status", {}).get("readyReplicas", 0)) > 0,
+        "Ring": any(group.formed for group in groups(snapshot)),
+    }
+    return spec.replicas > 0 and serves[_other(mode)] and not serves[mode]
+
+
+def _of_pool(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
+    """The children that make up the pods of a mode, and the disruption budget, which is theirs as long as they serve."""
+
+    def belongs(ref: Ref) -> bool:
+        makes_pods = ref.kind is Kind.DEPLOYMENT if mode == "Paged" else set_number(ref.name, snapshot.name) is not None
+        return makes_pods or ref.kind is Kind.PDB
+
+    return frozenset(filter(belongs, snapshot.children))
+
+
+def _asked_by_ranks(snapshot: Snapshot) -> frozenset[Ref]:
+    """The headless Services of groups that still have pods: by them a worker asks whether rank 0 still drains, and goes
+    before it where nobody answers."""
+    present = {number for pod in snapshot.pods if (number := number_of(pod)) is not None}
+    return frozenset(
+        ref for ref in snapshot.children if ref.kind is Kind.SERVICE and set_number(ref.name, snapshot.name) in present
+    )
+
+
+def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, mode: Mode) -> Told:
+    """The old pool speaks, and says what it waits for before it goes."""
+    timeout = spec.engine.startup_timeout_seconds if spec else status.DEFAULT_STARTUP_SECONDS
+    new = tuple(pod for pod in snapshot.pods if (number_of(pod) is None) == (mode == "Paged"))
+    worst = next(iter(findings(new, startup_timeout_seconds=timeout)), None)
+    kind, text = Type.PROGRESSING, f"The pods of mode {told.mode} serve until those of mode {mode} do."
+    changing = Condition(kind, "True", Reason.CHANGING_MODE, text)
+    if worst is not None and worst.reason is not Reason.STARTING:
+        changing = Condition(kind, "False", Reason.ROLLOUT_STALLED, f"{text} {worst.message}")
+    conditions = (changing if condition.type is kind else condition for condition in told.conditions)
+    return replace(told, conditions=tuple(conditions))
+
+
+def _writes(snapshot: Snapshot, children: Mapping[Ref, Manifest]) -> list[Write]:
     writes = []
     for ref, manifest in children.items():
         held = snapshot.children.get(ref)
@@ -121,11 +248,11 @@ def _writes(snapshot: Snapshot, children: dict[Ref, Manifest]) -> list[Write]:
     return writes
 
 
-def _deletions(snapshot: Snapshot, children: dict[Ref, Manifest]) -> list[Deletion]:
+def _deletions(snapshot: Snapshot, children: Mapping[Ref, Manifest], kept: Collection[Ref]) -> list[Deletion]:
     return [
         Deletion(ref, held["metadata"]["uid"], held["metadata"]["resourceVersion"])
         for ref, held in sorted(snapshot.children.items())
-        if ref not in children and not held["metadata"].get("deletionTimestamp")
+        if ref not in children and ref not in kept and not held["metadata"].get("deletionTimestamp")
     ]
 
 
@@ -148,7 +275,11 @@ def _wake(snapshot: Snapshot) -> float | None:
         Obstacle.LEFTOVER: LEFTOVER_RETRY_SECONDS,
         Obstacle.REJECTED: REJECTED_RETRY_SECONDS,
     }
-    return min((after[blocked.obstacle] for blocked in snapshot.blocked), default=None)
+    return _soonest(*(after[blocked.obstacle] for blocked in snapshot.blocked))
+
+
+def _soonest(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _explain(error: ValidationError) -> str:

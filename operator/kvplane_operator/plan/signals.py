@@ -12,6 +12,7 @@ from typing import Any, Final
 from kvplane_api.conditions import Condition, Reason, Type
 from kvplane_api.wire import SidecarState
 from kvplane_operator.plan.findings import ready
+from kvplane_operator.plan.ring.groups import serves_clients
 from kvplane_operator.plan.snapshot import Manifest, Reading, Snapshot
 
 SILENT_POLLS: Final = 3
@@ -37,7 +38,8 @@ def telling(pod: str, reading: Reading) -> tuple[object, ...]:
     """What of a reading is worth a new plan at once. Usage is not: the slow wake-up of each service shows it."""
     state = _fresh_state(pod, reading)
     size = (state.engine.kv_cache_capacity_tokens, state.engine.max_model_len_tokens) if state else None
-    return (_fault(pod, reading), size)
+    emptied = reading.state is not None and reading.state.draining and not reading.state.in_flight
+    return (_fault(pod, reading), size, emptied)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ _WORST_FIRST: Final = (
 
 def read(snapshot: Snapshot) -> Signals:
     """The signals of a service's serving pods."""
-    serving = {pod["metadata"]["name"]: pod for pod in snapshot.pods if ready(pod)}
+    # Of a ring, rank 0 knows all that there is to know; the others have an engine that decides nothing.
+    serving = {pod["metadata"]["name"]: pod for pod in snapshot.pods if ready(pod) and serves_clients(pod)}
     readings = {name: reading for name in serving if (reading := snapshot.readings.get(name))}
     states = {name: state for name, reading in readings.items() if (state := _fresh_state(name, reading))}
     faults = [fault for name, reading in readings.items() if (fault := _fault(name, reading))]

@@ -15,9 +15,14 @@ class Kind(StrEnum):
     """Kinds of children, in the order in which they are shown."""
 
     DEPLOYMENT = "Deployment"
+    STATEFUL_SET = "StatefulSet"
     SERVICE = "Service"
     CONFIG_MAP = "ConfigMap"
     PDB = "PodDisruptionBudget"
+
+
+WORKLOADS = frozenset({Kind.DEPLOYMENT, Kind.STATEFUL_SET})
+"""Kinds of children that make pods."""
 
 
 @dataclass(frozen=True, order=True)
@@ -62,6 +67,17 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class NodeView:
+    """What the operator looks at of a node."""
+
+    ready: bool
+    since: datetime
+    """When ``ready`` changed last."""
+    out_of_service: bool = False
+    """Somebody vouches that nothing runs there any more (taint node.kubernetes.io/out-of-service)."""
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """One service as the watch caches and the last writes show it."""
 
@@ -79,5 +95,9 @@ class Snapshot:
     readings: Mapping[str, Reading] = field(default_factory=dict)
     """By the name of the pod; only of pods that were polled."""
     blocked: tuple[Blocked, ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of the LLMService."""
+    nodes: Mapping[str, NodeView] = field(default_factory=dict)
+    """By name, those of this service's pods; empty where the operator may not read nodes."""
     capacity_written: datetime | None = None
     """When this process last changed ``status.capacity``; None: not yet."""

@@ -1,49 +1,71 @@
-"""The wanted status: counts, and the conditions that tell a newcomer what is going on."""
+"""The wanted status: counts, and the conditions that tell a newcomer what is going on.
 
-from collections.abc import Mapping
+What a pool says of itself is a ``Told``: that of the paged pool is made here, that of rings in ``ring.status``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from kvplane_api import names
 from kvplane_api.conditions import Condition, Reason, Type, merge
 from kvplane_api.service import LLMServiceSpec
-from kvplane_operator.plan.acceptance import Objection, accepted
 from kvplane_operator.plan.capacity import Figures
 from kvplane_operator.plan.findings import Finding, findings
+from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.pods import selector
 from kvplane_operator.plan.signals import Signals, admission_impaired, fresh
 from kvplane_operator.plan.snapshot import Kind, Ref, Snapshot
 
+DEFAULT_STARTUP_SECONDS = 3600
+"""engine.startupTimeoutSeconds where the spec cannot be read."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one pool says of itself."""
+
+    mode: Mode
+    replicas: int
+    ready: int
+    desired: int
+    selector: Mapping[str, str]
+    """Of the pods that count as replicas."""
+    pool: Mapping[str, Any]
+    """Its entry in ``status.pools``, without the figures."""
+    conditions: tuple[Condition, ...]
+
 
 def wanted_status(
-    snapshot: Snapshot,
-    spec: LLMServiceSpec | None,
-    *,
-    objection: Objection | None,
-    signals: Signals,
-    figures: Figures,
-    now: datetime,
+    snapshot: Snapshot, told: Told, *, figures: Figures, others: Sequence[Mapping[str, Any]] = (), now: datetime
 ) -> dict[str, Any]:
-    """The whole status as it should be; None for what should not be there."""
+    """The whole status as it should be; None for what should not be there. ``others``: pools that do not serve yet."""
+    return {
+        "observedGeneration": snapshot.generation,
+        "mode": told.mode,
+        "endpoint": f"http://{snapshot.name}.{snapshot.namespace}.svc:{names.PORT_SERVING}/v1",
+        "replicas": told.replicas,
+        "readyReplicas": told.ready,
+        "desiredReplicas": told.desired,
+        "selector": ",".join(f"{key}={value}" for key, value in sorted(told.selector.items())),
+        "pools": [{**told.pool, **figures.pool}, *(dict(pool) for pool in others)],
+        "capacity": figures.service,
+        "conditions": merge(
+            snapshot.status.get("conditions") or (), told.conditions, generation=snapshot.generation, now=now
+        ),
+    }
+
+
+def paged(snapshot: Snapshot, spec: LLMServiceSpec | None, *, accepted: Condition, signals: Signals) -> Told:
+    """What the paged pool says of itself."""
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
     counts: Mapping[str, Any] = deployment.get("status", {})
     ready, replicas = int(counts.get("readyReplicas", 0)), int(counts.get("replicas", 0))
     desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
-    conditions = _conditions(snapshot, spec, deployment, objection=objection, signals=signals, desired=desired)
-    return {
-        "observedGeneration": snapshot.generation,
-        "mode": "Paged",
-        "endpoint": f"http://{snapshot.name}.{snapshot.namespace}.svc:{names.PORT_SERVING}/v1",
-        "replicas": replicas,
-        "readyReplicas": ready,
-        "desiredReplicas": desired,
-        "selector": ",".join(f"{key}={value}" for key, value in sorted(selector(snapshot.name).items())),
-        "pools": [{"name": snapshot.name, "kind": "Paged", "replicas": replicas, "ready": ready, **figures.pool}],
-        "capacity": figures.service,
-        "conditions": merge(
-            snapshot.status.get("conditions") or (), conditions, generation=snapshot.generation, now=now
-        ),
-    }
+    conditions = _conditions(snapshot, spec, deployment, accepted=accepted, signals=signals, desired=desired)
+    pool = {"name": snapshot.name, "kind": "Paged", "replicas": replicas, "ready": ready}
+    return Told("Paged", replicas, ready, desired, selector(snapshot.name), pool, tuple(conditions))
 
 
 def status_patch(observed: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -65,14 +87,13 @@ def _conditions(
     spec: LLMServiceSpec | None,
     deployment: Mapping[str, Any],
     *,
-    objection: Objection | None,
+    accepted: Condition,
     signals: Signals,
     desired: int,
 ) -> list[Condition]:
-    timeout = spec.engine.startup_timeout_seconds if spec else 3600
+    timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
     found = findings(snapshot.pods, startup_timeout_seconds=timeout)
-    acceptance = accepted(objection)
-    available = _available(deployment, found, desired=desired, accepted=acceptance)
+    available = _available(deployment, found, desired=desired, accepted=accepted)
     progressing = _progressing(deployment, found, desired=desired, serving=available.status == "True")
     degraded = _degraded(
         deployment,
@@ -82,8 +103,8 @@ def _conditions(
         progressing=progressing,
         impaired=admission_impaired(signals, snapshot),
     )
-    ready = _ready(acceptance, available, progressing, degraded)
-    return [acceptance, available, progressing, degraded, fresh(signals, snapshot), ready]
+    ready = roll_up(accepted, available, progressing, degraded)
+    return [accepted, available, progressing, degraded, fresh(signals, snapshot), ready]
 
 
 def _available(deployment: Mapping[str, Any], found: list[Finding], *, desired: int, accepted: Condition) -> Condition:
@@ -156,7 +177,8 @@ def _degraded(
     return Condition(kind, "False", Reason.AS_ASKED, "Nothing is missing.")
 
 
-def _ready(acceptance: Condition, available: Condition, progressing: Condition, degraded: Condition) -> Condition:
+def roll_up(acceptance: Condition, available: Condition, progressing: Condition, degraded: Condition) -> Condition:
+    """The condition Ready."""
     kind = Type.READY
     if acceptance.status == "False":
         return Condition(kind, "False", acceptance.reason, acceptance.message)

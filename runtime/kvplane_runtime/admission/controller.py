@@ -17,6 +17,10 @@ With nothing in flight only context, tenant and gate C are asked: an idle engine
 known (before the first scrape, or an engine that does not export it) gates A and C cannot be computed; the others hold,
 and at most 256 sequences run, or with Worst one request at a time. That never halts and guesses no capacity; an engine
 that stays silent is a condition of its own (SignalsFresh).
+
+A ring decides on its own room: its scheduler knows what each rank holds and what each request may come to hold, and cuts
+long prefills into slices, so that they hold nobody up. Of the gates only tenant and ``max_num_seqs`` are asked in front of
+one; what is never served, or not now, it says itself, in its own numbers.
 """
 
 from collections import Counter
@@ -67,9 +71,10 @@ _LEAST_WAIT_SHARE: Final = 0.5
 
 
 class Admission:
-    """One engine's admission. ``uniform`` gives numbers from [0, 1), to spread Retry-After."""
+    """One engine's admission. ``uniform`` gives numbers from [0, 1), to spread Retry-After; ``ring``: the engine is a ring."""
 
-    def __init__(self, *, config: SidecarConfig, uniform: Callable[[], float]) -> None:
+    def __init__(self, *, config: SidecarConfig, uniform: Callable[[], float], ring: bool = False) -> None:
+        self.ring = ring
         self._config = config
         self._uniform = uniform
         self._queue = Queue()
@@ -224,6 +229,21 @@ class Admission:
         else:
             self._queue.put(self._wait(entry, held_by=Reason.QUEUE_FULL, returned=True, now=now), now=now)
 
+    def turned_away(self, entry: Entry, reason: Reason, *, now: float) -> None:
+        """A ring has no room for a request that was let in, and has told its client so."""
+        running = self._flight.get(entry)
+        if running is None:
+            return
+        self._release(running, now=now)
+        self._charge(
+            entry.demand,
+            prompt_tokens=-entry.demand.prompt_tokens,
+            output_tokens=-running.expected_output,
+            now=now,
+        )
+        self._count_refused(entry.demand, reason)
+        self._changed(now)
+
     def end(
         self,
         entry: Entry,
@@ -334,8 +354,8 @@ class Admission:
             queued_prompt_tokens=self._queue.prompt_tokens,
             queued_reservation_tokens=round(sum(self._reservation(waiting.entry.demand) for waiting in self._queue)),
             reserved_tokens=round(peak * self._flight.shape.block_size),
-            kv_peak_ratio=None if not blocks else max(0.0, peak + self._engine.external) / blocks,
-            kappa=self._kappa(now=now),
+            kv_peak_ratio=None if not blocks or self.ring else max(0.0, peak + self._engine.external) / blocks,
+            kappa=1.0 if self.ring else self._kappa(now=now),
             admitted_total=self._admitted,
             refused_total=self._refused,
             shed_reservation_tokens_total=round(self._shed),
@@ -345,6 +365,8 @@ class Admission:
 
     def _never(self, demand: Demand) -> Refused | None:
         """Refusal of a request that cannot be served however long it waits."""
+        if self.ring:
+            return None
         view, certain = self._engine, demand
         if demand.least_prompt_tokens is not None:
             certain = replace(demand, prompt_tokens=max(1, demand.least_prompt_tokens), outputs=1)
@@ -392,6 +414,8 @@ class Admission:
             most = _SEQUENCES_UNKNOWN
         if len(flight) and most is not None and flight.sequences + view.external_sequences + demand.outputs > most:
             return Reason.SEQUENCES
+        if self.ring:
+            return None
         share = 1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority)
         if not self._holds(demand, own=own, kappa=share * self._kappa(now=now)):
             return Reason.KV
@@ -580,11 +604,14 @@ class Admission:
 
     def _refuse(self, entry: Entry, refusal: Refused, *, now: float) -> None:
         entry.refusal = refusal
-        if refusal.reason is not Reason.CONTEXT:
-            self._shed += self._reservation(entry.demand)
-            self._backlog.refused(entry.demand.prompt_tokens)
+        self._count_refused(entry.demand, refusal.reason)
+
+    def _count_refused(self, demand: Demand, reason: Reason) -> None:
+        if reason is not Reason.CONTEXT:
+            self._shed += self._reservation(demand)
+            self._backlog.refused(demand.prompt_tokens)
         self._refused += 1
-        self.decisions["refused", refusal.reason] += 1
+        self.decisions["refused", reason] += 1
 
     def _release(self, running: Running, *, now: float) -> None:
         """Gives back all that a request reserved."""
@@ -705,7 +732,7 @@ class Admission:
     def _expected_wait(self, demand: Demand, *, now: float) -> float:
         """Seconds until the need of such a request is free and those before it are gone."""
         backlog = self._backlog.seconds(self._queue.prompt_tokens, returning=True)
-        if self._engine.blocks is None:
+        if self._engine.blocks is None or self.ring:
             return backlog
         steps = self._flight.peak.steps_until(
             self._profile(demand), limit=self._kappa(now=now) * self._engine.blocks - self._engine.external, z=Z

@@ -42,6 +42,13 @@ class Room:
     reserve: Reserve
     model_tokens: int | None
     """Longest prompt + output that the model was made for; None: no bound."""
+    context_tokens: int | None = None
+    """Longest prompt + output that is to be served; None: no bound."""
+
+    @property
+    def longest(self) -> int | None:
+        """Longest prompt + output, however large the ring; None: no bound."""
+        return min((bound for bound in (self.model_tokens, self.context_tokens) if bound is not None), default=None)
 
     @property
     def tokens(self) -> int:
@@ -56,7 +63,7 @@ class Room:
 
     def output_tokens(self, prompt: int, outputs: int, *, most: int) -> int:
         """Longest output, up to ``most``, beside which the prompt fits; at least 1."""
-        bound = most if self.model_tokens is None else min(most, self.model_tokens - prompt)
+        bound = most if self.longest is None else min(most, self.longest - prompt)
         shortest, longest = 1, max(1, bound)
         while shortest < longest:
             middle = (shortest + longest + 1) // 2
@@ -79,9 +86,10 @@ def demand(prompt: int, output: int, *, ranks: int) -> Tokens:
 def never_fits(prompt: int, output: int, outputs: int, room: Room) -> Refusal | None:
     """400 where the request could not be served by this ring with nothing else in it."""
     asked = f"The prompt has {prompt} tokens and the output may have {output}"
-    if room.model_tokens is not None and prompt + output > room.model_tokens:
+    if room.longest is not None and prompt + output > room.longest:
+        bound = "the model's context is" if room.longest == room.model_tokens else "this service is set to take at most"
         return _too_long(
-            f"{asked}, together {prompt + output}; the model's context is {room.model_tokens} tokens, whatever the ring. "
+            f"{asked}, together {prompt + output}; {bound} {room.longest} tokens, whatever the ring. "
             "Send a shorter prompt or a lower max_tokens."
         )
     if room.holds(prompt, output, outputs, ranks=room.ranks):

@@ -3,8 +3,8 @@
 ==========================  ====================================================================================
 ``/v1/completions``         text or token ids, several prompts, ``n``; streamed (SSE) or whole
 ``/v1/chat/completions``    through the model's chat template
-``/v1/models``              the one model, with ``max_model_len``: what the empty ring holds
-``/health``                 200 while the ring is formed and takes requests, else 503 with the reason
+``/v1/models``              the one model, with ``max_model_len``: what the ring takes when it is empty and whole
+``/health``                 200 while the ring is formed and takes requests, else 503 with the reason, as JSON
 ``/state``                  :class:`kvplane_runtime.ring.state.RingState` as JSON
 ``/metrics``                for Prometheus: vLLM's names for what every engine has, ``kvplane_ring_*`` for the rest
 ``/version``                this program's
@@ -32,7 +32,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from kvplane_runtime.ring import openai, state
+from kvplane_runtime.ring import health, openai, state
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.metrics import RingCollector, Tally
 from kvplane_runtime.ring.openai import Asked, BadRequestError, ServedModel
@@ -401,13 +401,11 @@ class Api:
         """``GET /health``: readiness."""
         known = self._engine.state()
         if self.draining:
-            return web.Response(status=503, text="The engine drains.\n")
+            return health.answer("The engine drains.")
         if known.formed:
-            return web.Response(text="ok\n")
+            return health.answer(None)
         loading = "".join(f" Rank {rank} has loaded {share:.0%}." for rank, share in sorted(known.loading.items()))
-        return web.Response(
-            status=503, text=f"The ring is not formed: {len(known.members)} of {known.world_size} ranks.{loading}\n"
-        )
+        return health.answer(f"The ring is not formed: {len(known.members)} of {known.world_size} ranks.{loading}")
 
     async def state(self, _: web.Request) -> web.Response:
         """``GET /state``."""

@@ -38,6 +38,7 @@ from kvplane_runtime.ring.membership import (
     Limits,
     Lost,
     Membership,
+    Phase,
     Refuse,
 )
 
@@ -95,6 +96,11 @@ class Severed:
     """A worker has no rank 0 any more, left its ring, and may ask to join again."""
 
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A worker that is told to end is a member of no ring any more, and may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,9 +273,8 @@ class Hub:
         if self._failure:
             raise self._failure
 
-    def stop(self, reason: str) -> None:
-        """Ends the ring: the workers are told, the port is closed."""
-        self._loop.post(self._say_stop, reason)
+    def stop(self) -> None:
+        """Closes the port and all connections. The workers keep what they hold, and look for the next rank 0."""
         self._loop.stop()
 
     def step(self, step: messages.Step) -> None:
@@ -318,7 +323,7 @@ class Hub:
             await asyncio.sleep(BEAT_SECONDS)
 
     def _beat_all(self) -> None:
-        beat = messages.Heartbeat(self._beat_epoch)
+        beat = messages.Heartbeat(self._beat_epoch, formed=self._membership.phase is Phase.FORMED)
         for writer in self._writers.values():
             _send(writer, beat)
 
@@ -380,6 +385,8 @@ class Hub:
             case messages.Loading():
                 self._loading[link] = message.ordinal
                 self._tell(message)
+            case messages.Leave():
+                self._carry_out(membership.leaves(link, now))
             case _:
                 pass  # a heartbeat says no more than that it came, which was heard
 
@@ -472,10 +479,6 @@ class Hub:
         if writer := self._writers.pop(link, None):
             writer.close()
 
-    def _say_stop(self, reason: str) -> None:
-        for writer in self._writers.values():
-            _send(writer, messages.Stop(self._membership.epoch, reason))
-
 
 class Tether:
     """A worker's side: finds rank 0, again and again, and keeps it informed.
@@ -489,7 +492,7 @@ class Tether:
         host: str,
         port: int,
         limits: Limits,
-        deliver: Callable[[messages.AnyMessage | Severed], None],
+        deliver: Callable[[messages.AnyMessage | Severed | Left], None],
         fence: Callable[[int, str], None],
     ) -> None:
         self._host, self._port = host, port
@@ -499,12 +502,16 @@ class Tether:
         self._join: messages.Join | None = None
         self._joined = False
         """The join was sent over the connection there is."""
+        self.leaving = False
+        """This process is told to end."""
+        self.formed = -1
+        """Epoch of the ring that works, by rank 0's last heartbeat; -1: none does. Any thread may read it, as ``leaving``."""
         self._epoch = -1
         self._fenced = -1
         self._heard = 0.0
         self._loop = _Loop("ring-tether", self._run)
 
-    # For the model's thread.
+    # For other threads.
 
     def start(self) -> None:
         self._loop.start()
@@ -512,9 +519,18 @@ class Tether:
     def stop(self) -> None:
         self._loop.stop()
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to rank 0."""
+        return self._writer is not None
+
     def join(self, join: messages.Join) -> None:
         """Asks to be a member, over every new connection until the next ``Severed``."""
         self._loop.post(self._set_join, join)
+
+    def leave(self) -> None:
+        """Asks to be let go. ``Left`` is delivered then, or at once where no ring counts on this process."""
+        self._loop.post(self._say_leave)
 
     def send(self, message: messages.AnyMessage) -> None:
         """Says something to rank 0; dropped while there is none."""
@@ -554,12 +570,13 @@ class Tether:
             for task in (watch, read):
                 task.cancel()
             self._writer = None
+            self.formed = -1
             writer.close()
         if self._joined:
             self._joined = False
             self._epoch = self._fenced = -1  # the next rank 0 may give epochs that this one had fenced
             self._fence(_FOREVER, reason)
-            self._deliver(Severed(reason))
+            self._deliver(Left() if self.leaving else Severed(reason))
         return reason
 
     async def _read(self, reader: asyncio.StreamReader) -> str:
@@ -595,6 +612,7 @@ class Tether:
     def _take(self, message: messages.AnyMessage) -> None:
         match message:
             case messages.Heartbeat():
+                self.formed = message.epoch if message.formed else -1
                 if self._epoch >= 0 and message.epoch > max(self._epoch, self._fenced):
                     self._fenced = message.epoch
                     self._fence(message.epoch, "rank 0 fenced it")
@@ -604,7 +622,16 @@ class Tether:
             case _:
                 self._deliver(message)
 
+    def _say_leave(self) -> None:
+        self.leaving, self._join = True, None
+        if self._joined:
+            self._say(messages.Leave())
+        else:
+            self._deliver(Left())
+
     def _set_join(self, join: messages.Join) -> None:
+        if self.leaving:
+            return
         self._join = join
         if self._writer is not None and not self._joined:
             self._say_join()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -53,10 +53,21 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """Another promised time to the first token, by which prefills are ordered from now on."""
+
+    ttft_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """The loop ends after the step under way; whoever waits is told ``refusal``."""
 
     refusal: Refusal
+
+
+Incoming = Submit | Cancel | Promise | Shutdown
+"""What comes to the loop from this side of the ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +108,7 @@ class Leader:
         about: About,
         place: worker.Place,
         hub: Hub,
-        inbox: "SimpleQueue[Order | Submit | Cancel | Shutdown]",
+        inbox: "SimpleQueue[Order | Incoming]",
         policy: Policy,
         uniform: Callable[[], float],
         clock: Callable[[], float] = time.monotonic,
@@ -125,8 +136,8 @@ class Leader:
         self._began = self._expired_at = self._whole_at = self._progress_at = clock()
         self._startup_seconds: float | None = None
         self._cause = "joined"
-        """Of the next ring: lost, if a member was lost since the ring worked, whoever joined besides."""
-        self._reforms = {"lost": 0, "joined": 0}
+        """Of the next ring: lost, if a member was lost since the ring worked; else left, if one was told to end; else joined."""
+        self._reforms = {"lost": 0, "left": 0, "joined": 0}
         self._recovery_seconds: tuple[float, ...] = ()
         self._loading: dict[int, float] = {}
         self._traffic: dict[int, RankTraffic] = {}
@@ -174,12 +185,15 @@ class Leader:
         self._expire()
         self.state = self._state()
 
-    def _obey(self, order: Order | Submit | Cancel | Shutdown) -> None:
+    def _obey(self, order: Order | Incoming) -> None:
         match order:
             case Submit():
                 self._submit(order)
             case Cancel():
                 self._cancel(order)
+            case Promise():
+                self._policy = replace(self._policy, ttft_seconds=order.ttft_seconds)
+                self._scheduler.policy = self._policy
             case Shutdown():
                 self._over = order.refusal
             case Fence():
@@ -316,14 +330,7 @@ class Leader:
         self._progress_at = self._clock()
         self._finished[done.rank] = done.number
         ordinal = self._members[done.rank]
-        before, cost = self._traffic.get(ordinal, RankTraffic()), done.traffic
-        self._traffic[ordinal] = RankTraffic(
-            steps=before.steps + 1,
-            seconds=before.seconds + cost.seconds,
-            compute_seconds=before.compute_seconds + cost.compute_seconds,
-            waited_seconds=before.waited_seconds + cost.waited_seconds,
-            sent_bytes=before.sent_bytes + cost.sent_bytes,
-        )
+        self._traffic[ordinal] = self._traffic.get(ordinal, RankTraffic()).plus(done.traffic)
 
     # A new ring.
 
@@ -364,6 +371,8 @@ class Leader:
             for sequence, layout in kept.items()
         ]
         members = [seat.member for seat in order.seats]
+        if self._cause == "joined" and not set(self._members) <= {member.ordinal for member in members}:
+            self._cause = "left"  # nothing broke, and yet somebody is away
         forms = {
             seat.link: messages.Form(order.epoch, rank, members, self._about.store, written)
             for rank, seat in enumerate(order.seats)
@@ -414,7 +423,7 @@ class Leader:
 class RingEngine:
     """The engine as the API sees it: requests and events of one event loop, while the leader works on its own thread."""
 
-    def __init__(self, *, leader: Leader, inbox: "SimpleQueue[Order | Submit | Cancel | Shutdown]") -> None:
+    def __init__(self, *, leader: Leader, inbox: "SimpleQueue[Order | Incoming]") -> None:
         self._leader = leader
         self._inbox = inbox
         self._events: dict[str, asyncio.Queue[Event | Refusal | Cancel]] = {}

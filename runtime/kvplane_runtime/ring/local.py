@@ -56,8 +56,8 @@ class Trial:
 def environment(
     trial: Trial, rank: int, *, ports: Sequence[int], base: Mapping[str, str], cores: int
 ) -> dict[str, str]:
-    """What one rank is told. ``ports``: of the control connections and of the store."""
-    control, store = ports
+    """What one rank is told. ``ports``: of the control connections, of the store, and one for each worker."""
+    control, store, *workers = ports
     threads = max(1, cores // trial.ranks)
     gpu = trial.settings.get("KVPLANE_RING_DEVICE") == "cuda"
     return {
@@ -75,6 +75,7 @@ def environment(
         "KVPLANE_RING_LEADER": _LOOPBACK,
         "KVPLANE_RING_MODEL": str(trial.model),
         "KVPLANE_RING_PORT": str(trial.port),
+        "KVPLANE_RING_WORKER_PORT": str((trial.port, *workers)[rank]),
         "KVPLANE_RING_CONTROL_PORT": str(control),
         "KVPLANE_RING_STORE_PORT": str(store),
         "KVPLANE_RING_PARENT": str(os.getpid()),
@@ -95,7 +96,7 @@ class Local:
     def __init__(self, trial: Trial, *, out: IO[str]) -> None:
         self._trial = trial
         self._out = out
-        self._ports = _free_ports(2)
+        self._ports = _free_ports(1 + trial.ranks)
         self._ranks = [self._start(number) for number in range(trial.ranks)]
         self._stopping = False
 

@@ -17,11 +17,12 @@ What holds at any time:
   keeps its KV) or as a new one, at the next epoch. Suspicion is not death.
 - Members are processes, not ordinals. A second process of an ordinal waits until the first is lost; a process whose place
   was taken is refused for good.
+- A process that says that it leaves takes part until the step under way is done, and is lost then.
 - A process that beats and cannot take part (it never stops, never connects to its neighbours, or its exchanges break again
   and again) is left out for a time that doubles, so that the others can work.
 
-A process that joins a running ring waits for the step under way; only a fault cuts a step short. What the members hold
-and what has to be computed again is :mod:`recovery`; sockets are :mod:`control`.
+A process that joins a running ring waits for the step under way, as one that leaves it does; only a fault cuts a step
+short. What the members hold and what has to be computed again is :mod:`recovery`; sockets are :mod:`control`.
 """
 
 import enum
@@ -34,6 +35,7 @@ _MOST_EXCLUSION: Final = 600.0
 _STRIKES: Final = 3
 _STRIKE_SECONDS: Final = 60.0
 """So many breaks in this time, with nobody lost between them, are one member's fault."""
+_TOLD_TO_END: Final = "it was told to end"
 BUILT: Final = -1
 """The number of the "step" that is the building of a ring; steps count from 0."""
 
@@ -147,6 +149,8 @@ class _Member:
     """It was told to build the current ring, or to leave it; else it is in none."""
     answered: int = BUILT - 1
     """The last step of the current ring that it finished or gave up."""
+    leaves: bool = False
+    """It is told to end, and is to be in no other ring."""
 
 
 class Membership:
@@ -229,6 +233,17 @@ class Membership:
         self._door.pop(link, None)
         member = self._members.get(link)
         return self._remove(member, reason, now) + self._advance(now) if member else []
+
+    def leaves(self, link: int, now: float) -> list[Action]:
+        """A process is told to end."""
+        if waiting := self._door.pop(link, None):
+            return [Lost(link, waiting.candidate.ordinal, _TOLD_TO_END)]
+        member = self._members.get(link)
+        if member is None:
+            return []
+        member.leaves = True
+        reason = f"rank {member.candidate.ordinal} leaves"
+        return self._fence(reason, now, abort=self.phase is Phase.FORMING) + self._advance(now)
 
     def send(self, epoch: int, number: int) -> bool:
         """Whether rank 0 may send a step to all members now; it is counted as sent. A step of a ring that is over may not."""
@@ -424,6 +439,11 @@ class Membership:
             return [*actions, Formed(self.epoch, self.ordinals, seconds=now - self._began)]
         if self.phase is Phase.FENCING and all(map(self._stopped, members)):
             self.phase = Phase.GATHERING
+        if self.phase is Phase.GATHERING:
+            for member in members:
+                if member.leaves:
+                    actions += self._remove(member, _TOLD_TO_END, now)
+            members = self._ordered()
         if self.phase is not Phase.GATHERING or len(members) < self.quorum:
             self._enough_since = None
             return actions

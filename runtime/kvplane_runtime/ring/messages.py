@@ -5,8 +5,8 @@ all sequences, a :class:`Step` all that the model is run on. Every rank applies 
 tables, so no control data is ever asked for. What goes up says who a rank is (:class:`Join`), that it is alive
 (:class:`Heartbeat`), what it has done (:class:`Done`) and what broke (:class:`Fault`).
 
-Everything but ``Join``, ``Loading`` and ``Refused`` carries the epoch; a receiver drops what is not of its own epoch, so a
-rank that was cut off cannot harm the ring that went on without it.
+Everything but ``Join``, ``Loading``, ``Leave`` and ``Refused`` carries the epoch; a receiver drops what is not of its own
+epoch, so a rank that was cut off cannot harm the ring that went on without it.
 """
 
 from array import array
@@ -190,6 +190,8 @@ class Heartbeat(Message, frozen=True, tag=True):
     """I live. Sent both ways at a fixed interval, whatever else is sent."""
 
     epoch: int
+    formed: bool = False
+    """From rank 0: all members are inside the ring of this epoch, and it works."""
 
 
 class Traffic(msgspec.Struct, frozen=True, array_like=True):
@@ -222,14 +224,11 @@ class Fault(Message, frozen=True, tag=True):
     """The rank it was waiting for, where it knows."""
 
 
-class Stop(Message, frozen=True, tag=True):
-    """The ring shuts down: end the process."""
-
-    epoch: int
-    reason: str
+class Leave(Message, frozen=True, tag=True):
+    """This process is told to end. It takes part in the step under way; then rank 0 closes its connection."""
 
 
-AnyMessage = Step | Join | Loading | Refused | Form | Formed | Heartbeat | Done | Fault | Stop
+AnyMessage = Step | Join | Loading | Refused | Form | Formed | Heartbeat | Done | Fault | Leave
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(AnyMessage)

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from kvplane_runtime.histogram import Buckets, Histogram
 from kvplane_runtime.metric import Kind, Metric, Samples, families
-from kvplane_runtime.ring.state import State, exposed_wait, imbalance, usage
+from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, usage
 
 BLOCK_TOKENS: Final = 16
 """A ring's KV has no blocks; capacity is told in vLLM's usual ones, as readers of ``cache_config_info`` expect."""
@@ -101,7 +101,10 @@ LOADED: Final = Metric(
     ("ordinal",),
 )
 REFORMS: Final = Metric(
-    "kvplane_ring_reforms", Kind.COUNTER, "Rings formed after the first, by cause: lost (a rank), joined.", ("cause",)
+    "kvplane_ring_reforms",
+    Kind.COUNTER,
+    "Rings formed after the first, by cause: lost (a rank, by a fault), left (a rank that was told to end), joined.",
+    ("cause",),
 )
 RECOVERY: Final = Metric(
     "kvplane_ring_recovery_seconds", Kind.HISTOGRAM, "From the detection of a loss until the ring worked again."
@@ -196,6 +199,38 @@ METRICS: Final = (
     DISCONNECTS,
 )
 
+# A worker's own, beside what rank 0 says of all ranks: what is true of this process, also while it has no rank 0.
+INSIDE: Final = Metric("kvplane_ring_worker_inside", Kind.GAUGE, "1 while this worker is in a ring that works, else 0.")
+WORKER_EPOCH: Final = Metric(
+    "kvplane_ring_worker_epoch", Kind.GAUGE, "Number of the ring that this worker is in, or was in last."
+)
+WORKER_KV: Final = Metric(
+    "kvplane_ring_worker_kv_tokens", Kind.GAUGE, "KV tokens that this worker holds, of requests and kept prefixes."
+)
+WORKER_KV_CAPACITY: Final = Metric(
+    "kvplane_ring_worker_kv_capacity_tokens", Kind.GAUGE, "KV tokens that this worker can hold."
+)
+WORKER_STEPS: Final = Metric("kvplane_ring_worker_steps", Kind.COUNTER, "Steps that this worker has done.")
+WORKER_STEP_SECONDS: Final = Metric(
+    "kvplane_ring_worker_step_seconds",
+    Kind.COUNTER,
+    "This worker's time in steps by part: computing, waited (communication that no computation hid), other.",
+    ("part",),
+)
+WORKER_SENT: Final = Metric(
+    "kvplane_ring_worker_sent_bytes", Kind.COUNTER, "Bytes that this worker sent to other ranks."
+)
+
+WORKER_METRICS: Final = (
+    INSIDE,
+    WORKER_EPOCH,
+    WORKER_KV,
+    WORKER_KV_CAPACITY,
+    WORKER_STEPS,
+    WORKER_STEP_SECONDS,
+    WORKER_SENT,
+)
+
 
 class RingCollector(Collector):
     """Renders the ring at the moment of a scrape."""
@@ -226,6 +261,51 @@ class RingCollector(Collector):
         yield IN_FLIGHT, {(): self._in_flight()}
         yield RESPONSES, {(str(code),): count for code, count in tally.responses.items()}
         yield DISCONNECTS, {(): tally.disconnects}
+
+
+class WorkerCollector(Collector):
+    """Renders a worker at the moment of a scrape."""
+
+    def __init__(
+        self,
+        *,
+        account: Callable[[], WorkerAccount],
+        inside: Callable[[], bool],
+        served_name: str,
+        capacity_tokens: int,
+    ) -> None:
+        self._account = account
+        self._inside = inside
+        self._served_name = served_name
+        self._capacity_tokens = capacity_tokens
+
+    def describe(self) -> Iterable[Family]:
+        """Every family that may be collected."""
+        return [metric.family() for metric in WORKER_METRICS]
+
+    def collect(self) -> Iterator[Family]:
+        """The families that have a value now."""
+        return families(self._known(), served_name=self._served_name)
+
+    def _known(self) -> Iterator[tuple[Metric, Samples]]:
+        account = self._account()
+        yield INSIDE, {(): self._inside()}
+        if account.epoch >= 0:
+            yield WORKER_EPOCH, {(): account.epoch}
+        yield WORKER_KV, {(): account.kv_tokens}
+        yield WORKER_KV_CAPACITY, {(): self._capacity_tokens}
+        yield WORKER_STEPS, {(): account.traffic.steps}
+        yield WORKER_STEP_SECONDS, {(part,): seconds for part, seconds in _parts(account.traffic).items()}
+        yield WORKER_SENT, {(): account.traffic.sent_bytes}
+
+
+def _parts(traffic: RankTraffic) -> dict[str, float]:
+    """Time in steps by what was done in it."""
+    return {
+        "computing": traffic.compute_seconds,
+        "waited": traffic.waited_seconds,
+        "other": max(0.0, traffic.seconds - traffic.compute_seconds - traffic.waited_seconds),
+    }
 
 
 def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
@@ -286,9 +366,7 @@ def _from_ring(state: State) -> Iterator[tuple[Metric, Samples]]:
         yield STARTUP, {(): state.startup_seconds}
     times: dict[tuple[str, ...], float | Histogram] = {}
     for rank, traffic in enumerate(state.traffic):
-        times[str(rank), "computing"] = traffic.compute_seconds
-        times[str(rank), "waited"] = traffic.waited_seconds
-        times[str(rank), "other"] = max(0.0, traffic.seconds - traffic.compute_seconds - traffic.waited_seconds)
+        times |= {(str(rank), part): seconds for part, seconds in _parts(traffic).items()}
     yield STEP_SECONDS, times
     yield SENT, {(str(rank),): traffic.sent_bytes for rank, traffic in enumerate(state.traffic)}
     exposed, uneven = exposed_wait(state), imbalance(state)

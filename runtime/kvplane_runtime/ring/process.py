@@ -1,9 +1,11 @@
 """One rank's process, from start to end: check, load, find the others, serve, stop.
 
 Rank 0: the API on the main thread, the model on a second, the control connections on a third. Workers: the model on the
-main thread, the control connection on a second. What ends a process by its own fault ends all of it, with status 1 and the
-reason in its log; what it was told wrongly (settings, a model that the ring does not serve, a refusal by rank 0) with
-status 2, since another start would end the same way.
+main thread, the control connection on a second, what they answer about themselves on a third. SIGTERM ends rank 0 when its
+requests are done, at most after the drain's time, and a worker when it has left its ring; while weights are loaded, at once.
+What ends a process by its own fault ends all of it, with status 1 and the reason in its log; what it was told wrongly
+(settings, a model that the ring does not serve, a refusal by rank 0) with status 2, since another start would end the same
+way.
 """
 
 import asyncio
@@ -24,14 +26,14 @@ from typing import Any, Final
 
 import torch
 
-from kvplane_runtime.ring import api, communicator, messages, tokens
+from kvplane_runtime.ring import api, communicator, messages, promise, tokens
 from kvplane_runtime.ring import settings as ring_settings
 from kvplane_runtime.ring.accounting import Reserve
 from kvplane_runtime.ring.admission import Refusal
 from kvplane_runtime.ring.architectures import UnsupportedArchitectureError
 from kvplane_runtime.ring.communicator import CPU, Ring
-from kvplane_runtime.ring.control import Hub, Severed, Tether
-from kvplane_runtime.ring.engine import About, Leader, RingEngine, Shutdown
+from kvplane_runtime.ring.control import Hub, Left, Severed, Tether
+from kvplane_runtime.ring.engine import About, Leader, Promise, RingEngine, Shutdown
 from kvplane_runtime.ring.kernel import CUDA_CAPABILITY
 from kvplane_runtime.ring.model import RingModel
 from kvplane_runtime.ring.openai import ServedModel
@@ -39,6 +41,7 @@ from kvplane_runtime.ring.requests import Policy
 from kvplane_runtime.ring.settings import Settings, SettingsError
 from kvplane_runtime.ring.trial import TOLERANCE
 from kvplane_runtime.ring.worker import Place, Worker
+from kvplane_runtime.ring.worker_api import WorkerApi
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +150,7 @@ def _build(form: messages.Form, *, settings: Settings) -> Ring:
 
 def _follow(settings: Settings) -> int:
     """A worker: the status."""
-    inbox: SimpleQueue[messages.AnyMessage | Severed] = SimpleQueue()
+    inbox: SimpleQueue[messages.AnyMessage | Severed | Left] = SimpleQueue()
     fences: list[Callable[[int, str], None]] = []
 
     def fence(epoch: int, reason: str) -> None:
@@ -161,14 +164,41 @@ def _follow(settings: Settings) -> int:
     model, join = _load(settings, lambda loaded, total: tether.send(messages.Loading(settings.ordinal, loaded, total)))
     place = Place(model=model, build=partial(_build, settings=settings))
     fences.append(place.fence)
+    worker = Worker(place=place, tether=tether, inbox=inbox, join=join)
+    asked = WorkerApi(
+        worker=worker,
+        served_name=settings.served_name,
+        capacity_tokens=join.capacity_tokens,
+        host=settings.host,
+        port=settings.worker_port,
+    )
     try:
-        refusal = Worker(place=place, tether=tether, inbox=inbox, join=join).run()
+        asked.start()
+    except OSError as error:  # what is asked of a worker there is of no use to the ring
+        log.warning(
+            "Port %d cannot be opened (%s), so nobody can ask for this rank's health.", settings.worker_port, error
+        )
+    _leave_on_signals(worker)
+    try:
+        refusal = worker.run()
     finally:
+        asked.stop()
         tether.stop()
     if refusal is None:
         return 0
     log.error("%s", refusal)
     return WRONG
+
+
+def _leave_on_signals(worker: Worker) -> None:
+    """The first SIGTERM or SIGINT has the worker leave its ring and end; a second one ends it at once."""
+
+    def first(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        worker.leave()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, first)
 
 
 def _lead(settings: Settings) -> int:
@@ -212,6 +242,7 @@ def _lead(settings: Settings) -> int:
             park_seconds=settings.park_seconds,
             reserve=Reserve[settings.reserve.upper()],
             model_tokens=model.architecture.context_tokens,
+            context_tokens=settings.context_tokens,
         ),
         uniform=random.random,
     )
@@ -223,8 +254,7 @@ def _lead(settings: Settings) -> int:
         stop_ids=tokens.stop_ids(settings.model),
     )
     asyncio.run(_serve(settings, engine=engine, leader=leader, served=served, inbox=inbox))
-    # After a fault this is not reached: the workers are told nothing, and keep what they hold for the next rank 0.
-    hub.stop("rank 0 was told to stop.")
+    hub.stop()
     del store  # it had to live until here
     return 0
 
@@ -263,6 +293,10 @@ async def _serve(
         runner = await api.serve(door, host=settings.host, port=settings.port)
     except OSError as error:
         raise _taken("KVPLANE_RING_PORT", settings.port, error) from error
+    following: asyncio.Task[None] | None = None
+    if settings.config_file is not None:
+        told = promise.follow(settings.config_file, tell=lambda seconds: inbox.put(Promise(seconds)))
+        following = asyncio.create_task(told)
     thread = threading.Thread(target=work, name="ring-model", daemon=True)
     thread.start()
     log.info("Serving %s on http://%s:%d/v1.", settings.served_name, settings.host, settings.port)
@@ -271,6 +305,8 @@ async def _serve(
     await door.drain(seconds=settings.drain_seconds)
     inbox.put(Shutdown(Refusal(503, "draining", "The engine shuts down; retry at another one.", None, 1)))
     await asyncio.to_thread(thread.join)
+    if following is not None:
+        following.cancel()
     await runner.cleanup()
 
 

@@ -37,6 +37,8 @@ class Policy:
     """Survive: admit only what the ring can hold without any one rank."""
     model_tokens: int | None = None
     """Longest prompt + output of the model; None: no bound."""
+    context_tokens: int | None = None
+    """Longest prompt + output that is to be served; None: no bound but the model's and the ring's."""
     prefix_block_tokens: int = BLOCK_TOKENS
     """Shortest prefix that is reused."""
 
@@ -122,10 +124,10 @@ class Snapshot:
     """Of prompts, not computed yet."""
     capacity_tokens: int
     """KV tokens of each rank."""
-    limit_tokens: int
-    """KV tokens of each rank that requests in progress may take."""
-    model_tokens: int | None
-    """Longest prompt + output of the model; None: no bound."""
+    whole_tokens: int
+    """KV tokens that requests in progress may take when no rank is lost, on all ranks together."""
+    longest_tokens: int | None
+    """Longest prompt + output that the model and the settings allow; None: no bound."""
     held: Tokens
     """KV tokens by rank, of sequences in progress and kept ones."""
     active: Tokens

@@ -105,8 +105,8 @@ class Scheduler:
     @property
     def room(self) -> Room:
         """What the ring holds when it is empty."""
-        accounting = self._accounting
-        return Room(accounting.ranks, accounting.capacity, self.policy.reserve, self.policy.model_tokens)
+        accounting, policy = self._accounting, self.policy
+        return Room(accounting.ranks, accounting.capacity, policy.reserve, policy.model_tokens, policy.context_tokens)
 
     def submit(self, request: Request, *, now: float) -> Accepted | Refusal:
         """Takes a request in, or says why not."""
@@ -332,8 +332,8 @@ class Scheduler:
             kept=len(self._sequences) - len(in_progress),
             queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
             capacity_tokens=self._accounting.capacity,
-            limit_tokens=self._accounting.limit,
-            model_tokens=self.policy.model_tokens,
+            whole_tokens=replace(self.room, ranks=self._whole).tokens,
+            longest_tokens=self.room.longest,
             held=tuple(
                 kept + sum(s.layout.tokens(rank) for s in in_progress)
                 for rank, kept in enumerate(self._accounting.kept)

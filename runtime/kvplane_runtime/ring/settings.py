@@ -7,20 +7,17 @@ that ranks with different ones refuse each other; how the ring is shared is rank
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from kvplane_api.names import PORT_ENGINE
+from kvplane_api.names import PORT_ENGINE, PORT_RING_STORE, rank_0_of, rank_of
 from kvplane_runtime.ring.membership import Limits
 
 T = TypeVar("T")
 
-PORT_STORE: Final = 29500
-"""Rendezvous of the ring: the store through which ranks learn each other's sockets."""
 PORT_CONTROL: Final = 29501
 """Control connections of the workers to rank 0."""
 STRATEGY: Final = "RING"
@@ -31,10 +28,11 @@ LIMITS: Final = {
     "gather": ("KVPLANE_RING_GATHER_SECONDS", 0.0),
 }
 """The environment variable and the least value of each limit that can be set."""
-_ORDINAL: Final = re.compile(r"^(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})$")
 _MAX_WORLD: Final = 1024
 _MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
 _LEAST_KV_TOKENS: Final = 256
+_LEAST_CONTEXT_TOKENS: Final = 2
+"""A token to begin with, and one to answer."""
 
 
 class SettingsError(Exception):
@@ -77,8 +75,13 @@ class Settings:
     short_tokens: int = 1024
     """``KVPLANE_RING_SHORT_TOKENS``: prompts of fewer than 2N times this lie whole on one rank; 0 cuts every prompt. Default:
     below, a rank computes faster than it can exchange."""
+    context_tokens: int | None = None
+    """``KVPLANE_RING_CONTEXT_TOKENS``: longest prompt + output that is served. Default: what the model and the ring hold."""
     ttft_seconds: float = 2.0
     """``KVPLANE_RING_TTFT_SECONDS``: promised time to the first token, by which prefills are ordered. As in an LLMService."""
+    config_file: Path | None = None
+    """``KVPLANE_RING_CONFIG_FILE``: the sidecar's configuration file. Its promised time to the first token counts instead of
+    ``ttft_seconds``, and is followed while the engine runs. Default: none."""
     max_sequences: int = 64
     """``KVPLANE_RING_MAX_SEQUENCES``: outputs at a time. More are refused with 429: each makes all others slower."""
     reserve: Literal["Off", "Survive"] = "Off"
@@ -92,12 +95,16 @@ class Settings:
     threads: int | None = None
     """``KVPLANE_RING_THREADS``: CPU threads of the model. Default: the cores this process may use."""
     host: str = "127.0.0.1"
-    """``KVPLANE_RING_HOST``: where rank 0's API listens. Default: loopback; the sidecar serves it to others."""
+    """``KVPLANE_RING_HOST``: where rank 0's API listens, and what a worker says of itself. Default: loopback; the sidecar serves
+    it to others."""
     port: int = PORT_ENGINE
     """``KVPLANE_RING_PORT``: of rank 0's API."""
+    worker_port: int = PORT_ENGINE
+    """``KVPLANE_RING_WORKER_PORT``: where a worker answers ``/health`` and ``/metrics``. Where it is taken, nothing is asked of
+    that worker, and it works all the same."""
     control_port: int = PORT_CONTROL
     """``KVPLANE_RING_CONTROL_PORT``: where rank 0 hears its workers."""
-    store_port: int = PORT_STORE
+    store_port: int = PORT_RING_STORE
     """``KVPLANE_RING_STORE_PORT``: of rank 0's rendezvous store."""
     parent: int | None = None
     """``KVPLANE_RING_PARENT``: end with this process. Set by ``kvplane-ring local`` for its ranks."""
@@ -118,10 +125,10 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
             f"PROMPT_SPLIT_STRATEGY is {strategy!r}, this engine splits prompts over a ring only: set {STRATEGY} or unset it."
         )
     world_size = reader.integer("WORLD_SIZE", None, 1, _MAX_WORLD, "the number of ranks")
-    named = _ORDINAL.match(hostname)
+    named = rank_of(hostname)
     ordinal = reader.integer(
         "KVPLANE_RING_ORDINAL",
-        int(named["ordinal"]) if named else (0 if world_size == 1 else None),
+        named[1] if named else (0 if world_size == 1 else None),
         0,
         _MAX_WORLD - 1,
         f"this rank, as the host name {hostname!r} does not end in a number",
@@ -131,7 +138,7 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
             f"This is rank {ordinal} (host {hostname}), and WORLD_SIZE={world_size} has ranks 0 to {world_size - 1}: "
             "make WORLD_SIZE the StatefulSet's replicas."
         )
-    leader = environment.get("KVPLANE_RING_LEADER") or (f"{named['set']}-0.{named['set']}" if named else "127.0.0.1")
+    leader = environment.get("KVPLANE_RING_LEADER") or (rank_0_of(named[0]) if named else "127.0.0.1")
     model = reader.required("KVPLANE_RING_MODEL", "the folder of the model")
     defaults = Limits()
     limits = Limits(
@@ -148,7 +155,9 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 1024, 1, 1 << 24),
         "slice_seconds": reader.seconds("KVPLANE_RING_SLICE_SECONDS", 1.0, least=0.01),
         "short_tokens": reader.integer("KVPLANE_RING_SHORT_TOKENS", 1024, 0, 1 << 24),
+        "context_tokens": reader.optional("KVPLANE_RING_CONTEXT_TOKENS", _LEAST_CONTEXT_TOKENS, 1 << 40),
         "ttft_seconds": reader.seconds("KVPLANE_RING_TTFT_SECONDS", 2.0, least=0.01),
+        "config_file": reader.path("KVPLANE_RING_CONFIG_FILE"),
         "max_sequences": reader.integer("KVPLANE_RING_MAX_SEQUENCES", 64, 1, 1 << 16),
         "reserve": reader.choice("KVPLANE_RING_RESERVE", "Off", ("Off", "Survive")),
         "park_seconds": reader.seconds("KVPLANE_RING_PARK_SECONDS", 600.0, least=0.0),
@@ -156,8 +165,9 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         "threads": reader.optional("KVPLANE_RING_THREADS", 1, 4096),
         "host": environment.get("KVPLANE_RING_HOST") or "127.0.0.1",
         "port": reader.integer("KVPLANE_RING_PORT", PORT_ENGINE, 1, 65535),
+        "worker_port": reader.integer("KVPLANE_RING_WORKER_PORT", PORT_ENGINE, 1, 65535),
         "control_port": reader.integer("KVPLANE_RING_CONTROL_PORT", PORT_CONTROL, 1, 65535),
-        "store_port": reader.integer("KVPLANE_RING_STORE_PORT", PORT_STORE, 1, 65535),
+        "store_port": reader.integer("KVPLANE_RING_STORE_PORT", PORT_RING_STORE, 1, 65535),
         "parent": reader.optional("KVPLANE_RING_PARENT", 1, 1 << 31),
     }
     if reader.faults or world_size is None or ordinal is None or model is None:
@@ -206,6 +216,10 @@ class _Reader:
         text = self._environment.get(name)
         value = self._number(name, text, float, least, 86400.0) if text else default
         return default if value is None else value
+
+    def path(self, name: str) -> Path | None:
+        text = self._environment.get(name)
+        return Path(text) if text else None
 
     def choice(self, name: str, default: str, allowed: tuple[str, ...]) -> str:
         value = self._environment.get(name) or default

@@ -1,4 +1,5 @@
-"""What rank 0 knows of the ring at one moment: the source of ``/state``, ``/metrics``, ``/health`` and of progress.
+"""What rank 0 knows of the ring at one moment: the source of ``/state``, ``/metrics``, ``/health`` and of progress; and
+what a worker knows of itself.
 
 ``/state`` answers in the words of :class:`kvplane_api.wire.SidecarState`, so that who reads paged engines reads this one
 too, with the member ``ring`` for what only a ring has.
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from kvplane_api.wire import AdmissionState, EngineSignals, SidecarState
+from kvplane_runtime.ring.messages import Traffic
 from kvplane_runtime.ring.requests import Snapshot
 
 
@@ -24,6 +26,27 @@ class RankTraffic:
     waited_seconds: float = 0.0
     """Communication that no computation hid."""
     sent_bytes: int = 0
+
+    def plus(self, step: Traffic) -> "RankTraffic":
+        """With one step more."""
+        return RankTraffic(
+            steps=self.steps + 1,
+            seconds=self.seconds + step.seconds,
+            compute_seconds=self.compute_seconds + step.compute_seconds,
+            waited_seconds=self.waited_seconds + step.waited_seconds,
+            sent_bytes=self.sent_bytes + step.sent_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAccount:
+    """What a worker has to show."""
+
+    epoch: int = -1
+    """Of the ring that it is in, or was in last; -1: none yet."""
+    kv_tokens: int = 0
+    """Held, of requests and of kept prefixes."""
+    traffic: RankTraffic = RankTraffic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +67,7 @@ class State:
     loading: Mapping[int, float]
     """By ordinal, the share of the weights that is loaded, of those that are not done."""
     reforms: Mapping[str, int]
-    """Rings formed after the first one, by cause: lost, joined."""
+    """Rings formed after the first one, by cause: lost, left, joined."""
     recovery_seconds: tuple[float, ...]
     """From the detection of a loss until the ring worked again, of each time."""
     startup_seconds: float | None
@@ -100,10 +123,9 @@ def imbalance(state: State) -> float | None:
 
 
 def max_model_tokens(state: State) -> int:
-    """Longest prompt + output that the empty ring, and the model, take."""
-    scheduler = state.scheduler
-    held = scheduler.limit_tokens * len(scheduler.held)
-    return held if scheduler.model_tokens is None else min(held, scheduler.model_tokens)
+    """Longest prompt + output that the ring takes when it is empty and whole: what is refused for good is so by this."""
+    whole, longest = state.scheduler.whole_tokens, state.scheduler.longest_tokens
+    return whole if longest is None else min(whole, longest)
 
 
 def usage(snapshot: Snapshot) -> float:

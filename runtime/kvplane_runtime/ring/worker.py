@@ -3,6 +3,8 @@
 All ranks do the same through :class:`Place`, rank 0 too; a worker's orders come over its :class:`control.Tether`. Three
 things are never done here: wait where a fence could not wake it, go on in a ring that was fenced, and forget KV. A rank
 that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them with its next ``Join``.
+
+What a worker is at the moment may be asked from any thread: its ``account`` is a value that is replaced, never changed.
 """
 
 import contextlib
@@ -10,16 +12,18 @@ import logging
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
-from kvplane_runtime.ring.control import Severed, Tether
+from kvplane_runtime.ring.control import Left, Severed, Tether
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
 from kvplane_runtime.ring.model import StepResult
 from kvplane_runtime.ring.ranges import Run
+from kvplane_runtime.ring.state import WorkerAccount
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +203,12 @@ class Worker:
     """A rank that follows rank 0."""
 
     def __init__(
-        self, *, place: Place, tether: Tether, inbox: "SimpleQueue[messages.AnyMessage | Severed]", join: messages.Join
+        self,
+        *,
+        place: Place,
+        tether: Tether,
+        inbox: "SimpleQueue[messages.AnyMessage | Severed | Left]",
+        join: messages.Join,
     ) -> None:
         """``join`` is what it says of itself; its epoch and tables are filled in here."""
         self._place = place
@@ -207,9 +216,28 @@ class Worker:
         self._inbox = inbox
         self._self = join
         self._rank = -1
+        self.account = WorkerAccount()
+        """As it was after the last order."""
+
+    def leave(self) -> None:
+        """Has :meth:`run` end, after the step under way; from a signal's handler too."""
+        self._tether.leave()
+
+    def outside(self) -> str | None:
+        """Why this rank is in no ring that works, in a sentence; None where it is in one."""
+        epoch, tether = self._place.epoch, self._tether
+        if tether.leaving:
+            return "This rank is told to end, and leaves its ring."
+        if epoch >= 0 and tether.formed == epoch:
+            return None
+        if not tether.connected:
+            return "Rank 0 does not answer; this rank keeps its KV and goes on trying."
+        if epoch < 0:
+            return "Rank 0 has formed no ring with this rank."
+        return f"The ring of epoch {epoch} does not work yet: not all of its ranks are inside."
 
     def run(self) -> str | None:
-        """Follows until it is told to stop (None), or is refused (why)."""
+        """Follows until it has left (None), or is refused (why)."""
         self._ask()
         while True:
             order = self._inbox.get()
@@ -225,8 +253,9 @@ class Worker:
                     self._ask()
                 case messages.Refused():
                     return order.reason
-                case messages.Stop():
-                    log.info("The ring stops: %s", order.reason)
+                case Left():
+                    log.info("This rank has left its ring.")
+                    self._place.leave()
                     return None
                 case _:
                     pass  # what workers say, rank 0 does not
@@ -251,6 +280,8 @@ class Worker:
         except RingBrokenError as error:
             self._tether.send(messages.Fault(form.epoch, form.rank, BUILT, str(error), suspect(error)))
         else:
+            held = sum(run.count for mine in self._place.held().values() for run in mine)
+            self.account = replace(self.account, epoch=form.epoch, kv_tokens=held)
             self._tether.send(messages.Formed(form.epoch, form.rank))
 
     def _step(self, step: messages.Step) -> None:
@@ -262,7 +293,10 @@ class Worker:
             self._place.leave()  # what comes after a step that broke is not to run, even where it needs nobody
             self._tether.send(fault(step, self._rank, error))
         else:
-            self._tether.send(done(step, self._rank, result))
+            said = done(step, self._rank, result)
+            traffic = self.account.traffic.plus(said.traffic)
+            self.account = replace(self.account, kv_tokens=result.held_tokens, traffic=traffic)
+            self._tether.send(said)
 
 
 def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:

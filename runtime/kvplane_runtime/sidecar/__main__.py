@@ -9,7 +9,16 @@ from pathlib import Path
 
 import uvloop
 
-from kvplane_api.names import ENV_CONFIG_FILE, ENV_POD_NAME, PORT_ADMIN, PORT_ENGINE, PORT_SERVING
+from kvplane_api.names import (
+    ENV_CONFIG_FILE,
+    ENV_POD_NAME,
+    ENV_POOL,
+    POOL_PAGED,
+    POOL_RING,
+    PORT_ADMIN,
+    PORT_ENGINE,
+    PORT_SERVING,
+)
 from kvplane_runtime.proxy.server import prepare_process
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
@@ -26,6 +35,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         "--config", type=Path, default=environment.get(ENV_CONFIG_FILE), help=f"configuration file [${ENV_CONFIG_FILE}]"
     )
     parser.add_argument("--pod", default=environment.get(ENV_POD_NAME), help=f"name of this pod [${ENV_POD_NAME}]")
+    parser.add_argument(
+        "--pool",
+        default=environment.get(ENV_POOL) or POOL_PAGED,
+        help=f"what the engine is: {POOL_PAGED}, or {POOL_RING} for a rank of a ring [${ENV_POOL}, else {POOL_PAGED}]",
+    )
     parser.add_argument("--host", help="address to listen on [every address]")
     parser.add_argument("--port", type=int, default=PORT_SERVING, help="client port [%(default)s]")
     parser.add_argument("--admin-port", type=int, default=PORT_ADMIN, help="admin port [%(default)s]")
@@ -37,6 +51,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         parser.error(f"no configuration file is given; set {ENV_CONFIG_FILE} or --config.")
     if not parsed.pod:
         parser.error(f"no pod name is given; set {ENV_POD_NAME} (from metadata.name) or --pod.")
+    if parsed.pool not in (POOL_PAGED, POOL_RING):
+        parser.error(f"the pool is {parsed.pool!r}; set {ENV_POOL} or --pool to {POOL_PAGED} or {POOL_RING}.")
     return Settings(
         config_file=Path(parsed.config),
         pod=parsed.pod,
@@ -44,6 +60,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         port=parsed.port,
         admin_port=parsed.admin_port,
         engine_port=parsed.engine_port,
+        ring=parsed.pool == POOL_RING,
     )
 
 

@@ -3,12 +3,15 @@
 =================  =====================================================================================
 ``/healthz``       200: the sidecar itself runs (its own liveness and startup; never waits for the engine)
 ``/ready``         200 while the engine is healthy and the pod does not drain, else 503: pod readiness
-``/engine/startup``  200 once the engine is healthy: the engine container's startup probe
+``/engine/startup``  200 once the engine is healthy, or a rank of a ring answers: the engine container's startup probe
 ``/engine/live``   200 unless the engine has been silent or failing for longer than the tolerance
 ``/drain``         starts a drain and answers when it is over: the engine container's preStop (GET or POST)
 ``/state``         kvplane_api.wire.SidecarState as JSON
 ``/metrics``       ``kvplane_*`` for Prometheus
 =================  =====================================================================================
+
+``/drain`` of a ring's worker, which serves nobody, waits for rank 0's (:mod:`leader`): while rank 0 ends its requests, no other
+rank may go.
 """
 
 import asyncio
@@ -21,11 +24,13 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from kvplane_api.names import DRAIN_GRACE_SECONDS
 from kvplane_api.wire import EngineSignals, SidecarState
 from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
+from kvplane_runtime.sidecar.leader import LeaderDrain
 from kvplane_runtime.sidecar.signals import missing_signals
 
 log = logging.getLogger(__name__)
@@ -48,6 +53,8 @@ class Admin:
     end_engine: Callable[[], None]
     """Ends an engine that does not serve yet."""
     clock: Callable[[], float]
+    leader: LeaderDrain | None = None
+    """Rank 0 of the ring that the engine is a worker of."""
 
     def application(self) -> web.Application:
         """The routes."""
@@ -74,7 +81,7 @@ class Admin:
 
     async def engine_startup(self, _: web.Request) -> web.Response:
         """Startup of the engine container."""
-        return self._engine_is(self.engine.ready(), "The engine has not answered its health check yet.\n")
+        return self._engine_is(self.engine.started(), "The engine has not answered its health check yet.\n")
 
     async def engine_live(self, _: web.Request) -> web.Response:
         """Liveness of the engine container."""
@@ -86,9 +93,12 @@ class Admin:
             log.info("Draining, with %d requests in flight.", self.drain_gate.in_flight)
         self.drain_gate.begin()
         self.close_idle()
+        began = self.clock()
         # Polled, since the end depends on the clock, the configuration and the engine's health, not on one event.
-        while not self.drain_gate.drained(drain_seconds=self.config.current.drain_seconds):  # noqa: ASYNC110
+        while not self._drained():  # noqa: ASYNC110
             await asyncio.sleep(_DRAIN_CHECK_SECONDS)
+        if self.leader is not None and not self.engine.dead():
+            await self.leader.over(until=began + DRAIN_GRACE_SECONDS + self.config.current.drain_seconds)
         log.info("Drain over, with %d requests in flight.", self.drain_gate.in_flight)
         if self.engine.health.loading:
             self.end_engine()
@@ -103,6 +113,7 @@ class Admin:
             served_name=self.config.current.served_name,
             engine_ready=engine.ready(),
             draining=self.drain_gate.draining,
+            drained=self.drain_gate.draining and self._drained(),
             in_flight=self.drain_gate.in_flight,
             signal_age_seconds=None if engine.scraped_at is None else self.clock() - engine.scraped_at,
             startup_seconds=engine.health.startup_seconds,
@@ -119,6 +130,9 @@ class Admin:
         """The exposition, in the format that the scraper prefers."""
         encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encoder(self.registry), headers={"Content-Type": content_type})
+
+    def _drained(self) -> bool:
+        return self.drain_gate.drained(drain_seconds=self.config.current.drain_seconds)
 
     @staticmethod
     def _engine_is(well: bool, otherwise: str) -> web.Response:

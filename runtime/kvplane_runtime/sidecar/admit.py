@@ -158,6 +158,15 @@ class AdmissionGate:
         self.admission.requeue(entry, now=self._clock())
         self.settle_soon()
 
+    def turned_away(self, entry: Entry, head: ResponseHead) -> None:
+        """A ring has no room for the request; what it told the client counts as a refusal here."""
+        seconds = head.value(b"retry-after") or b""
+        if seconds.isdigit():
+            self.retry_after_seconds.add(int(seconds))
+        many = head.value(b"x-kvplane-reason") == b"requests"
+        self.admission.turned_away(entry, Reason.SEQUENCES if many else Reason.KV, now=self._clock())
+        self.settle_soon()
+
     def end(self, ticket: "Ticket", entry: Entry, end: End) -> None:
         """Gives back what the request held, and learns from what it turned out to be."""
         now = self._clock()
@@ -392,7 +401,9 @@ class Ticket:
         return None
 
     def answered(self, head: ResponseHead) -> Relay | Again | Refusal:
-        """The engine's own 503 sends the request back into the queue, where there is one; all else is passed on and measured."""
+        """The engine's own 503 sends the request back into the queue, where there is one; all else is passed on and measured. A
+        ring's 429 too: it knows what is short, and when it will not be.
+        """
         entry = self._entry
         if entry is None:
             return Relay()
@@ -400,6 +411,9 @@ class Ticket:
             self._gate.requeue(entry)
             return Again() if entry.refusal is None else refusal(entry.refusal)
         self.status = head.status
+        if head.status == 429 and self._gate.admission.ring and not self._gate.off:
+            self._gate.turned_away(entry, head)
+            return Relay()
         self.meter = sse.meter(
             head, self._endpoint, drop_usage=self._edited, on_first_token=lambda: self._gate.first_token(self, entry)
         )

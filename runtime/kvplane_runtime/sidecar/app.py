@@ -31,6 +31,7 @@ from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.engine_process import end_engine
 from kvplane_runtime.sidecar.kv_events import KvEventReader
+from kvplane_runtime.sidecar.leader import LeaderDrain, ip_of, rank_0
 from kvplane_runtime.sidecar.metrics import SidecarCollector
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ class Settings:
     port: int = PORT_SERVING
     admin_port: int = PORT_ADMIN
     engine_port: int = PORT_ENGINE
+    ring: bool = False
+    """The engine is a rank of a ring; which one is told by the end of ``pod``."""
 
 
 async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio.Event | None = None) -> None:
@@ -62,14 +65,16 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     clock = time.monotonic
     config = WatchedConfig(settings.config_file)
     limits = limits or Limits()
-    engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock)
+    engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock, ring=settings.ring)
     drain = DrainGate(engine=engine, clock=clock)
-    admission = Admission(config=config.current, uniform=random.random)
+    admission = Admission(config=config.current, uniform=random.random, ring=settings.ring)
     gate = AdmissionGate(drain=drain, admission=admission, config=config, engine=engine, clock=clock)
     upstream = UpstreamPool(host=_LOOPBACK, port=settings.engine_port, limits=limits)
     proxy = Proxy(gate=gate, upstream=upstream, limits=limits, max_body_bytes=lambda: config.current.max_body_bytes)
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
+    host = rank_0(settings.pod) if settings.ring else None
+    leader = LeaderDrain(host=host, port=PORT_ADMIN, clock=clock, look_up=ip_of) if host is not None else None
     admin = Admin(
         pod=settings.pod,
         config=config,
@@ -80,6 +85,7 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
         close_idle=proxy.close_idle,
         end_engine=partial(end_engine, port=settings.engine_port),
         clock=clock,
+        leader=leader,
     )
 
     runner = web.AppRunner(
@@ -96,6 +102,8 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
             work = [engine.run(), gate.run(), _watch(config)]
             if config.current.engine.kv_events:
                 work.append(KvEventReader(ledger=engine.kv.ledger, clock=clock).run())
+            if leader is not None:
+                work.append(leader.run())
             polls = [background.create_task(coroutine) for coroutine in work]
             await stop.wait()
             proxy.stop_accepting()

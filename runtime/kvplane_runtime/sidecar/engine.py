@@ -2,6 +2,9 @@
 
 Polling is separate for health and for metrics, so that a hanging ``/metrics`` never makes a serving engine unready: it
 only ages the signals. Nothing here is guessed: before the first answer everything is unknown.
+
+A paged engine whose health check fails is dead. A rank of a ring whose health check fails waits for the others of its ring,
+and holds KV meanwhile: it is started and alive as long as it answers at all, and ready as a member of a ring that works.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ from typing import Final, TypeVar
 
 import aiohttp
 
+from kvplane_runtime.sidecar import passed_on
 from kvplane_runtime.sidecar.signals import Scrape, normalise
 from kvplane_runtime.signals.account import KvAccount
 from kvplane_runtime.signals.ledger import KvEventLedger
@@ -34,23 +38,29 @@ class EngineHealth:
 
     def __init__(self, *, now: float) -> None:
         self._since = now
-        self._last_ok: float | None = None
+        self._last_well: float | None = None
         self._refused = False
         self._failing = True
+        self._waits = False
+        self._seen_starting = False
+        """Whether this sidecar was there before the engine's first life."""
         self.startup_seconds: float | None = None
         """From the sidecar's start to the engine's first healthy answer; None where a restarted sidecar found it up."""
 
         self.starts = 0
-        """How often the engine came up: healthy after nothing had listened on its port, or for the first time."""
+        """How often the engine came up: well after nothing had listened on its port, or for the first time."""
 
     def answered(self, now: float) -> None:
         """``/health`` said 200."""
-        if self.loading:
-            self.starts += 1
-        if self._refused and self._last_ok is None:
+        self._well(now)
+        self._waits = False
+        if self._seen_starting and self.starts == 1 and self.startup_seconds is None:
             self.startup_seconds = now - self._since
-        self._last_ok = now
-        self._refused = self._failing = False
+
+    def waits(self, now: float) -> None:
+        """``/health`` of a rank said that it is well, and in no ring that works."""
+        self._well(now)
+        self._waits = True
 
     def failed(self) -> None:
         """``/health`` said that the engine is dead (an error status)."""
@@ -62,28 +72,37 @@ class EngineHealth:
 
     def ready(self, now: float) -> bool:
         """Whether requests may be sent: the last answer was good, and is not older than the tolerance."""
-        return not self._failing and self._last_ok is not None and now - self._last_ok <= SILENCE_TOLERANCE_SECONDS
+        return not (self.loading or self._failing or self._waits) and self.alive(now)
 
     def alive(self, now: float) -> bool:
         """Whether the engine need not be killed. A sidecar that has just started gives it the benefit of the doubt."""
-        heard = self._since if self._last_ok is None else self._last_ok
+        heard = self._since if self._last_well is None else self._last_well
         return now - heard <= SILENCE_TOLERANCE_SECONDS
 
     @property
     def loading(self) -> bool:
-        """Whether the engine's present life has not served yet."""
-        return self._refused or self._last_ok is None
+        """Whether the engine's present life has not been well yet."""
+        return self._refused or self._last_well is None
 
     def dead(self, now: float) -> bool:
         """Whether waiting for the engine is pointless: it says so, nothing listens, or it is silent for too long."""
         return self._failing or not self.alive(now)
 
+    def _well(self, now: float) -> None:
+        if self.loading:
+            self.starts += 1
+        if self._last_well is None:
+            self._seen_starting = self._refused
+        self._last_well = now
+        self._refused = self._failing = False
+
 
 class EngineMonitor:
-    """Polls one engine and keeps what it said last."""
+    """Polls one engine and keeps what it said last; ``ring``: the engine is a rank of a ring."""
 
-    def __init__(self, *, base_url: str, clock: Callable[[], float]) -> None:
+    def __init__(self, *, base_url: str, clock: Callable[[], float], ring: bool = False) -> None:
         self._base_url = base_url
+        self._ring = ring
         self._clock = clock
         self.health = EngineHealth(now=clock())
         self.scrape: Scrape | None = None
@@ -93,6 +112,8 @@ class EngineMonitor:
         self.scraped_at: float | None = None
         self.kv = KvAccount(ledger=KvEventLedger())
         """Evictions, waste and thrashing, from the scrapes and from whoever feeds the ledger."""
+        self.passed_on: str | None = None
+        """What the last scrape had of the metrics that are passed on; None where it failed, since they do not age."""
         self._unreadable = False
         """Whether the last exposition was malformed: said once, not every second."""
         self.version: str | None = None
@@ -106,6 +127,10 @@ class EngineMonitor:
     def ready(self) -> bool:
         """Whether requests may be sent to the engine now."""
         return self.health.ready(self._clock())
+
+    def started(self) -> bool:
+        """Whether the engine has got through its start: it serves or, as a rank of a ring, answers at all."""
+        return not self.health.loading if self._ring else self.ready()
 
     def alive(self) -> bool:
         """Whether the engine need not be killed."""
@@ -138,16 +163,20 @@ class EngineMonitor:
             return
         except (aiohttp.ClientError, TimeoutError):
             return  # silence: the tolerance decides
-        if status != 200:
-            self.health.failed()
-            return
         before = self.starts
-        self.health.answered(self._clock())
+        if status == 200:
+            self.health.answered(self._clock())
+        elif self._ring:
+            self.health.waits(self._clock())
+        else:
+            self.health.failed()
         if self.starts != before:
             log.info("The engine is up.")
             self.version = self.max_model_len_tokens = None
             if before:
                 self.kv.restarted()
+        if status != 200:
+            return
         if self.version is None:
             self.version = _field(await _json(session, "/version"), "version", str)
         if self.max_model_len_tokens is None:
@@ -155,12 +184,15 @@ class EngineMonitor:
             self.max_model_len_tokens = _field(models[0], "max_model_len", int)
 
     async def _poll_metrics(self, session: aiohttp.ClientSession) -> None:
+        passed: str | None = None
         try:
             timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_SECONDS)
             async with session.get("/metrics", timeout=timeout) as response:
                 if response.status != 200:
                     return
-                scrape = normalise((await _bounded(response)).decode("utf-8", errors="replace"))
+                text = (await whole(response)).decode("utf-8", errors="replace")
+                passed = passed_on.lines(text) if self._ring else None
+                scrape = normalise(text)
         except (aiohttp.ClientError, TimeoutError):
             return
         except ValueError as error:
@@ -168,6 +200,8 @@ class EngineMonitor:
                 log.warning("The engine's metrics cannot be read: %s", error)
             self._unreadable = True
             return
+        finally:
+            self.passed_on = passed
         self._unreadable = False
         self.take(scrape)
 
@@ -178,8 +212,8 @@ async def _every(seconds: float, poll: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body, at most _MAX_EXPOSITION_BYTES of it; raises ValueError beyond."""
+async def whole(response: aiohttp.ClientResponse) -> bytes:
+    """The body; raises ValueError if it is larger than any answer that is asked for."""
     body = bytearray()
     async for piece in response.content.iter_any():
         body += piece
@@ -192,7 +226,7 @@ async def _json(session: aiohttp.ClientSession, path: str) -> object:
     """The JSON at ``path``; None if there is none (other engines lack these endpoints)."""
     try:
         async with session.get(path) as response:
-            return json.loads(await _bounded(response)) if response.status == 200 else None
+            return json.loads(await whole(response)) if response.status == 200 else None
     except (aiohttp.ClientError, TimeoutError, ValueError):
         return None
 

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from kvplane_runtime.admission.demand import Reason
 from kvplane_runtime.metric import Kind, Metric, Samples, families
 from kvplane_runtime.proxy.server import Proxy
-from kvplane_runtime.sidecar import signals
+from kvplane_runtime.sidecar import passed_on, signals
 from kvplane_runtime.sidecar.admit import AdmissionGate
 from kvplane_runtime.sidecar.config import WatchedConfig
 from kvplane_runtime.sidecar.drain import DrainGate
@@ -264,7 +264,9 @@ class SidecarCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """The families that have a value now."""
-        return families(self._known(), served_name=self._config.current.served_name)
+        yield from families(self._known(), served_name=self._config.current.served_name)
+        if self._engine.passed_on is not None:
+            yield from passed_on.families(self._engine.passed_on)
 
     def _known(self) -> Iterator[tuple[Metric, Samples]]:
         yield from self._from_scrape()
@@ -340,7 +342,8 @@ class SidecarCollector(Collector):
         yield ADMISSION_REQUESTS, {("queued",): state.queued, ("running",): state.running}
         if state.kv_peak_ratio is not None:
             yield ADMISSION_KV_PEAK, {(): state.kv_peak_ratio}
-        yield ADMISSION_KAPPA, {(): state.kappa}
+        if not gate.admission.ring:
+            yield ADMISSION_KAPPA, {(): state.kappa}
         yield ADMISSION_QUEUE_SECONDS, {(): gate.queue_seconds.histogram()}
         yield RETRY_AFTER, {(): gate.retry_after_seconds.histogram()}
 

@@ -14,6 +14,9 @@ Every engine pod exports these on its admin port, `:8001/metrics`. Units are bas
 from 0 to 1), and every metric has the label `{LABEL_MODEL}`: the name that clients use. A metric is there only while its
 value is known. Absent means unknown, never 0, so an alert on a missing series is meaningful. Histograms keep the engine's
 own buckets. Where several engine names are given, the first one that the engine exports is used: vLLM renamed some.
+
+In front of a ring the [metrics of the ring engine](reference/ring-metrics.md) that are named `kvplane_ring_*` stand beside these,
+as the engine gives them, while it answers.
 """
 
 
