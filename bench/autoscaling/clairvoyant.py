@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.autoscaling.replica import Engine
 from bench.autoscaling.simulate import Goals
 

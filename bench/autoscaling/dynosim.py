@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.autoscaling.simulate import Goals
 from bench.engine.presets import Preset
 

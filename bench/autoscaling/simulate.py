@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.autoscaling.replica import Engine, Gate, Job, Replica
 from bench.autoscaling.scalers import Scaler, Scraped, Seen
 

@@ -16,7 +16,8 @@ from multiprocessing import get_context
 from typing import Final
 
 from bench.admission.intervals import Interval, stratified
-from bench.admission.replay.traces import Arrival, load
+from bench.admission.replay.traces import load
+from bench.admission.workload import Arrival
 from bench.autoscaling.clairvoyant import needs
 from bench.autoscaling.conditions import CONDITIONS, USUAL, changes
 from bench.autoscaling.dynosim import DynoSim, Told, planner

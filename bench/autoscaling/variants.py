@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from bench.admission.replay.traces import KEPT, Arrival, Line, arrivals
+from bench.admission.replay.traces import KEPT, Line, arrivals
+from bench.admission.workload import Arrival
 
 TUNING_SHARE: Final = 1 / 3
 STRETCH: Final = 4

@@ -209,6 +209,7 @@ def _service(service: str, reason: str, replicas: int) -> Iterator[Series]:
     where = {"namespace": "team", "service": service}
     serves = float(replicas > 0)
     yield "gauge", "kvplane_service_condition", where | {"condition": "Ready", "reason": reason}, _always(serves)
+    yield "gauge", "kvplane_service_condition", where | {"condition": "Progressing", "reason": "Stable"}, _always(0)
     yield "gauge", "kvplane_service_replicas", where | {"state": "ready"}, _always(replicas)
     yield "gauge", "kvplane_service_replicas", where | {"state": "desired"}, _always(max(replicas, 1))
     if replicas:

@@ -125,6 +125,47 @@ def test_gate_b_keeps_prompts_that_the_engine_would_only_queue() -> None:
     assert world.decide() == [third]
 
 
+def prefilling(world: World) -> None:
+    """Has seen that a prompt token takes 1 ms."""
+    for tokens in (200, 400, 600, 800) * 5:
+        entry = world.offer(tokens)
+        world.now += 0.001 * tokens
+        world.admission.first_token(entry, now=world.now)
+        world.finish(entry, 1)
+
+
+def test_gate_b_lets_a_burst_through_that_is_in_time_in_any_order() -> None:
+    """With 100 ms promised for a token, the engine gets 200 prompt tokens at a time, and 800 while nobody would be late."""
+    world = with_(slo={"ttftMilliseconds": 2000, "tpotMilliseconds": 105})
+    prefilling(world)
+    burst = [world.offer(100) for _ in range(9)]
+    assert [entry.admitted_at is not None for entry in burst] == [True] * 7 + [False] * 2
+
+
+def test_gate_b_keeps_order_where_not_all_are_in_time() -> None:
+    world = with_(slo={"ttftMilliseconds": 500, "tpotMilliseconds": 105})
+    prefilling(world)
+    burst = [world.offer(100) for _ in range(9)]
+    assert [entry.admitted_at is not None for entry in burst] == [True] * 5 + [False] * 4
+    world.pass_seconds(0.1)
+    world.run(burst[0], 1)
+    assert world.decide() == [], "four are under way, and five more would not all be in time"
+
+
+def test_what_would_be_late_behind_what_is_under_way_is_not_sent() -> None:
+    world = with_(slo={"ttftMilliseconds": 1000, "tpotMilliseconds": 105}, engine={"maxSequences": 2})
+    prefilling(world)
+    first, second = world.offer(100), world.offer(100)
+    late, other = world.offer(100), world.offer(50)
+    world.pass_seconds(0.85)
+    world.run(first, 1)
+    world.finish(first)  # a place is free, and the 100 tokens before it take 0.1 s, too long with its own 0.1
+    world.decide()
+    assert "prompts that came before are still being computed" in refusal(late, Reason.PREFILL)
+    assert second.first_token_at is None
+    assert other.refusal is None
+
+
 def test_the_engines_own_limit_of_sequences() -> None:
     world = with_(engine={"maxSequences": 5})
     assert world.offer(outputs=4).admitted_at is not None
@@ -243,11 +284,7 @@ def test_the_longest_wait_is_a_setting() -> None:
 
 
 def test_its_own_prefill_is_part_of_the_time(world: World) -> None:
-    for tokens in (200, 400, 600, 800) * 5:  # 1 ms for each prompt token
-        entry = world.offer(tokens)
-        world.now += 0.001 * tokens
-        world.admission.first_token(entry, now=world.now)
-        world.finish(entry, 1)
+    prefilling(world)
     world.offer(2000)
     late = world.offer(900)
     world.pass_seconds(1.0)

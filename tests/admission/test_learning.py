@@ -87,8 +87,8 @@ def test_a_window_without_tokens_teaches_nothing() -> None:
     assert pace.seconds_per_token is None
 
 
-def allows(prefill: Prefill, tokens: int, *, batched_tokens: int | None = 500) -> bool:
-    return prefill.allows(tokens, promised=0.05, batched_tokens=batched_tokens)
+def allows(prefill: Prefill, tokens: int, *, batched_tokens: int | None = 500, in_time: bool = False) -> bool:
+    return prefill.allows(tokens, promised=0.05, batched_tokens=batched_tokens, in_time=in_time)
 
 
 def test_before_a_prefill_was_seen_a_step_of_the_engine_is_sent() -> None:
@@ -109,6 +109,8 @@ def test_then_what_is_computed_in_two_promised_times_per_token() -> None:
     prefill.outstanding = 50
     assert allows(prefill, 149)  # 0.1 s is 200 tokens
     assert not allows(prefill, 160)
+    assert allows(prefill, 740, in_time=True)  # 0.4 s
+    assert not allows(prefill, 760, in_time=True)
 
 
 CAPACITY = 1000.0

@@ -48,17 +48,15 @@ _engine = st.fixed_dictionaries(
         "kvTransfer": st.dictionaries(st.sampled_from(["kv_connector", "kv_role"]), _values),
     },
 )
-_admission = st.fixed_dictionaries(
-    {},
-    optional={
-        "policy": st.sampled_from(["Enforce", "Observe", "Off"]),
-        "kvPeakPercent": st.integers(85, 100),
-        "queue": st.fixed_dictionaries({}, optional={"maxRequests": st.integers(1, 500)}),
-        "fairness": st.fixed_dictionaries({}, optional={"header": st.just("x-tenant")}),
-        "priorities": st.lists(st.sampled_from(["interactive", "batch"]), min_size=1, unique=True),
-        "maxBodyBytes": st.integers(1024, 2**30),
-    },
-)
+_admission_of_both = {
+    "policy": st.sampled_from(["Enforce", "Observe", "Off"]),
+    "queue": st.fixed_dictionaries({}, optional={"maxRequests": st.integers(1, 500)}),
+    "fairness": st.fixed_dictionaries({}, optional={"header": st.just("x-tenant")}),
+    "priorities": st.lists(st.sampled_from(["interactive", "batch"]), min_size=1, unique=True),
+    "maxBodyBytes": st.integers(1024, 2**30),
+}
+_ring_admission = st.fixed_dictionaries({}, optional=_admission_of_both)
+_admission = st.fixed_dictionaries({}, optional={**_admission_of_both, "kvPeakPercent": st.integers(85, 100)})
 # Not Native: its replicas depend on what was there before, see test_scaling_plan.
 _autoscaling = st.fixed_dictionaries(
     {"policy": st.sampled_from(["Off", "External"])},
@@ -117,7 +115,7 @@ _ring_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "replicas": st.integers(0, 3),
         "autoscaling": _autoscaling,
         "engine": _ring_engine,
-        "admission": _admission,
+        "admission": _ring_admission,
         "disruption": st.fixed_dictionaries(
             {}, optional={"pdb": st.sampled_from(["Auto", "Off"]), "drainSeconds": st.integers(0, 600)}
         ),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+import torch
+
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
 from tests.ring.world import Rings, on_ranks
 
@@ -68,7 +70,8 @@ class _Turn:
 
     def take(self) -> None:
         try:
-            self._call()
+            with torch.inference_mode():  # as in the thread that posts; torch keeps it for each thread
+                self._call()
         except RingBrokenError as error:
             self._error = error
         self._over.set()

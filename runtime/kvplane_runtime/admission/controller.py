@@ -153,7 +153,11 @@ class Admission:
             self._next_check = now + CHECK_SECONDS
             decided += self._recheck(now=now)
         while (waiting := self._next(now=now)) is not None:
-            decided.append(self._let_in(waiting, now=now))
+            if now + self._prefill.under_way > waiting.expires_at:  # sent now, it would still be late
+                waiting.held_by = Reason.PREFILL
+                decided.append(self._too_late(waiting, now=now))
+            else:
+                decided.append(self._let_in(waiting, now=now))
         return decided
 
     def next_decision_at(self) -> float | None:
@@ -415,7 +419,7 @@ class Admission:
         share = 1.0 if forced else max(0.0, 1.0 - _CLASS_STEP * demand.priority)
         if not self._holds(demand, own=own, kappa=share * self._kappa(now=now)):
             return Reason.KV
-        return self._unkept(demand) if len(flight) else None
+        return self._unkept(demand, now=now) if len(flight) else None
 
     def _holds(self, demand: Demand, *, own: Profile, kappa: float) -> bool:
         """Whether the engine's KV cache has room for a request: gates C and A."""
@@ -432,27 +436,37 @@ class Admission:
             return True
         return flight.peak.blocks(own, z=Z) + external <= kappa * view.blocks
 
-    def _unkept(self, demand: Demand) -> Reason | None:
+    def _unkept(self, demand: Demand, *, now: float) -> Reason | None:
         """The gate that a request would break its own or others' promised time per token by, if it went now."""
         flight, prefill = self._flight, self._prefill
         promised = _MARGIN * self._planned
         batched = self._config.engine.max_batched_tokens
-        if not prefill.allows(demand.prompt_tokens, promised=promised, batched_tokens=batched):
+        in_time = self._in_time(demand, now=now)
+        if not prefill.allows(demand.prompt_tokens, promised=promised, batched_tokens=batched, in_time=in_time):
             return Reason.PREFILL
         step, slower = self._pace.step(flight.sequences), self._pace.step(flight.sequences + demand.outputs)
         if step is None or slower is None:
             return None
         if slower >= promised:
             return Reason.SEQUENCES
-        seconds = prefill.seconds_per_token
         cost = Cost(
             promised=promised,
             step=step,
             slower_step=slower,
-            under_way=seconds * prefill.outstanding,
-            stall=seconds * demand.prompt_tokens,
+            under_way=prefill.under_way,
+            stall=prefill.seconds_per_token * demand.prompt_tokens,
         )
         return Reason.PREFILL if newly_missed(flight, cost, enough=MOST_MISSES) > MOST_MISSES else None
+
+    def _in_time(self, demand: Demand, *, now: float) -> bool:
+        """Whether this request, and all that wait, would get their first token in time if all were sent now.
+
+        One that waits itself is counted twice, which errs on the side of order.
+        """
+        expiry = self._queue.next_expiry()
+        left = self._longest_wait if expiry is None else expiry - now
+        work = self._prefill.outstanding + self._queue.prompt_tokens + demand.prompt_tokens
+        return self._prefill.seconds(work) <= left
 
     # Queue.
 

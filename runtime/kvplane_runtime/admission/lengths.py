@@ -20,7 +20,9 @@ moment for its first outputs to end costs less than one that begins by preemptin
 _BUCKET_SAMPLES: Final = 600
 _ALL_SAMPLES: Final = 1500
 _ENOUGH: Final = 30
-"""Samples from which a step curve is drawn."""
+"""Samples from which on a bucket has a curve of its own."""
+_DRAWN: Final = 10
+"""Samples from which a step curve is drawn: an exponential's tail takes much more room than most outputs ever need."""
 _RENEW: Final = 16
 """A curve is drawn anew when its samples have grown by this share of 1/16, or by this many."""
 _HIGHEST_TAIL_RATE: Final = 1 / 16
@@ -112,14 +114,14 @@ class _Samples:
 
 
 def draw(samples: "deque[tuple[int, bool]] | list[tuple[int, bool]]") -> Curve:
-    """The curve of (length, censored) samples: exponential under 30 of them, else Kaplan-Meier with that tail.
+    """The curve of (length, censored) samples: exponential under 10 of them, else Kaplan-Meier with that tail.
 
     The exponential's rate is ends / tokens lived through, its maximum-likelihood estimate under censoring, with one end
     after 512 tokens added. One sample longer than all is added to the product limit, so that it never reaches 0.
     """
     ended = sum(not capped for _, capped in samples)
     rate = (ended + 1) / (sum(length for length, _ in samples) + _PRIOR_TOKENS)
-    if len(samples) < _ENOUGH:
+    if len(samples) < _DRAWN:
         return Curve(tail_rate=rate)
     ends: list[int] = []
     after = [1.0]

@@ -1,11 +1,13 @@
 """``kvplane-ring``: ``serve`` runs one rank as its environment says; ``local`` runs a whole ring on this machine."""
 
 import argparse
+import logging
 import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from kvplane_api.names import PORT_ENGINE
 from kvplane_runtime.ring import settings as ring_settings
@@ -60,10 +62,18 @@ def main() -> int:
     """The console script; 0 after a stop by signal."""
     parsed = parse(sys.argv[1:])
     if parsed.command == "serve":
-        return serve(os.environ)
+        _end(serve(os.environ))
     given = {name: value for name, value in os.environ.items() if name.startswith("KVPLANE_RING_")}
     trial = Trial(ranks=parsed.ranks, model=parsed.model.resolve(), port=parsed.port, settings=given)
     return Local(trial, out=sys.stdout).run()
+
+
+def _end(status: int) -> NoReturn:
+    """Ends without the interpreter's own end: a thread still in torch, as one of a ring that breaks is, would abort it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
