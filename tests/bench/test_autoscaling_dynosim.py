@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.autoscaling import dynosim
 from bench.autoscaling.dynosim import Told
 from bench.engine.presets import PRESETS

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from bench.admission.replay.traces import Arrival
+from bench.admission.workload import Arrival
 from bench.autoscaling.clairvoyant import needs
 from bench.autoscaling.policies.fixed import Clairvoyant, Static
 from bench.autoscaling.policies.wva import WvaV1
