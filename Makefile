@@ -58,6 +58,10 @@ images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator
 
+.PHONY: bench-operator-autoscaled
+bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (12 minutes)
+	@$(PYTHON) -m bench.operator.autoscaled
+
 .PHONY: demo-ring
 demo-ring: setup ## 100,000 tokens over a ring of four processes on this machine, with their progress and memory (no root, no cluster)
 	@$(PYTHON) -m bench.ring.demo
@@ -80,6 +84,10 @@ bench-thrash: setup ## precision, recall and delay of the thrash detector, on a 
 
 bench-admission: setup ## admission beside the peers' on the real vLLM and on recorded traffic, 3 hours (QUICK=1: 12 minutes; goes on where it ended)
 	@$(PYTHON) -m bench.admission $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
+
+.PHONY: bench-autoscaling
+bench-autoscaling: setup ## our autoscaler beside the peers' laws on recorded traffic, in virtual time, hours of CPU (QUICK=1: minutes)
+	@$(PYTHON) -m bench.autoscaling $(if $(QUICK),--quick)
 
 .PHONY: bench-ring
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)

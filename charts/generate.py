@@ -128,7 +128,8 @@ it like the right to write Deployments, and let the namespace's pod security bou
 | llmservices/status | patch | their status |
 | llmservices/finalizers | update | owner references that block deletion, where an admission plugin guards those; none is set |
 | deployments, statefulsets, services, configmaps, poddisruptionbudgets | get, list, watch, create, patch, delete | the children |
-| pods | list, watch, patch, delete | their state; an annotation makes the kubelet sync a changed configuration at once; ranks of a ring that begins anew |
+| pods | list, watch, patch, delete | their state; configurations are synced, the emptiest go first, ranks are renewed |
+| horizontalpodautoscalers | list | with `rbac.autoscalers`: who else scales an LLMService |
 | events | create | what a person watching a service wants to see |
 | leases (release namespace, the operator's own) | get, create, update | one leader |
 

@@ -82,16 +82,19 @@ def _install_kvplane(control_plane: ControlPlane) -> None:
 
 
 def _kvplane_process(control_plane: ControlPlane, log: Path) -> Process:
-    sources = os.pathsep.join(str(REPOSITORY / folder) for folder in ("operator", "runtime"))
-    environment = {
-        "PYTHONPATH": sources,
+    return Process([sys.executable, "-m", "kvplane_operator"], operator_environment(control_plane), log=log)
+
+
+def operator_environment(control_plane: ControlPlane) -> dict[str, str]:
+    """Of this project's operator as a process beside that API server."""
+    return {
+        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in ("operator", "runtime", ".")),
         "KUBECONFIG": str(control_plane.kubeconfig),
         "KVPLANE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
         "KVPLANE_OPERATOR_HEALTH_PORT": str(_free_port()),
         "KVPLANE_OPERATOR_METRICS_PORT": str(_free_port()),
         "KVPLANE_OPERATOR_LOG_LEVEL": "WARNING",
     }
-    return Process([sys.executable, "-m", "kvplane_operator"], environment, log=log)
 
 
 # ------------------------------------------------------------------------------------------------- LeaderWorkerSet

@@ -7,6 +7,7 @@ service (the LLMService) and pod on every series of a sidecar: docs/dashboards.m
 from pathlib import Path
 
 from charts.dashboards.admission import admission
+from charts.dashboards.autoscaling import autoscaling
 from charts.dashboards.kv_memory import kv_memory
 from charts.dashboards.operator import operator
 from charts.dashboards.overview import overview
@@ -19,6 +20,7 @@ def outputs(folder: Path) -> dict[Path, str]:
         folder / "overview.json": overview(),
         folder / "kv-memory.json": kv_memory(),
         folder / "admission.json": admission(),
+        folder / "autoscaling.json": autoscaling(),
         folder / "operator.json": operator(),
         folder / "ring.json": ring(),
     }

@@ -1,7 +1,8 @@
 """An hour of two services, made up, as a Prometheus would have it: for previews and for the tests of panels.
 
 Between minutes 25 and 40 the load of the service `chat` is more than its replicas hold, and its admission only observes:
-`chat-b` preempts and thrashes. The service `code` enforces under the same load and refuses instead. `big` waits for a node.
+`chat-b` preempts and thrashes. Its autoscaler wants a third replica, which is there too late. The service `code` enforces under
+the same load and refuses instead. `big` waits for a node.
 The figures are invented; what the panels make of them is not.
 """
 
@@ -26,6 +27,9 @@ _BLOCKS: Final = 3_750
 _RELOADED_AT: Final = 1200
 _HEALED_AT: Final = 2700
 _CRASHED_AT: Final = 600
+_ASKED_AT: Final = 1500
+_START_SECONDS: Final = 120
+_LET_GO_AT: Final = 3300
 _RANK_LOST_AT: Final = 900
 _RANK_BACK_AT: Final = 960
 
@@ -58,6 +62,8 @@ def _series() -> Iterator[Series]:
     yield from _operator()
     for service, reason, replicas in (("chat", "Serving", 2), ("code", "Serving", 1), ("big", "Unschedulable", 0)):
         yield from _service(service, reason, replicas)
+    yield from _autoscaler("chat")
+    yield from _rounds()
     yield from _rings()
 
 
@@ -213,6 +219,76 @@ def _service(service: str, reason: str, replicas: int) -> Iterator[Series]:
         restarts = "kvplane_service_container_restarts"
         yield "counter", restarts, about | {"container": "engine"}, _once(_CRASHED_AT if service == "chat" else -1)
         yield "counter", restarts, about | {"container": "kvplane-sidecar"}, _always(0)
+
+
+def _autoscaler(service: str) -> Iterator[Series]:
+    """What the operator exports of the scaling of a service that has two replicas, and three in the overload."""
+    where = {"namespace": "team", "service": service}
+
+    def gauge(name: str, course: Course, **labels: str) -> Series:
+        return "gauge", f"kvplane_autoscaler_{name}", where | labels, course
+
+    def counter(name: str, course: Course, **labels: str) -> Series:
+        return "counter", f"kvplane_autoscaler_{name}", where | labels, course
+
+    def demand(second: float) -> float:
+        return 1.3 * (1 + 0.15 * math.sin(second / 300)) * (1 + _peak(second))
+
+    def desired(second: float) -> float:
+        return 2.0 + (_ASKED_AT <= second < _LET_GO_AT)
+
+    def ready(second: float) -> float:
+        return 2.0 + (_ASKED_AT + _START_SECONDS <= second < _LET_GO_AT)
+
+    yield from (
+        gauge("desired_replicas", desired),
+        gauge("replicas", desired, state="asked"),
+        gauge("replicas", ready, state="ready"),
+        gauge("replicas", lambda s: desired(s) - ready(s), state="pending"),
+        gauge("limit_replicas", _always(1), limit="min"),
+        gauge("limit_replicas", _always(4), limit="max"),
+        gauge("demand_replicas", demand),
+        gauge("demand_cause_replicas", lambda s: 0.8 * demand(s), cause="held"),
+        gauge("demand_cause_replicas", lambda s: 0.2 * demand(s), cause="queued"),
+        gauge("demand_cause_replicas", _always(0), cause="shed"),
+        gauge("demand_cause_replicas", lambda s: 0.7 * demand(s), cause="prefill"),
+        gauge("demand_cause_replicas", lambda s: 0.1 * _peak(s), cause="waste"),
+        gauge("forecast_replicas", lambda s: max(demand(s), demand(s - 60))),
+        gauge("forecast_method_replicas", demand, method="persistence"),
+        gauge("forecast_method_replicas", lambda s: 1.1 * demand(s), method="trend"),
+        gauge("forecast_method_replicas", lambda s: demand(s - 60), method="recent"),
+        gauge("horizon_seconds", _always(_START_SECONDS + 5)),
+        gauge("usable_ratio", lambda s: 0.85 - 0.1 * _peak(s - 300)),
+        gauge("kv_tokens", lambda s: _CAPACITY_TOKENS * ready(s), state="capacity"),
+        gauge("kv_tokens", lambda s: 0.6 * _CAPACITY_TOKENS * demand(s), state="held"),
+        gauge("kv_tokens", lambda s: 0.2 * _CAPACITY_TOKENS * _peak(s), state="queued"),
+        gauge("requests_per_second", lambda s: 8 * (1 + _peak(s)), result="admitted"),
+        gauge("requests_per_second", _always(0), result="refused"),
+        gauge("signals_missing", _always(0)),
+        gauge("active", _always(1)),
+        gauge("panic", lambda s: float(_ASKED_AT <= s < _ASKED_AT + 300)),
+        gauge("decision_age_seconds", lambda s: 2 + 2 * math.sin(s / 7)),
+        counter("decisions", lambda s: 0.2 * (1 - _peak(s)), reason="Steady"),
+        counter("decisions", lambda s: 0.2 * _peak(s), reason="Overloaded"),
+        counter("decisions", _once(_ASKED_AT), reason="ScaledUp"),
+        counter("decisions", _once(_LET_GO_AT), reason="GlidingDown"),
+        counter("changes", _once(_ASKED_AT), direction="up"),
+        counter("changes", _once(_LET_GO_AT), direction="down"),
+        counter("reversals", _once(_LET_GO_AT)),
+    )
+    acts = {"condition": "ScalingActive", "reason": "FollowsDemand"}
+    yield "gauge", "kvplane_service_condition", where | acts, _always(1)
+
+
+def _rounds() -> Iterator[Series]:
+    """What the operator exports of its own scaling."""
+    where = {"namespace": "kvplane-system", "pod": "kvplane-operator-0"}
+    for name, median in (("round", 0.02), ("decision", 0.0004)):
+        bounds = (0.0001, 0.001, *_SECONDS)
+        yield from _histogram(f"kvplane_autoscaler_{name}_seconds", where, bounds, _always(median), _always(0.3))
+    yield "counter", "kvplane_autoscaler_errors", where, _always(0)
+    for result, rate in (("written", 0.01), ("failed", 0.0)):
+        yield "counter", "kvplane_autoscaler_state_writes", where | {"result": result}, _always(rate)
 
 
 def _rings() -> Iterator[Series]:

@@ -338,10 +338,26 @@ class Cluster:
 
     def kill_pod_process(self, namespace: str, pod: str, *, container: str | None = None, signal: str = "KILL") -> int:
         """Signal every process of a container from outside of it ("KILL", "STOP", "CONT"); how many they were."""
+        return faults.send(self._processes(namespace, pod, container), signal)
+
+    def hide(self, namespace: str, pod: str, address: str) -> None:
+        """The pod finds no way to an IPv4 address any more and is told so at once; everybody else still does."""
+        self._route(namespace, pod, "add", address)
+
+    def unhide(self, namespace: str, pod: str, address: str) -> None:
+        """The way that was there before is there again."""
+        self._route(namespace, pod, "del", address)
+
+    def _route(self, namespace: str, pod: str, what: str, address: str) -> None:
+        pids = self._processes(namespace, pod, None)
+        if not pids:
+            raise ClusterStateError(f"The pod {namespace}/{pod} has no process: it has just ended.")
+        network.in_network_of(pids[0], "ip", "route", what, "unreachable", f"{address}/32")
+
+    def _processes(self, namespace: str, pod: str, container: str | None) -> list[int]:
         found: Json = self.api.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
         identity = faults.container_id(found, container)
-        machine = self.cgroups.tracking() / found["spec"]["nodeName"]
-        return faults.send(faults.container_processes(machine, identity), signal)
+        return faults.container_processes(self.cgroups.tracking() / found["spec"]["nodeName"], identity)
 
     def stop_daemon(self, machine: str, daemon: str) -> None:
         """Kill a daemon ("kube-apiserver" of "cp", "kubelet" of "node-1", …) with SIGKILL and keep it down."""

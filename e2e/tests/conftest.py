@@ -3,7 +3,8 @@
 Services of different tests live in namespaces of their own, which enforce pod security `restricted` unless the test is
 about something that it forbids. vLLM takes most of a core for half a minute to start, so tests share services where they
 can (`chat`, and the three of the fleet), and start those that they need at the same time. The files are in an order (their
-names) in which the node drain comes before the fleet: what is evicted has to start again.
+names) in which autoscaling comes first, while no other engine takes the cores, and the node drain before the fleet: what is
+evicted has to start again.
 """
 
 import uuid
@@ -19,8 +20,10 @@ from e2e.cluster.spec import ClusterSpec
 from e2e.prometheus import Prometheus, watching
 from e2e.prometheus import running as running_prometheus
 from e2e.stack import RESTRICTED, Images, Stack, cpu_service, prepare_images
+from e2e.tests import elastic as scaling
 from e2e.tests import fleet as fleets
 from e2e.tests import overload as overloads
+from e2e.tests.elastic import Elastic
 from e2e.tests.fleet import Fleet
 from e2e.tests.overload import Overload
 
@@ -122,3 +125,14 @@ def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def overload(stack: Stack, fleet: Fleet, prometheus: Prometheus) -> Overload:
     with PROGRESS.step("overload"):
         return overloads.run(stack, fleet, prometheus)
+
+
+@pytest.fixture(scope="session")
+def elastic(
+    stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, make_namespace: Callable[..., str]
+) -> Elastic:
+    namespace = make_namespace()
+    with PROGRESS.step("autoscaling"):
+        found = scaling.run(stack, cluster, images, prometheus, namespace)
+    stack.kubectl("delete", "namespace", namespace, "--wait=false")
+    return found

@@ -4,6 +4,7 @@ Runs on real nodes and needs root, as the cluster does. Clusters have names of t
 developer has up is not touched.
 """
 
+import errno
 import json
 import os
 import signal
@@ -315,6 +316,24 @@ def test_a_stopped_container_is_noticed_and_goes_on(cluster: Cluster, web: str) 
     cluster.kill_pod_process("default", web, signal="CONT")
     eventually("web is Ready again", lambda: pod_ready(cluster, web))
     assert restarts(cluster, web) <= before + 1  # the liveness probe may have been quicker
+
+
+def test_an_address_is_hidden_from_one_pod_alone(cluster: Cluster, web: str) -> None:
+    address = cluster.api.get(f"{NAMESPACE}/services/{web}")["spec"]["clusterIP"]
+    eventually("the service answers this host", lambda: status_of(f"http://{address}/etc/hostname") == 200)
+    script = (
+        f"import socket\ntry: socket.create_connection(('{address}', 80), 5).close(); print('there')\n"
+        "except OSError as e: print(e.errno)"
+    )
+
+    def seen_by_the_pod() -> str:
+        return cluster.kubectl("exec", web, "--", "python3", "-c", script).strip()
+
+    cluster.hide("default", web, address)
+    assert seen_by_the_pod() == str(errno.EHOSTUNREACH)
+    assert status_of(f"http://{address}/etc/hostname") == 200
+    cluster.unhide("default", web, address)
+    assert seen_by_the_pod() == "there"
 
 
 def test_a_cut_node_is_lost_and_comes_back(cluster: Cluster) -> None:

@@ -21,6 +21,7 @@ class Type(StrEnum):
     PROGRESSING = "Progressing"
     DEGRADED = "Degraded"
     SIGNALS_FRESH = "SignalsFresh"
+    SCALING_ACTIVE = "ScalingActive"
     READY = "Ready"
 
 
@@ -74,6 +75,15 @@ class Reason(StrEnum):
     SIGNALS_STALE = "SignalsStale"
     SIDECAR_UNREACHABLE = "SidecarUnreachable"
     POD_MISMATCH = "PodMismatch"
+
+    FOLLOWS_DEMAND = "FollowsDemand"
+    AT_MAXIMUM = "AtMaximum"
+    FOREIGN_SCALER_IGNORED = "ForeignScalerIgnored"
+    SCALER_BLIND = "ScalerBlind"
+    FOREIGN_SCALER = "ForeignScaler"
+    SCALING_OFF = "ScalingOff"
+    SCALED_EXTERNALLY = "ScaledExternally"
+    SCALING_PENDING = "ScalingPending"
 
     SERVING = "Serving"
 
@@ -158,7 +168,13 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         "Change what the message names; the operator tries again by itself.",
     ),
     Meaning(Type.AVAILABLE, "True", Reason.MINIMUM_REPLICAS_AVAILABLE, "At least one replica serves.", _NOTHING),
-    Meaning(Type.AVAILABLE, "False", Reason.SCALED_TO_ZERO, "No replica is asked for.", "kubectl scale it up."),
+    Meaning(
+        Type.AVAILABLE,
+        "False",
+        Reason.SCALED_TO_ZERO,
+        "No replica is asked for.",
+        "kubectl scale it up. With autoscaling.policy Native: give the annotation kvplane.dev/wake a new value.",
+    ),
     Meaning(
         Type.AVAILABLE,
         "False",
@@ -354,6 +370,64 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
     ),
     Meaning(
         Type.SIGNALS_FRESH, "Unknown", Reason.NO_SERVING_PODS, "No pod serves, so there is nothing to read.", _NOTHING
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "True",
+        Reason.FOLLOWS_DEMAND,
+        "The autoscaler acts, both ways, within minReplicas and maxReplicas. Its events say why.",
+        _NOTHING,
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "True",
+        Reason.AT_MAXIMUM,
+        "The autoscaler acts, and demand needs more than autoscaling.maxReplicas, or did within the last minute.",
+        "Raise autoscaling.maxReplicas where refusals and waiting are dearer than replicas.",
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "True",
+        Reason.FOREIGN_SCALER_IGNORED,
+        "The autoscaler acts. A HorizontalPodAutoscaler (KEDA makes one too) writes spec.replicas, which policy Native does not "
+        "read; the message names it.",
+        "Delete it, or set autoscaling.policy: External.",
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "False",
+        Reason.SCALER_BLIND,
+        "Signals of pods that serve are missing, so nothing goes down. What the others tell may still raise.",
+        "See SignalsFresh.",
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "False",
+        Reason.FOREIGN_SCALER,
+        "A HorizontalPodAutoscaler (KEDA makes one too) targets a child of the service; the message names it. Replicas of a "
+        "Deployment are left to it, as it sets them.",
+        "Delete it, or point it at the LLMService and set autoscaling.policy: External.",
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "Unknown",
+        Reason.SCALING_OFF,
+        "Nothing scales the service: spec.autoscaling is unset, or its policy is Off.",
+        _NOTHING,
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "Unknown",
+        Reason.SCALED_EXTERNALLY,
+        "spec.replicas is left to an external scaler, by autoscaling.policy External.",
+        "Look at that scaler.",
+    ),
+    Meaning(
+        Type.SCALING_ACTIVE,
+        "Unknown",
+        Reason.SCALING_PENDING,
+        "The autoscaler has not decided yet; the replicas that there are stay.",
+        "Wait: seconds.",
     ),
     Meaning(Type.READY, "True", Reason.SERVING, "The service is accepted, available and as asked.", _NOTHING),
 )

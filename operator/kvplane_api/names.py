@@ -46,9 +46,14 @@ ANNOTATION_TEMPLATE_HASH: Final = f"{GROUP}/template-hash"
 ANNOTATION_DRAIN_SINCE: Final = f"{GROUP}/drain-since"
 """On rank 0 of a ring: since when the operator drains the group. It stays until the pod goes, whoever leads."""
 
+ANNOTATION_DELETION_COST: Final = "controller.kubernetes.io/pod-deletion-cost"
+"""On a pod of a Deployment: those with the lowest go first when it is scaled down. Kubernetes reads it, without it 0."""
+
 # Annotations on an LLMService, written by users.
 ANNOTATION_RETRY: Final = f"{GROUP}/retry"
 """A new value gives ring groups that used up their restart budget another one."""
+ANNOTATION_WAKE: Final = f"{GROUP}/wake"
+"""A new value says that somebody asks for a service that was scaled to zero: it is brought back at once."""
 
 # Ports (TCP).
 PORT_SERVING: Final = 8000

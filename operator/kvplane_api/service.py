@@ -573,6 +573,47 @@ class Admission(_Model):
     """maxBodyBytes: largest request body; a larger one is answered 413. Default: 16777216 (16 MiB)."""
 
 
+class Autoscaling(_Model):
+    """Who says how many replicas there are, and within which bounds."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _cel(
+                "self.policy != 'Native' || has(self.maxReplicas)",
+                "autoscaling.policy Native needs autoscaling.maxReplicas: the most replicas that you are ready to pay for.",
+            ),
+            _cel(
+                "!has(self.maxReplicas) || self.maxReplicas >= (has(self.minReplicas) ? self.minReplicas : 1)",
+                "autoscaling.maxReplicas must be at least autoscaling.minReplicas (1 where that is unset); raise it, or lower "
+                "minReplicas.",
+            ),
+            _cel(
+                "!has(self.scaleToZeroAfterSeconds) || self.policy != 'External'",
+                "autoscaling.scaleToZeroAfterSeconds is not read with policy External, whose scaler goes to zero by itself; "
+                "remove it, or set policy: Native.",
+            ),
+        )
+    )
+
+    policy: Literal["Off", "Native", "External"]
+    """policy: Native keeps as many replicas as demand needs, and spec.replicas only says with how many it begins. External
+    leaves spec.replicas to a HorizontalPodAutoscaler or to KEDA, and exports what Native would do as
+    kvplane_autoscaler_desired_replicas. Off leaves spec.replicas to you, and reads no other field of these. Required."""
+    min_replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """minReplicas: fewest replicas, in mode Ring groups, while the service is used. Default: 1."""
+    max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """maxReplicas: most replicas, in mode Ring groups. Needed with policy Native; unset with External: no bound."""
+    scale_to_zero_after_seconds: Annotated[int, Field(ge=1, le=2_592_000)] | None = None
+    """scaleToZeroAfterSeconds without a request, nothing runs; a new value of the annotation kvplane.dev/wake brings
+    minReplicas back. Unset: never."""
+    scale_down_window_seconds: Annotated[int, Field(ge=0, le=14_400)] = 300
+    """scaleDownWindowSeconds: replicas go only when the highest demand of so long fits into 0.7 of those that stay; the
+    window is never shorter than two start-ups. Default: 300."""
+    cost_of_miss: Annotated[int, Field(ge=0, le=1000)] = 4
+    """costOfMiss: how many idle replicas are worth keeping for a time to avoid being one short in it. Higher keeps more
+    for bursts that are likely to come back; 0 keeps none. Default: 4."""
+
+
 class Rollout(_Model):
     """How a change of the pods is rolled out."""
 
@@ -782,6 +823,13 @@ _SPEC_RULES = _rules(
         _of_ring(f"self.replicas <= {MOST_RING_GROUPS}"),
         f"replicas of mode Ring are groups, at most {MOST_RING_GROUPS}.",
     ),
+    _cel(
+        _of_ring(
+            "!has(self.autoscaling) || !has(self.autoscaling.maxReplicas) || "
+            f"self.autoscaling.maxReplicas <= {MOST_RING_GROUPS}"
+        ),
+        f"autoscaling.maxReplicas of mode Ring are groups, at most {MOST_RING_GROUPS}.",
+    ),
 )
 
 
@@ -800,7 +848,8 @@ class LLMServiceSpec(_Model):
     Paged, unless context.maxTokens exceeds context.ringThresholdTokens or, by model.facts, one replica's KV memory.
     Default: Auto."""
     replicas: Annotated[int, Field(ge=0, le=10_000, json_schema_extra={PERSISTED_DEFAULT: True})] = 1
-    """replicas of the engine, in mode Ring groups; what kubectl scale and a HorizontalPodAutoscaler write. Default: 1."""
+    """replicas of the engine, in mode Ring groups; what kubectl scale and a HorizontalPodAutoscaler write. With
+    autoscaling.policy Native only how many there are at first. Default: 1."""
     engine: Engine = Engine()
     """engine: how the engine runs."""
     ring: Ring | None = None
@@ -809,6 +858,8 @@ class LLMServiceSpec(_Model):
     """slo: what users are promised."""
     admission: Admission = Admission()
     """admission: what the sidecar lets through to the engine."""
+    autoscaling: Autoscaling | None = None
+    """autoscaling: who says how many replicas there are. Unset: spec.replicas does."""
     rollout: Rollout = Rollout()
     """rollout: how a change of the pods is rolled out."""
     disruption: Disruption = Disruption()
@@ -830,7 +881,7 @@ class ConditionStatus(_Model):
     """One condition, as ``metav1.Condition``."""
 
     type: Annotated[str, Field(max_length=316)]
-    """type of the condition: Accepted, Available, Progressing, Degraded, SignalsFresh or Ready."""
+    """type of the condition: Accepted, Available, Progressing, Degraded, SignalsFresh, ScalingActive or Ready."""
     status: Literal["True", "False", "Unknown"]
     """status of the condition."""
     reason: Annotated[str, Field(max_length=1024)]

@@ -99,6 +99,9 @@ class EngineSignals(_Wire):
     requests_waiting: int | None = None
     preemptions_total: int | None = None
     prompt_tokens_total: int | None = None
+    """Once per prompt, whether they were computed or found in the prefix cache."""
+    prefix_hits_tokens_total: int | None = None
+    """Of these, found in the prefix cache."""
     generation_tokens_total: int | None = None
     max_model_len_tokens: int | None = None
     """Longest prompt + output the engine accepts, from its ``/v1/models``."""

@@ -20,8 +20,11 @@ from kvplane_operator.cluster import ApiError, Cluster, connect
 from kvplane_operator.handlers import build_registry, configure
 from kvplane_operator.leader import Leadership
 from kvplane_operator.reconcile import Reconciler
+from kvplane_operator.scalers import look_for_scalers
+from kvplane_operator.scaling import Autoscaler
+from kvplane_operator.scaling_metrics import AutoscalerCollector
 from kvplane_operator.settings import OperatorSettings
-from kvplane_operator.signals import SignalPoller, connect_to_sidecars
+from kvplane_operator.signals import Resolve, SignalPoller, admin_port, connect_to_sidecars
 from kvplane_operator.store import Store
 from kvplane_operator.workqueue import WorkQueue
 
@@ -30,8 +33,11 @@ logger = logging.getLogger(__name__)
 _CRD_POLL_SECONDS = 2.0
 
 
-async def run(settings: OperatorSettings) -> int:
-    """Run until told to stop (exit code 0) or until a part of it ends by an error (1)."""
+async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> int:
+    """Run until told to stop (exit code 0) or until a part of it ends by an error (1).
+
+    ``resolve`` leads from a pod's IP to its sidecar, elsewhere in a simulation.
+    """
     stop = asyncio.Event()
     _stop_on_signals(stop)
     loop = asyncio.get_running_loop()
@@ -43,7 +49,7 @@ async def run(settings: OperatorSettings) -> int:
     store = Store()
     metrics.SERVICES.set_function(store.services)
     metrics.REGISTRY.register(metrics.ServiceCollector(services=store.llmservices, pods=store.pods))
-    sidecars = connect_to_sidecars()
+    sidecars = connect_to_sidecars(resolve)
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings, drain=sidecars.drain)
     queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
     poller = SignalPoller(
@@ -53,6 +59,8 @@ async def run(settings: OperatorSettings) -> int:
         enqueue=queue.add,
         period_seconds=settings.signals_seconds,
     )
+    autoscaler = Autoscaler(store=store, cluster=cluster, read=poller.read, leading=leadership.held, enqueue=queue.add)
+    metrics.REGISTRY.register(AutoscalerCollector(autoscaler.reports))
     runners = await health.serve(settings, oldest_work_seconds=queue.oldest_work_seconds)
     lag = loop.create_task(health.measure_loop_lag())
     tasks: list[asyncio.Task[Any]] = []
@@ -66,9 +74,13 @@ async def run(settings: OperatorSettings) -> int:
             loop.create_task(queue.run(), name="queue"),
             loop.create_task(audit(cluster=cluster, store=store, settings=settings, enqueue=queue.add), name="audit"),
             loop.create_task(poller.run(), name="signals"),
+            loop.create_task(autoscaler.run(), name="autoscaler"),
             loop.create_task(_watch(settings, store, queue, stop), name="watch"),
             loop.create_task(stop.wait(), name="stop"),
         ]
+        if settings.read_autoscalers:
+            looking = look_for_scalers(cluster=cluster, store=store, settings=settings, enqueue=queue.add)
+            tasks.append(loop.create_task(looking, name="scalers"))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         first = done.pop()
         logger.info("Ending: %s came to its end.", first.get_name())

@@ -38,6 +38,7 @@ PATHS: Final[Mapping[str, str]] = {
     Kind.CONFIG_MAP.value: "/api/v1/namespaces/{namespace}/configmaps",
     Kind.PDB.value: "/apis/policy/v1/namespaces/{namespace}/poddisruptionbudgets",
     "Pod": "/api/v1/namespaces/{namespace}/pods",
+    "HorizontalPodAutoscaler": "/apis/autoscaling/v2/namespaces/{namespace}/horizontalpodautoscalers",
     "Event": "/api/v1/namespaces/{namespace}/events",
     "Lease": "/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
     names.KIND: f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}",
@@ -186,11 +187,8 @@ class Cluster:
 
     async def list_metadata(self, kind: str, namespace: str | None, *, selector: str | None) -> Listing:
         """Names and uids of all objects of a kind; metadata only, from the API server's cache."""
-        path = PATHS[kind].format(namespace=namespace or "-")
-        if namespace is None:
-            path = path.replace("/namespaces/-", "")
         query = "resourceVersion=0" + (f"&labelSelector={selector}" if selector else "")
-        answer = await self._request("GET", kind, path, query=query, accept=_METADATA_LIST)
+        answer = await self._request("GET", kind, _collection(kind, namespace), query=query, accept=_METADATA_LIST)
         return Listing(
             resource_version=answer["metadata"]["resourceVersion"],
             uids={
@@ -198,6 +196,12 @@ class Cluster:
                 for item in answer["items"] or ()  # null where there is none
             },
         )
+
+    async def list_pod_autoscalers(self, namespace: str | None) -> list[Manifest]:
+        """All HorizontalPodAutoscalers of a namespace, or of all, from the API server's cache."""
+        kind = "HorizontalPodAutoscaler"
+        answer = await self._request("GET", kind, _collection(kind, namespace), query="resourceVersion=0")
+        return list(answer["items"] or ())
 
     async def serves_llmservices(self) -> bool:
         """Whether the CRD is installed and established."""
@@ -265,6 +269,13 @@ class Cluster:
             metrics.API_REQUESTS.labels(verb, resource, str(code)).inc()
             metrics.API_SECONDS.labels(verb).observe(time.monotonic() - started)
         return _decode(verb, path, code, text)
+
+
+def _collection(kind: str, namespace: str | None) -> str:
+    """Path of all objects of a kind, in one namespace or in all."""
+    if namespace is None:
+        return PATHS[kind].replace("/namespaces/{namespace}", "")
+    return PATHS[kind].format(namespace=namespace)
 
 
 def _decode(verb: str, path: str, code: int, text: bytes | str) -> Json:

@@ -120,6 +120,7 @@ def _register(
 
     @kopf.on.event(*resource, registry=registry, id=f"event-{kind}")
     async def event(event: kopf.RawEvent, **_: Any) -> None:
+        store.complete = True  # kopf holds events back until everything is indexed
         manifest: dict[str, Any] = dict(event["object"])
         metadata = manifest["metadata"]
         told = metadata["uid"] in news

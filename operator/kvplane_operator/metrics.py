@@ -2,7 +2,7 @@
 
 kvplane_operator_* are about the operator itself. kvplane_service_* say what the services and their pods look like to it,
 read from its store at each scrape; they carry the namespace and the pod that they are about, so a Prometheus has to honour
-their labels.
+their labels. So do kvplane_autoscaler_* that tell of a service; see ``scaling_metrics``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from kvplane_api import names
 from kvplane_operator.plan.snapshot import Kind
+from kvplane_operator.scaling_metrics import AutoscalerCollector
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -77,6 +78,31 @@ RING_PODS_DELETED: Final = Counter(
 )
 for _cause in ("renewed", "forced"):
     RING_PODS_DELETED.labels(_cause)
+AUTOSCALER_DECISION_SECONDS: Final = Histogram(
+    "kvplane_autoscaler_decision_seconds",
+    "Duration of one decision of the autoscaler on one service, from the signals on.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+AUTOSCALER_ROUND_SECONDS: Final = Histogram(
+    "kvplane_autoscaler_round_seconds",
+    "Time from asking the pods of one service for their state to the decision on it.",
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
+AUTOSCALER_ERRORS: Final = Counter(
+    "kvplane_autoscaler_errors",
+    "Rounds of the autoscaler that failed and are tried again.",
+    registry=REGISTRY,
+)
+AUTOSCALER_STATE_WRITES: Final = Counter(
+    "kvplane_autoscaler_state_writes",
+    "Writes of what the autoscaler learned of a service to its ConfigMap, by result: written, failed.",
+    ("result",),
+    registry=REGISTRY,
+)
+for _result in ("written", "failed"):
+    AUTOSCALER_STATE_WRITES.labels(_result)
 LOOP_LAG: Final = Gauge(
     "kvplane_operator_event_loop_lag_seconds",
     "How late the last one-second tick of the event loop was.",
@@ -185,6 +211,11 @@ METRICS: Final = (
     STATE_POLLS,
     RING_PODS_DELETED,
     LOOP_LAG,
+    AUTOSCALER_DECISION_SECONDS,
+    AUTOSCALER_ROUND_SECONDS,
+    AUTOSCALER_ERRORS,
+    AUTOSCALER_STATE_WRITES,
     ServiceCollector(services=tuple, pods=tuple),
+    AutoscalerCollector(tuple),
 )
 """All of them, in the order of the reference."""

@@ -1,9 +1,10 @@
 """Brings one service to what its plan says: observe, plan, apply; then tell, in status and events.
 
-Order of writes: an overlay that the user changed is tried out by the API server before anything is written; what makes pods
-comes after all other children, so that no pod starts while one of their names is somebody else's. A child that should not
-exist yet is only created: a name that is taken is noticed by the write itself. Then come deletions, of children and of
-ring pods, and sidecars are asked to drain. The status is written last, from a fresh plan, and only where it differs.
+Order of writes: an overlay that the user changed is tried out by the API server before anything is written; pods that are to
+go first are told so before their Deployment asks for fewer; what makes pods comes after all other children, so that no pod
+starts while one of their names is somebody else's. A child that should not exist yet is only created: a name that is taken is
+noticed by the write itself. Then come deletions, of children and of ring pods, and sidecars are asked to drain. The status is
+written last, from a fresh plan, and only where it differs.
 """
 
 import asyncio
@@ -18,9 +19,10 @@ from kvplane_api import names
 from kvplane_api.conditions import Type
 from kvplane_operator import metrics
 from kvplane_operator.cluster import ApiError, Cluster, ConflictError, RefusedError
-from kvplane_operator.plan.actions import Deletion, Drain, PodDeletion, Write
+from kvplane_operator.events import STAMP, event_of
+from kvplane_operator.plan.actions import Deletion, DeletionCost, Drain, PodDeletion, Write
 from kvplane_operator.plan.service import Plan, make_plan
-from kvplane_operator.plan.snapshot import WORKLOADS, Blocked, Manifest, Obstacle, Ref, Snapshot
+from kvplane_operator.plan.snapshot import WORKLOADS, Blocked, Kind, Manifest, Obstacle, Ref, Snapshot
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import SERVICE, Store, owned_by
@@ -30,8 +32,6 @@ logger = logging.getLogger(__name__)
 _HEAL_FIRST_SECONDS = 1.0
 _HEAL_LONGEST_SECONDS = 60.0
 _HEAL_FORGET_SECONDS = 300.0
-
-_STAMP = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass
@@ -93,6 +93,8 @@ class Reconciler:
         """Do the plan's writes; returns whether there were any, and when to come back for what was put off."""
         namespace = snapshot.namespace
         writes, put_off = self._calm(plan.writes, memory)
+        if any(write.ref.kind is Kind.DEPLOYMENT for write in writes):
+            await asyncio.gather(*(self._tell_cost(namespace, cost) for cost in plan.deletion_costs))
         blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
         memory.blocked = tuple(blocked)
         if not blocked:
@@ -128,12 +130,20 @@ class Reconciler:
         metrics.RING_PODS_DELETED.labels("forced" if deletion.force else "renewed").inc()
         if deletion.force:
             text = f"Pod {deletion.pod} is deleted by force: {deletion.why}."
-            await self._post(snapshot, _event(snapshot, "Warning", "PodDeletedByForce", text))
+            await self._post(snapshot, event_of(snapshot, "Warning", "PodDeletedByForce", text))
+
+    async def _tell_cost(self, namespace: str, told: DeletionCost) -> None:
+        try:
+            await self._cluster.annotate_pod(
+                namespace, told.pod, names.ANNOTATION_DELETION_COST, str(told.cost), uid=told.uid
+            )
+        except ConflictError:
+            return  # another pod bears the name: it is as young as can be, and nothing is lost with it
 
     async def _drain(self, namespace: str, drain: Drain) -> None:
         """The mark first: it says to whoever leads next that this rank 0 is to go."""
         if not drain.marked:
-            stamp = datetime.now(UTC).strftime(_STAMP)
+            stamp = datetime.now(UTC).strftime(STAMP)
             try:
                 await self._cluster.annotate_pod(
                     namespace, drain.pod, names.ANNOTATION_DRAIN_SINCE, stamp, uid=drain.uid
@@ -257,7 +267,14 @@ def _not_ours(snapshot: Snapshot, ref: Ref, manifest: Manifest) -> Blocked:
     return Blocked(ref, Obstacle.CONFLICT, message, snapshot.generation)
 
 
-_TOLD = (Type.ACCEPTED, Type.AVAILABLE, Type.PROGRESSING, Type.DEGRADED, Type.SIGNALS_FRESH)
+_TOLD = (
+    Type.ACCEPTED,
+    Type.AVAILABLE,
+    Type.PROGRESSING,
+    Type.DEGRADED,
+    Type.SIGNALS_FRESH,
+    Type.SCALING_ACTIVE,
+)
 
 
 def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
@@ -266,7 +283,7 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
     events = []
     mode, was = plan.status["mode"], snapshot.status.get("mode")
     if plan.choice is not None and plan.choice.why and mode != was and (was or mode == "Ring"):
-        events.append(_event(snapshot, "Normal", "ModeChosen", plan.choice.why))
+        events.append(event_of(snapshot, "Normal", "ModeChosen", plan.choice.why))
     for condition in plan.status["conditions"]:
         old = before.get(condition["type"])
         if condition["type"] not in _TOLD or (old is not None and old["reason"] == condition["reason"]):
@@ -275,7 +292,7 @@ def _events(snapshot: Snapshot, plan: Plan) -> list[dict[str, Any]]:
             continue
         bad = _BAD.get(condition["type"]) == condition["status"] or condition["reason"] in _BAD_REASONS
         text = f"{condition['type']}={condition['status']}: {condition['message']}"
-        events.append(_event(snapshot, "Warning" if bad else "Normal", condition["reason"], text))
+        events.append(event_of(snapshot, "Warning" if bad else "Normal", condition["reason"], text))
     return events
 
 
@@ -285,8 +302,9 @@ _USUAL_AT_FIRST = {
     "Progressing": "True",
     "Degraded": "False",
     "SignalsFresh": "Unknown",
+    "ScalingActive": "Unknown",
 }
-_BAD = {"Accepted": "False", "Degraded": "True", "SignalsFresh": "False"}
+_BAD = {"Accepted": "False", "Degraded": "True", "SignalsFresh": "False", "ScalingActive": "False"}
 _BAD_REASONS = frozenset(
     {
         "OOMKilled",
@@ -301,27 +319,7 @@ _BAD_REASONS = frozenset(
         "NoRoomForSurge",
         "RolloutStalled",
         "RestartBudgetExhausted",
+        "AtMaximum",
+        "ForeignScalerIgnored",
     }
 )
-
-
-def _event(snapshot: Snapshot, kind: str, reason: str, message: str) -> dict[str, Any]:
-    stamp = datetime.now(UTC).strftime(_STAMP)
-    return {
-        "metadata": {"name": f"{snapshot.name}.{time.time_ns():x}", "namespace": snapshot.namespace},
-        "involvedObject": {
-            "apiVersion": names.API_VERSION,
-            "kind": names.KIND,
-            "namespace": snapshot.namespace,
-            "name": snapshot.name,
-            "uid": snapshot.uid,
-        },
-        "type": kind,
-        "reason": reason,
-        "message": message[:1024],
-        "source": {"component": names.MANAGER},
-        "reportingComponent": names.MANAGER,
-        "firstTimestamp": stamp,
-        "lastTimestamp": stamp,
-        "count": 1,
-    }

@@ -47,6 +47,9 @@ class OperatorSettings(BaseSettings):
     read_nodes: bool = False
     """Watch nodes, so that a pod on a node that is gone is deleted by force. Off: rings wait for the node, or for a person:
     the right to read nodes is the cluster's to give."""
+    read_autoscalers: bool = True
+    """List HorizontalPodAutoscalers twice a minute, so that one that fights for the replicas of a service is named in its
+    condition. Off: nobody looks."""
     rollout_on_upgrade: bool = False
     """Let an upgrade of the operator roll pods to its images and template. Off: pods change only with their spec."""
 
@@ -55,7 +58,7 @@ class OperatorSettings(BaseSettings):
     resync_seconds: float = Field(default=60.0, ge=1)
     """Slow safety net: each service is planned again after so long, from the cache, without API requests."""
     signals_seconds: float = Field(default=10.0, ge=1)
-    """Period in which the state of each serving pod is read from its sidecar."""
+    """Period in which the state of each serving pod is read from its sidecar, where spec.autoscaling does not ask for more."""
     request_timeout_seconds: float = Field(default=5.0, gt=0)
     """Limit of one API request: shorter than lease_seconds - renew_deadline_seconds, so that a write that was sent in
     time has ended before another leader begins."""

@@ -2,7 +2,7 @@
 
 Two sources feed it, the watches and the answers to the operator's own writes; the newer resourceVersion wins. So a plan
 made right after a write already sees it, and the watch event that echoes the write is recognised as nothing new. The
-store never asks the API server for anything. What the pods' sidecars said last is kept beside them.
+store never asks the API server for anything. What the pods' sidecars and the autoscaler said last is kept beside them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from kvplane_api import names
 from kvplane_operator.plan.ring.groups import LONG_AGO, tells, time_of
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Snapshot
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
@@ -37,12 +37,16 @@ class Store:
     """Objects by kind, namespace and name, with the index that a snapshot needs."""
 
     def __init__(self) -> None:
+        self.complete = False
+        """Whether all that exists has been taken in; before, what is not here may be there all the same."""
         self._objects: dict[Key, Manifest] = {}
         self._by_service: dict[tuple[str, str], set[Key]] = {}
         self._services: dict[str, Key] = {}
         self._pods: dict[str, Key] = {}
         self._readings: dict[str, Reading] = {}
         self._nodes: dict[str, NodeView] = {}
+        self._scaling: dict[str, Scaling] = {}
+        self._scalers: dict[tuple[str, str], tuple[Scaler, ...]] = {}
 
     def put(self, kind: str, manifest: Mapping[str, Any]) -> bool:
         """Take in one object; False if a newer (or this very) version is known already."""
@@ -54,8 +58,8 @@ class Store:
             return False
         self._objects[key] = slim
         if kind == SERVICE:
-            if held is not None:  # made again under its name before its removal was seen
-                self._services.pop(held["metadata"]["uid"], None)
+            if held is not None and held["metadata"]["uid"] != metadata["uid"]:
+                self._forget_service(held["metadata"]["uid"])  # made again under its name before its removal was seen
             self._services[metadata["uid"]] = key
         elif kind == POD:
             if held is not None and held["metadata"]["uid"] != metadata["uid"]:
@@ -102,6 +106,10 @@ class Store:
         held = self._objects.get((SERVICE, namespace, service))
         return held["metadata"]["uid"] if held else None
 
+    def service(self, namespace: str, name: str) -> Manifest | None:
+        """The service of that name."""
+        return self._objects.get((SERVICE, namespace, name))
+
     def services(self) -> int:
         """How many services there are."""
         return len(self._services)
@@ -113,6 +121,12 @@ class Store:
     def pods(self) -> Iterator[Manifest]:
         """All pods of services."""
         return (self._objects[key] for key in self._pods.values())
+
+    def pods_of(self, uid: str) -> list[Manifest]:
+        """The pods of one service; none if it is gone."""
+        key = self._services.get(uid)
+        keys = self._by_service.get(key[1:], ()) if key else ()
+        return [self._objects[each] for each in keys if each[0] == POD]
 
     def reading(self, pod_uid: str) -> Reading | None:
         """What that pod's sidecar said last."""
@@ -138,6 +152,22 @@ class Store:
             return False
         self._readings[pod_uid] = reading
         return True
+
+    def scale(self, uid: str, scaling: Scaling | None) -> bool:
+        """Keep what the autoscaler says of a service, None for nothing; False if that is not news, or the service is gone."""
+        if self._scaling.get(uid) == scaling or (scaling is not None and uid not in self._services):
+            return False
+        if scaling is None:
+            del self._scaling[uid]
+        else:
+            self._scaling[uid] = scaling
+        return True
+
+    def put_scalers(self, scalers: Mapping[tuple[str, str], tuple[Scaler, ...]]) -> list[str]:
+        """Take in all scalers of others, by namespace and service; the uids of the services to which that is news."""
+        news = {key for key in self._scalers.keys() | scalers.keys() if self._scalers.get(key) != scalers.get(key)}
+        self._scalers = dict(scalers)
+        return [uid for key in sorted(news) if (uid := self.uid_of(*key)) is not None]
 
     def snapshot(
         self, uid: str, blocked: tuple[Blocked, ...] = (), *, capacity_written: datetime | None = None
@@ -178,6 +208,8 @@ class Store:
             nodes={
                 node: self._nodes[node] for pod in pods if (node := pod["spec"].get("nodeName")) in self._nodes and node
             },
+            scaling=self._scaling.get(uid),
+            scalers=self._scalers.get((namespace, name), ()),
             capacity_written=capacity_written,
         )
 
@@ -193,7 +225,7 @@ class Store:
     def _forget(self, key: Key) -> None:
         held = self._objects.pop(key)
         if key[0] == SERVICE:
-            self._services.pop(held["metadata"]["uid"], None)
+            self._forget_service(held["metadata"]["uid"])
         elif key[0] == POD:
             self._forget_pod(held["metadata"]["uid"])
         if owner := service_of(key[0], held["metadata"]):
@@ -202,6 +234,10 @@ class Store:
                 keys.discard(key)
                 if not keys:
                     del self._by_service[key[1], owner]
+
+    def _forget_service(self, uid: str) -> None:
+        self._services.pop(uid, None)
+        self._scaling.pop(uid, None)
 
     def _forget_pod(self, uid: str) -> None:
         self._pods.pop(uid, None)

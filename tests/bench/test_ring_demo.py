@@ -20,6 +20,7 @@ def started(tmp_path: Path) -> "subprocess.Popen[str]":
             **os.environ,
             "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime", ".")),
             "TMPDIR": str(tmp_path),
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path.with_suffix(".torch")),  # torch makes it when it is imported
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -26,6 +26,7 @@ def test_addresses_stay() -> None:
         "kvplane-overview",
         "kvplane-kv-memory",
         "kvplane-admission",
+        "kvplane-autoscaling",
         "kvplane-operator",
         "kvplane-ring",
     }

@@ -170,4 +170,6 @@ def test_there_are_samples() -> None:
         "cpu",
         "ring",
         "ring-cpu",
+        "autoscaled",
+        "external-hpa",
     }

@@ -88,6 +88,14 @@ EVERYTHING: Service = {
             "priorities": ["interactive", "batch-1"],
             "maxBodyBytes": 1048576,
         },
+        "autoscaling": {
+            "policy": "Native",
+            "minReplicas": 2,
+            "maxReplicas": 20,
+            "scaleToZeroAfterSeconds": 1800,
+            "scaleDownWindowSeconds": 600,
+            "costOfMiss": 8,
+        },
         "rollout": {"maxSurge": 0, "maxUnavailable": 1},
         "disruption": {"pdb": "Off", "drainSeconds": 60},
         "podTemplate": {
@@ -153,6 +161,11 @@ assert tuple(PAGED_VALUES) == PAGED_ENGINE_FIELDS
 def ring(**fields: Any) -> dict[str, Any]:
     """The fields of a ring of two, with these over them."""
     return {"mode": "Ring", "model": {"source": "pvc://models"}, "ring": {"size": 2}, **fields}
+
+
+def scaled(**fields: Any) -> dict[str, Any]:
+    """The fields of a service that scales itself up to 8, with these over them."""
+    return {"autoscaling": {"policy": "Native", "maxReplicas": 8, **fields}}
 
 
 def recovery(**fields: Any) -> dict[str, Any]:
@@ -397,6 +410,38 @@ REFUSED: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
         )
         for name in ("", "High", "batch jobs", "-batch", "batch-")
     ),
+    # autoscaling
+    ("scaling by nobody", {"autoscaling": {"maxReplicas": 2}}, ("spec.autoscaling.policy: Required value",)),
+    ("scaler unknown", scaled(policy="Auto"), ("autoscaling.policy", '"Off", "Native", "External"')),
+    ("scaling as YAML reads off", scaled(policy=False), ("spec.autoscaling.policy", "must be of type string")),
+    (
+        "scaling without end",
+        {"autoscaling": {"policy": "Native"}},
+        ("spec.autoscaling", "autoscaling.policy Native needs autoscaling.maxReplicas"),
+    ),
+    ("minimum of none", scaled(minReplicas=0), ("autoscaling.minReplicas", "greater than or equal to 1")),
+    ("maximum of none", scaled(maxReplicas=0), ("autoscaling.maxReplicas", "greater than or equal to 1")),
+    ("maximum beyond reason", scaled(maxReplicas=HUGE), ("maxReplicas", "less than or equal to 10000")),
+    (
+        "minimum above the maximum",
+        scaled(minReplicas=5, maxReplicas=4),
+        ("autoscaling.maxReplicas must be at least autoscaling.minReplicas (1 where that is unset); raise it",),
+    ),
+    ("no time to zero", scaled(scaleToZeroAfterSeconds=0), ("scaleToZeroAfterSeconds", "greater than or equal to 1")),
+    (
+        "to zero by somebody else",
+        scaled(policy="External", scaleToZeroAfterSeconds=60),
+        ("autoscaling.scaleToZeroAfterSeconds is not read with policy External", "set policy: Native"),
+    ),
+    ("window below zero", scaled(scaleDownWindowSeconds=-1), ("scaleDownWindowSeconds", "greater than or equal to 0")),
+    ("window without end", scaled(scaleDownWindowSeconds=HUGE), ("WindowSeconds", "less than or equal to 14400")),
+    ("miss below zero", scaled(costOfMiss=-1), ("autoscaling.costOfMiss", "greater than or equal to 0")),
+    ("miss as a fraction", scaled(costOfMiss=1.5), ("autoscaling.costOfMiss", "must be of type integer")),
+    (
+        "too many rings by themselves",
+        ring(**scaled(maxReplicas=1001)),
+        ("autoscaling.maxReplicas of mode Ring are groups, at most 1000.",),
+    ),
     # the rest
     ("body too small", {"admission__maxBodyBytes": 1}, ("maxBodyBytes", "greater than or equal to 1024")),
     ("body too large", {"admission__maxBodyBytes": 2**31}, ("maxBodyBytes", "less than or equal to 1073741824")),
@@ -465,6 +510,12 @@ def test_names_that_no_service_can_have(ask: Ask, name: str, text: str) -> None:
 
 
 ACCEPTED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("one replica by itself", scaled(minReplicas=1, maxReplicas=1)),
+    ("from zero and back", scaled(scaleToZeroAfterSeconds=1, scaleDownWindowSeconds=0, costOfMiss=0)),
+    ("scaling switched off and kept", scaled(policy="Off", scaleToZeroAfterSeconds=60)),
+    ("scaling by somebody else", {"autoscaling": {"policy": "External"}}),
+    ("scaling by somebody else within bounds", scaled(policy="External", minReplicas=2)),
+    ("rings by themselves", ring(**scaled(maxReplicas=1000))),
     ("ring of two", ring()),
     ("ring planned from facts", ring(ring={}, model=FACTED, context={"maxTokens": 10**6})),
     ("ring that Auto may choose", {"ring": {"size": 2}}),

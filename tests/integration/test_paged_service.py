@@ -19,7 +19,8 @@ def test_children_status_and_events(cluster: Cluster, namespace: str, operator: 
     create_chat(cluster, namespace)
     service = eventually(lambda: cluster.get(namespace, "llmservice chat"))
     conditions = {c["type"]: (c["status"], c["reason"]) for c in service["status"]["conditions"]}
-    assert list(conditions) == ["Accepted", "Available", "Progressing", "Degraded", "SignalsFresh", "Ready"]
+    shown = ["Accepted", "Available", "Progressing", "Degraded", "SignalsFresh", "ScalingActive", "Ready"]
+    assert list(conditions) == shown
     assert conditions["Accepted"] == ("True", "Valid")
     assert conditions["Available"] == ("False", "Starting")
     assert service["status"]["endpoint"] == f"http://chat.{namespace}.svc:8000/v1"

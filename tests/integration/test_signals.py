@@ -5,6 +5,7 @@ A pod "runs" where the test writes its status; its address is one of loopback, w
 
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,9 @@ from tests.kvplane_operator.test_signal_poller import Server
 from tests.kvplane_operator.world import state
 
 RENAMED = "kv_cache_usage_ratio (vllm:kv_cache_usage_perc, vllm:gpu_cache_usage_perc)"
-ADDRESSES = (f"127.21.0.{n}" for n in itertools.count(1))
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+ADDRESSES = (f"127.21.{_WORKER}.{n}" for n in itertools.count(1))
+"""Each process of the tests has its own: sidecars all listen on one port."""
 
 
 class Replica:

@@ -57,6 +57,11 @@ _admission_of_both = {
 }
 _ring_admission = st.fixed_dictionaries({}, optional=_admission_of_both)
 _admission = st.fixed_dictionaries({}, optional={**_admission_of_both, "kvPeakPercent": st.integers(85, 100)})
+# Not Native: its replicas depend on what was there before, see test_scaling_plan.
+_autoscaling = st.fixed_dictionaries(
+    {"policy": st.sampled_from(["Off", "External"])},
+    optional={"minReplicas": st.integers(1, 3), "maxReplicas": st.integers(3, 8)},
+)
 _pod_template = st.fixed_dictionaries(
     {},
     optional={
@@ -108,6 +113,7 @@ _ring_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"model": _mounted, "mode": st.just("Ring"), "ring": _ring},
     optional={
         "replicas": st.integers(0, 3),
+        "autoscaling": _autoscaling,
         "engine": _ring_engine,
         "admission": _ring_admission,
         "disruption": st.fixed_dictionaries(
@@ -123,6 +129,7 @@ _paged_specs: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "context": st.fixed_dictionaries({}, optional={"maxTokens": st.integers(16, 100_000)}),
         "mode": st.sampled_from(["Auto", "Paged"]),
         "replicas": st.integers(0, 5),
+        "autoscaling": _autoscaling,
         "engine": _engine,
         "slo": st.fixed_dictionaries({}, optional={"ttftMilliseconds": st.integers(1, 10_000)}),
         "admission": _admission,

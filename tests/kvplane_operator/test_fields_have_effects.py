@@ -21,6 +21,8 @@ from kvplane_api.service import (
     PoolStatus,
 )
 from kvplane_api.wire import SidecarConfig
+from kvplane_operator.autoscaler import view
+from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.plan.record import DATA_KEY, RING_DATA_KEY
 from kvplane_operator.plan.snapshot import Reading
 from tests.kvplane_operator.ring_world import RingWorld, formed
@@ -29,6 +31,7 @@ from tests.kvplane_operator.world import CONFIG_MAP, HF, World, pod, settled, st
 RING = {"mode": "Ring", "model": {"source": "pvc://models"}, "ring": {"size": 2}}
 FACTS = {"layers": 32, "kvHeads": 8, "headDim": 128, "parameters": 8_000_000_000, "acceleratorMemory": "24Gi"}
 LONG = {"maxTokens": 90_000}
+NATIVE = {"autoscaling": {"policy": "Native", "maxReplicas": 8}}
 
 # field -> (parts of the spec around it, one value, another value)
 CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
@@ -94,6 +97,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "admission.fairness.tokensPerSecond": ({}, 100, 200),
     "admission.priorities": ({}, ["interactive", "batch"], ["batch", "interactive"]),
     "admission.maxBodyBytes": ({}, 1024, 2048),
+    "autoscaling.policy": (NATIVE, "Native", "Off"),
+    "autoscaling.minReplicas": (NATIVE, 1, 2),
+    "autoscaling.maxReplicas": ({"autoscaling": {"policy": "Native"}}, 8, 9),
+    "autoscaling.scaleToZeroAfterSeconds": (NATIVE, 600, 900),
+    "autoscaling.scaleDownWindowSeconds": (NATIVE, 300, 60),
+    "autoscaling.costOfMiss": (NATIVE, 4, 0),
     "rollout.maxSurge": ({}, 1, 2),
     "rollout.maxUnavailable": ({}, 0, 1),
     "disruption.pdb": ({"replicas": 2}, "Auto", "Off"),
@@ -136,8 +145,12 @@ def spec_with(around: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 def effect(spec: dict[str, Any]) -> str:
-    """What the world sees of a spec: children without bookkeeping, and conditions."""
-    LLMServiceSpec.parse(spec)
+    """What the world sees of a spec: children without bookkeeping, conditions, and what the autoscaler's law is told.
+
+    That the law heeds it is shown where the law is tested.
+    """
+    scaled = LLMServiceSpec.parse(spec).autoscaling
+    law = str(view.settings(scaled, Tuning())) if scaled is not None else ""
     world: World = settled(spec) if spec.get("mode") != "Ring" else _crashing_ring(spec)
     children = copy.deepcopy(world.children)
     for child in children.values():
@@ -145,7 +158,7 @@ def effect(spec: dict[str, Any]) -> str:
     for key in (DATA_KEY, RING_DATA_KEY):
         children.get(CONFIG_MAP, {"data": {}})["data"].pop(key, None)
     return json.dumps(
-        [{str(ref): child for ref, child in children.items()}, world.status["conditions"]], sort_keys=True
+        [{str(ref): child for ref, child in children.items()}, world.status["conditions"], law], sort_keys=True
     )
 
 

@@ -106,6 +106,7 @@ class TestNothingRollsUnasked:
             {"slo": {"ttftMilliseconds": 500}},
             {"admission": {"maxBodyBytes": 2048, "policy": "Off", "queue": {"maxRequests": 1}}},
             {"rollout": {"maxSurge": 3}},
+            {"autoscaling": {"policy": "Native", "maxReplicas": 8}},
             {"disruption": {"pdb": "Off"}},
             {"context": {"ringThresholdTokens": 200_000}},
             {"engine": {}},

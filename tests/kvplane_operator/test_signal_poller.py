@@ -28,6 +28,11 @@ class Pods:
         self._version = 0
         self.put(SERVICE, {"metadata": {"name": "chat", "uid": "chat", "generation": 1}, "spec": {}})
 
+    def autoscaled(self, policy: str = "Native") -> None:
+        """From now on the service asks for this."""
+        spec = {"autoscaling": {"policy": policy}}
+        self.put(SERVICE, {"metadata": {"name": "chat", "uid": "chat", "generation": 2}, "spec": spec})
+
     def put(self, kind: str, manifest: dict[str, Any]) -> None:
         self._version += 1
         manifest["metadata"] |= {"namespace": "team", "resourceVersion": str(self._version)}
@@ -82,15 +87,30 @@ def sidecars() -> FakeSidecars:
     return FakeSidecars()
 
 
+def poller_of(
+    pods: Pods,
+    sidecars: FakeSidecars,
+    *,
+    leading: Callable[[], bool] = lambda: True,
+    enqueue: Callable[[str], None] = lambda _: None,
+) -> SignalPoller:
+    return SignalPoller(
+        store=pods.store,
+        fetch=sidecars.fetch,
+        leading=leading,
+        enqueue=enqueue,
+        period_seconds=PERIOD,
+        clock=asyncio.get_running_loop().time,
+    )
+
+
 @contextlib.asynccontextmanager
 async def polling(
     pods: Pods, sidecars: FakeSidecars, *, leading: Callable[[], bool] = lambda: True
 ) -> AsyncIterator[list[str]]:
     """Runs a poller; yields the list of services that it wanted planned again."""
     enqueued: list[str] = []
-    poller = SignalPoller(
-        store=pods.store, fetch=sidecars.fetch, leading=leading, enqueue=enqueued.append, period_seconds=PERIOD
-    )
+    poller = poller_of(pods, sidecars, leading=leading, enqueue=enqueued.append)
     task = asyncio.create_task(poller.run())
     try:
         yield enqueued
@@ -194,7 +214,7 @@ async def test_what_is_asked_at_the_same_time_is_bounded(pods: Pods, sidecars: F
         sidecars.seconds[f"p{n}"] = 1.0
     async with polling(pods, sidecars):
         await asyncio.sleep(10)
-    assert sidecars.most_at_once == 64
+    assert sidecars.most_at_once == 256
     assert {ip for _, ip in sidecars.asked} == {f"p{n}" for n in range(300)}
 
 
@@ -245,6 +265,51 @@ async def test_an_answer_that_comes_after_the_end_is_not_kept(pods: Pods, sideca
     assert (pods.reading("a"), enqueued) == (None, [])
 
 
+@pytest.mark.parametrize("policy", ["Native", "External"])
+async def test_pods_that_the_autoscaler_reads_are_read_once_and_left_to_it(
+    pods: Pods, sidecars: FakeSidecars, policy: str
+) -> None:
+    pods.autoscaled(policy)
+    pods.serve("a")
+    async with polling(pods, sidecars):
+        await asyncio.sleep(60)
+        assert len(sidecars.asked) == 1
+        pods.autoscaled("Off")
+        await asyncio.sleep(15)
+    assert len(sidecars.asked) >= 2
+
+
+async def test_all_pods_of_a_service_are_read_at_the_same_time(pods: Pods, sidecars: FakeSidecars) -> None:
+    pods.autoscaled()
+    for name in ("a", "b", "hung"):
+        pods.serve(name)
+        sidecars.seconds[name] = 1.0
+    pods.serve("starts", ready=False)
+    pods.put(SERVICE, {"metadata": {"name": "mail", "uid": "mail", "generation": 1}, "spec": {}})
+    labels: Any = {names.LABEL_SERVICE: "mail"}
+    pods.serve("other", labels=labels)
+    sidecars.faults["hung"] = "does not answer"
+    now = asyncio.get_running_loop().time()
+    await poller_of(pods, sidecars).read("chat")
+    assert sorted(sidecars.asked) == [(now, "a"), (now, "b"), (now, "hung")]
+    assert (pods.reading("a").state, pods.reading("a").at) == (state("a"), now + 1.0)
+    assert pods.reading("hung").error == "does not answer"
+
+
+async def test_a_pod_that_is_being_read_is_not_read_twice(pods: Pods, sidecars: FakeSidecars) -> None:
+    pods.autoscaled()
+    pods.serve("a")
+    sidecars.seconds["a"] = 1.0
+    poller = poller_of(pods, sidecars)
+    await asyncio.gather(poller.read("chat"), poller.read("chat"))
+    assert len(sidecars.asked) == 1
+
+
+async def test_a_service_that_is_gone_has_nothing_to_read(pods: Pods, sidecars: FakeSidecars) -> None:
+    await poller_of(pods, sidecars).read("gone")
+    assert sidecars.asked == []
+
+
 async def test_polls_are_counted(pods: Pods, sidecars: FakeSidecars) -> None:
     def count(result: str) -> float:
         return metrics.REGISTRY.get_sample_value("kvplane_operator_state_polls_total", {"result": result}) or 0.0
@@ -268,6 +333,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 server.asked += 1
+                server.paths.append(self.path)
                 self.send_response(answer["status"])
                 if answer["length"]:
                     self.send_header("Content-Length", str(len(answer["body"])))
@@ -287,6 +353,7 @@ class Server:
         self.answer = answer
         self.asked = 0
         self.posted: list[str] = []
+        self.paths: list[str] = []
         self._server = ThreadingHTTPServer((ip, names.PORT_ADMIN), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
@@ -364,6 +431,20 @@ class TestClient:
     def test_a_drain_that_cannot_be_asked_for_is_no_error(self) -> None:
         """Whether it drains is read from its state, and it is asked again."""
         self.drain("127.20.0.9")
+
+    def test_a_simulation_leads_elsewhere(self, server: Server) -> None:
+        server.answer["body"] = state("chat-1").model_dump_json(by_alias=True).encode()
+
+        async def once() -> SidecarState:
+            sidecars = connect_to_sidecars(lambda ip: f"http://{self.IP}:{names.PORT_ADMIN}/{ip}")
+            try:
+                return await sidecars.fetch("10.1.2.3")
+            finally:
+                await sidecars.close()
+
+        with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+            assert runner.run(once()) == state("chat-1")
+        assert server.paths == ["/10.1.2.3/state"]
 
     def test_nobody_listens(self) -> None:
         with pytest.raises(StateError, match=r"^http://127\.20\.0\.9:8001/state takes no connection \(.*refused\)$"):

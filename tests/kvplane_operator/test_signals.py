@@ -1,5 +1,6 @@
 """From polls to readings, and from readings to SignalsFresh: patient, joined to the pods, and quiet while nothing changes."""
 
+import math
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def fresh(name: str, **fields: Any) -> Reading:
 
 class TestReadings:
     def test_an_answer_ends_a_silence(self) -> None:
-        assert answered(UNREAD, state()) == Reading(state())
+        assert answered(UNREAD, state(), at=9.0) == Reading(state(), at=9.0)
 
     def test_the_last_state_stands_for_a_few_polls(self) -> None:
         reading: Reading = Reading(state())
@@ -37,6 +38,35 @@ class TestReadings:
             states.append(reading.state)
         assert states == [state(), state(), None]
         assert (reading.silent, reading.error) == (SILENT_POLLS, "timeout")
+
+    def test_a_state_that_stands_is_as_old_as_it_is(self) -> None:
+        assert failed(Reading(state(), at=9.0), "timeout").at == 9.0
+        assert failed(Reading(state(), SILENT_POLLS, at=9.0), "timeout").at is None
+
+    @pytest.mark.parametrize("lie", [math.nan, math.inf, -math.inf, -1.0])
+    def test_what_cannot_be_is_not_known(self, lie: float) -> None:
+        told = state(startupSeconds=lie, engine={"kvCacheUsageRatio": lie}, thrash={"wastedTokensPerSecond": lie})
+        believed = answered(None, told).state
+        assert believed == state(
+            startupSeconds=None, engine={"kvCacheUsageRatio": None}, thrash={"wastedTokensPerSecond": None}
+        )
+
+    def test_counts_below_0_are_not_known(self) -> None:
+        believed = answered(None, state(engine={"kvCacheCapacityTokens": -1, "maxModelLenTokens": -1})).state
+        assert believed == state(engine={"kvCacheCapacityTokens": None, "maxModelLenTokens": None})
+
+    def test_more_blocks_in_use_than_there_are_cannot_be(self) -> None:
+        assert answered(None, state(engine={"kvCacheUsageRatio": 1.04})).state == state(
+            engine={"kvCacheUsageRatio": 1.04}
+        )
+        assert answered(None, state(engine={"kvCacheUsageRatio": 1.5})).state == state(
+            engine={"kvCacheUsageRatio": None}
+        )
+
+    @pytest.mark.parametrize("age", [math.nan, -5.0])
+    def test_signals_of_an_age_that_cannot_be_count_as_silence(self, age: float) -> None:
+        reading = answered(None, state(signalAgeSeconds=age))
+        assert (reading.silent, reading.state) == (1, state(signalAgeSeconds=None))
 
     def test_an_answer_without_signals_counts_as_silence(self) -> None:
         """A sidecar that never gets to read its engine's metrics must not look as if it were starting for ever."""

@@ -1,17 +1,18 @@
 """What the conditions say in each state that pods and children can be in; every reason of the API is reached here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from kvplane_api.conditions import MEANINGS, Type
-from kvplane_operator.plan.snapshot import Blocked, Obstacle, Reading
+from kvplane_operator.plan.snapshot import Blocked, Obstacle, Reading, Scaler, Scaling
 from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.ring_world import RING, RingWorld, formed
 from tests.kvplane_operator.world import (
     DEPLOYMENT,
     HF,
+    NATIVE,
     RUNNING,
     World,
     crashed,
@@ -24,6 +25,7 @@ from tests.kvplane_operator.world import (
 
 FACTS = {"layers": 80, "kvHeads": 8, "headDim": 128, "parameters": 70_000_000_000, "acceleratorMemory": "80Gi"}
 SURGE_TEXT = "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."
+QUOTA_TEXT = 'pods "chat-2" is forbidden: exceeded quota: gpus'
 REFUSED_TEXT = 'pods "chat-1" is forbidden: violates PodSecurity "restricted:latest"'
 
 
@@ -71,6 +73,14 @@ def refused_pods() -> World:
     return world
 
 
+def quota_hit() -> World:
+    """One of two pods serves, and there will not be another one."""
+    world = serving(2, ready=1)
+    failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": QUOTA_TEXT}
+    world.counts(replicas=1, ready=1, conditions=[failure])
+    return world
+
+
 def ring_without(rank: int, *, exits: int = 1, groups: int = 1, steps: int = 1) -> RingWorld:
     """Rings of three; the engine of this rank of the first one exits so often and stays down."""
     world = formed({**RING, "replicas": groups})
@@ -85,6 +95,14 @@ def changing_mode() -> RingWorld:
     del world.spec["ring"]
     world.change(mode="Paged")
     return world.run(1)
+
+
+def scaled(spec: Mapping[str, Any] = NATIVE, *scalers: Scaler, **says: Any) -> World:
+    """Of this the autoscaler says one replica and what else is given; these scale too."""
+    world = settled(spec)
+    world.scaling = Scaling(mode="Paged", **{"desired": 1, **says})
+    world.scalers = scalers
+    return world
 
 
 OOM = crashed(137, reason="OOMKilled")
@@ -163,6 +181,13 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "False",
         "ScaledToZero",
         "kubectl scale brings it back",
+    ),
+    "scaled to zero by itself": (
+        lambda: scaled(desired=0),
+        "Available",
+        "False",
+        "ScaledToZero",
+        "a new value of the annotation kvplane.dev/wake brings it back",
     ),
     "no pod yet": (settled, "Available", "False", "Starting", "The pods are being created."),
     "pulling": (starting, "Available", "False", "Starting", "Pod chat-1 on node-1 pulls its images and volumes."),
@@ -344,6 +369,13 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "ReplicasMissing",
         "1 of 2 replicas serve.",
     ),
+    "a quota keeps a replica away": (
+        quota_hit,
+        "Degraded",
+        "True",
+        "ReplicasMissing",
+        f"1 of 2 replicas serve. The API server refuses further pods: {QUOTA_TEXT}",
+    ),
     "a replica crashes": (
         lambda: rolling(pod("chat-new", engine=CRASH)),
         "Degraded",
@@ -410,6 +442,57 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
     ),
     "not read yet": (serving, "SignalsFresh", "Unknown", "SignalsPending", "not read yet"),
     "nothing to read": (starting, "SignalsFresh", "Unknown", "NoServingPods", "No pod serves"),
+    "the autoscaler acts": (
+        scaled,
+        "ScalingActive",
+        "True",
+        "FollowsDemand",
+        "Between 1 and 8 replicas run, as demand needs.",
+    ),
+    "more are needed than may be": (
+        lambda: scaled(at_maximum=True),
+        "ScalingActive",
+        "True",
+        "AtMaximum",
+        "Demand needs more than autoscaling.maxReplicas, 8.",
+    ),
+    "an HPA of a service that scales itself": (
+        lambda: scaled(NATIVE, Scaler("keda-hpa-chat", "LLMService", "chat")),
+        "ScalingActive",
+        "True",
+        "ForeignScalerIgnored",
+        "HorizontalPodAutoscaler keda-hpa-chat writes spec.replicas, which autoscaling.policy Native does not read.",
+    ),
+    "the autoscaler is blind": (
+        lambda: scaled(blind="Signals of chat-0 are missing."),
+        "ScalingActive",
+        "False",
+        "ScalerBlind",
+        "Signals of chat-0 are missing.",
+    ),
+    "an HPA of the Deployment": (
+        lambda: scaled(HF, Scaler("theirs", "Deployment", "chat")),
+        "ScalingActive",
+        "False",
+        "ForeignScaler",
+        "HorizontalPodAutoscaler theirs targets Deployment chat, which belongs to this service. Delete it, or point it at "
+        "LLMService chat and set autoscaling.policy: External.",
+    ),
+    "nothing scales": (serving, "ScalingActive", "Unknown", "ScalingOff", "spec.replicas stands"),
+    "somebody else is to scale": (
+        lambda: scaled({**HF, "autoscaling": {"policy": "External"}}, Scaler("theirs", "LLMService", "chat")),
+        "ScalingActive",
+        "Unknown",
+        "ScaledExternally",
+        "spec.replicas is left to an external scaler.",
+    ),
+    "not decided yet": (
+        lambda: settled(NATIVE),
+        "ScalingActive",
+        "Unknown",
+        "ScalingPending",
+        "the replicas that there are stay",
+    ),
     "ready": (serving, "Ready", "True", "Serving", "1 of 1 replicas serve."),
 }
 

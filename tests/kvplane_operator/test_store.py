@@ -7,7 +7,7 @@ import pytest
 
 from kvplane_api import names
 from kvplane_operator.plan.ring.stuck import writes_to_claim
-from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref
+from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
 from kvplane_operator.store import POD, SERVICE, Store
 
 DEPLOYMENT = Kind.DEPLOYMENT.value
@@ -295,6 +295,60 @@ class TestNodes:
         store.put(POD, pod(3))
         store.put_node({"metadata": {"name": "n"}, "spec": {}, "status": {}})
         assert self.seen(store)["n"].ready
+
+
+class TestScaling:
+    SAYS = Scaling(mode="Paged", desired=3)
+
+    @staticmethod
+    def seen(store: Store) -> Snapshot:
+        snapshot = store.snapshot("u1")
+        assert snapshot is not None
+        return snapshot
+
+    def test_what_the_autoscaler_says_is_in_the_snapshot_and_news_once(self, store: Store) -> None:
+        assert self.seen(store).scaling is None
+        assert store.scale("u1", self.SAYS)
+        assert not store.scale("u1", self.SAYS)
+        assert self.seen(store).scaling == self.SAYS
+        assert store.scale("u1", None)
+        assert not store.scale("u1", None)
+        assert self.seen(store).scaling is None
+
+    def test_of_a_service_that_is_gone_nothing_is_kept(self, store: Store) -> None:
+        store.scale("u1", self.SAYS)
+        store.remove(SERVICE, service(2))
+        assert not store.scale("u1", self.SAYS)
+        store.put(SERVICE, service(3))
+        assert self.seen(store).scaling is None
+
+    def test_of_a_service_made_again_under_its_name_nothing_is_known(self, store: Store) -> None:
+        store.scale("u1", self.SAYS)
+        store.put(SERVICE, service(2, uid="u2"))
+        assert not store.scale("u1", None)
+        assert store.snapshot("u1") is None
+
+    def test_outlives_changes_of_the_service(self, store: Store) -> None:
+        store.scale("u1", self.SAYS)
+        store.put(SERVICE, service(2))
+        assert self.seen(store).scaling == self.SAYS
+
+    def test_scalers_of_others_are_news_to_the_services_they_concern(self, store: Store) -> None:
+        theirs, mail = Scaler("theirs", "Deployment", "chat"), Scaler("theirs", "Deployment", "mail")
+        found = {("team", "chat"): (theirs,), ("team", "mail"): (mail,), ("other", "chat"): (theirs,)}
+        assert store.put_scalers(found) == ["u1"]
+        assert store.put_scalers(found) == []
+        assert self.seen(store).scalers == (theirs,)
+        assert store.put_scalers({}) == ["u1"]
+        assert self.seen(store).scalers == ()
+
+
+def test_pods_of_a_service(store: Store) -> None:
+    store.put(POD, pod(3, "chat-1"))
+    store.put(POD, pod(4, "chat-2"))
+    store.put(DEPLOYMENT, child(5))
+    assert sorted(each["metadata"]["name"] for each in store.pods_of("u1")) == ["chat-1", "chat-2"]
+    assert store.pods_of("gone") == []
 
 
 def test_annotations_of_the_service_are_in_the_snapshot(store: Store) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvplane_api.wire import SidecarState
 from kvplane_operator.plan.service import Plan, make_plan
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Snapshot
+from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.settings import OperatorSettings
 
@@ -18,6 +18,7 @@ DEPLOYMENT = Ref(Kind.DEPLOYMENT, NAME)
 CONFIG_MAP = Ref(Kind.CONFIG_MAP, NAME)
 PDB = Ref(Kind.PDB, NAME)
 HF: Mapping[str, Any] = {"model": {"source": "hf://acme/tiny"}}
+NATIVE: Mapping[str, Any] = {**HF, "autoscaling": {"policy": "Native", "maxReplicas": 8}}
 
 
 def settings(**values: Any) -> OperatorSettings:
@@ -44,6 +45,8 @@ class World:
         self.readings: dict[str, Reading] = {}
         self.annotations: dict[str, str] = {}
         self.nodes: dict[str, NodeView] = {}
+        self.scaling: Scaling | None = None
+        self.scalers: tuple[Scaler, ...] = ()
         self.now = NOW
         self.capacity_written: datetime | None = None
         self.generation = 1
@@ -64,6 +67,8 @@ class World:
             blocked=self.blocked,
             annotations=dict(self.annotations),
             nodes=dict(self.nodes),
+            scaling=self.scaling,
+            scalers=self.scalers,
             capacity_written=self.capacity_written,
         )
 

@@ -27,6 +27,9 @@ def test_the_alerts_are_these() -> None:
     """Renaming one breaks somebody's routes and silences."""
     assert NAMES == [
         "KVPlaneAdmissionShedding",
+        "KVPlaneAutoscalerAtMaximum",
+        "KVPlaneAutoscalerBlind",
+        "KVPlaneAutoscalerFlapping",
         "KVPlaneKVCapacityMisconfigured",
         "KVPlaneOperatorNotLeading",
         "KVPlaneReplicaCrashLoop",

@@ -79,6 +79,8 @@ def ring_supports(_: Snapshot, spec: LLMServiceSpec, __: OperatorSettings) -> Ob
         foreign.append("rollout")
     if spec.replicas > MOST_RING_GROUPS:
         foreign.append(f"replicas above {MOST_RING_GROUPS}")
+    if spec.autoscaling is not None and (spec.autoscaling.max_replicas or 0) > MOST_RING_GROUPS:
+        foreign.append(f"autoscaling.maxReplicas above {MOST_RING_GROUPS}")
     if not foreign:
         return None
     return Objection(

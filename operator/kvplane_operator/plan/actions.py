@@ -37,6 +37,15 @@ class PodDeletion:
 
 
 @dataclass(frozen=True)
+class DeletionCost:
+    """One pod that is told before its Deployment is scaled down how early it goes: lower goes first."""
+
+    pod: str
+    uid: str
+    cost: int
+
+
+@dataclass(frozen=True)
 class Drain:
     """One rank 0 whose sidecar is asked to take no more requests."""
 

@@ -16,7 +16,7 @@ from kvplane_api.service import LLMServiceSpec
 DATA_KEY: Final = "pod-template.json"
 RING_DATA_KEY: Final = "ring-pod-template.json"
 
-_NOT_IN_TEMPLATE = ("replicas", "rollout", "slo", "admission", "mode")
+_NOT_IN_TEMPLATE = ("replicas", "autoscaling", "rollout", "slo", "admission", "mode")
 """Parts of the spec that reach the pods by another way, or not at all."""
 
 

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from kvplane_api import names
 from kvplane_api.conditions import Condition, Reason, Type
 from kvplane_api.service import LLMServiceSpec
-from kvplane_operator.plan import acceptance, pods, status
+from kvplane_operator.autoscaler.victims import deletion_costs
+from kvplane_operator.autoscaler.view import replicas
+from kvplane_operator.plan import acceptance, pods, scaling, status
 from kvplane_operator.plan import capacity as capacities
 from kvplane_operator.plan import signals as sidecars
 from kvplane_operator.plan.acceptance import Objection
-from kvplane_operator.plan.actions import Deletion, Drain, PodDeletion, Write
+from kvplane_operator.plan.actions import Deletion, DeletionCost, Drain, PodDeletion, Write
 from kvplane_operator.plan.children import config_hash, current_config, current_record, wanted_children
 from kvplane_operator.plan.findings import findings
 from kvplane_operator.plan.merge import departures
@@ -52,6 +54,8 @@ class Plan:
     touched_pods: tuple[str, ...] = ()
     """Pods whose annotation has to take the configuration's hash, so that the kubelet syncs the volume at once."""
     config_hash: str = ""
+    deletion_costs: tuple[DeletionCost, ...] = ()
+    """To be told before the Deployment is written, which asks for fewer pods."""
     drains: tuple[Drain, ...] = ()
     pod_deletions: tuple[PodDeletion, ...] = ()
     wake_after_seconds: float | None = None
@@ -68,7 +72,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     """The plan for ``snapshot``. Pure: same arguments, same plan; planning again after it was applied gives no writes."""
     signals = sidecars.read(snapshot)
     try:
-        spec = LLMServiceSpec.parse(dict(snapshot.spec))
+        spec = scaling.with_replicas(snapshot, LLMServiceSpec.parse(dict(snapshot.spec)))
     except ValidationError as error:
         unreadable = Objection(Reason.INVALID_SPEC, _explain(error))
         return _status_only(snapshot, None, unreadable, signals, now=now)
@@ -91,6 +95,8 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     if serving != choice.mode:
         children = {ref: child for ref, child in children.items() if ref.kind is not Kind.PDB}
         kept |= _of_pool(snapshot, serving)
+    if scaling.decides(snapshot.spec):
+        kept |= {scaling.state_ref(snapshot.name)}
     plan = _told(
         snapshot,
         spec,
@@ -110,6 +116,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         deletions=tuple(_deletions(snapshot, children, kept)),
         touched_pods=tuple(_stale_pods(snapshot, wanted_hash)),
         config_hash=wanted_hash,
+        deletion_costs=_deletion_costs(snapshot, children, now=now),
         drains=rings.drains if rings else (),
         pod_deletions=(*(rings.pod_deletions if rings else ()), *ended),
         wake_after_seconds=_soonest(
@@ -163,11 +170,15 @@ def _told(
 ) -> Plan:
     """A plan that only tells: the pool that serves speaks for the service."""
     accepted = acceptance.accepted(objection, notes=notes)
+    active = scaling.active(snapshot, spec)
     if serving == "Paged":
-        told = status.paged(snapshot, spec, accepted=accepted, signals=signals)
+        told = status.paged(snapshot, spec, accepted=accepted, scaling=active, signals=signals)
         others = [ring_status.pool(snapshot.name, rings)] if rings.groups else []
     else:
-        told, others = ring_status.told(snapshot, rings, accepted=accepted, signals=signals), []
+        told = ring_status.told(
+            snapshot, rings, accepted=accepted, scaling=active, signals=signals, asleep=scaling.at_zero(spec)
+        )
+        others = []
     if choice is not None and objection is None and serving != choice.mode:
         told = _changing(told, snapshot, spec, choice.mode)
     figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now, ring=serving == "Ring")
@@ -246,6 +257,27 @@ def _writes(snapshot: Snapshot, children: Mapping[Ref, Manifest]) -> list[Write]
             continue
         writes.append(Write(ref, manifest, exists=True, uid=held["metadata"]["uid"], why=why))
     return writes
+
+
+def _deletion_costs(snapshot: Snapshot, children: Mapping[Ref, Manifest], *, now: datetime) -> tuple[DeletionCost, ...]:
+    """What pods have to be told so that the emptiest go first, where some stay and others go; only what is news."""
+    ref = Ref(Kind.DEPLOYMENT, snapshot.name)
+    if ref not in children or ref not in snapshot.children:
+        return ()
+    stay = int(children[ref]["spec"]["replicas"])
+    going = int(snapshot.children[ref]["spec"].get("replicas", 1)) - stay
+    if not stay or going <= 0:
+        return ()
+    found = replicas(snapshot, "Paged", cached=lambda _: None, now=now.timestamp())
+    wanted = deletion_costs(found, going=going)
+    told = []
+    for pod in snapshot.pods:
+        metadata = pod["metadata"]
+        held = (metadata.get("annotations") or {}).get(names.ANNOTATION_DELETION_COST, "0")
+        cost = wanted.get(metadata["name"])
+        if cost is not None and str(cost) != held:
+            told.append(DeletionCost(metadata["name"], metadata["uid"], cost))
+    return tuple(told)
 
 
 def _deletions(snapshot: Snapshot, children: Mapping[Ref, Manifest], kept: Collection[Ref]) -> list[Deletion]:

@@ -5,6 +5,7 @@ itself in the answer. While a pod that began to serve was not read yet, or the o
 status stays: that takes seconds.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,15 +24,22 @@ STALE_SECONDS: Final = 10.0
 not follow each slow step of a busy engine."""
 
 
-def answered(before: Reading | None, state: SidecarState) -> Reading:
-    """The reading after a sidecar answered."""
-    return Reading(state=state, silent=_silent(before) if state.signal_age_seconds is None else 0)
+_MOST_USAGE: Final = 1.05
+"""Of KV blocks in use over those there are: 1, and a rounding error."""
+
+
+def answered(before: Reading | None, state: SidecarState, *, at: float | None = None) -> Reading:
+    """The reading after a sidecar answered, ``at`` seconds since the epoch."""
+    believed = _believed(state)
+    return Reading(state=believed, silent=_silent(before) if believed.signal_age_seconds is None else 0, at=at)
 
 
 def failed(before: Reading | None, error: str) -> Reading:
     """The reading after a poll failed; the last state stands for a few polls."""
     silent = _silent(before)
-    return Reading(state=before.state if before and silent < SILENT_POLLS else None, silent=silent, error=error)
+    if before is None or silent >= SILENT_POLLS:
+        return Reading(state=None, silent=silent, error=error)
+    return Reading(state=before.state, silent=silent, error=error, at=before.at)
 
 
 def telling(pod: str, reading: Reading) -> tuple[object, ...]:
@@ -111,6 +119,26 @@ def admission_impaired(signals: Signals, snapshot: Snapshot) -> str | None:
         held = _written(snapshot, Type.DEGRADED)
         return held["message"] if held and held["reason"] == Reason.ADMISSION_IMPAIRED else None
     return next((fault.message for fault in signals.faults if fault.impairs), None)
+
+
+def _believed(state: SidecarState) -> SidecarState:
+    """The state without figures that cannot be: what is NaN, endless or negative is not known."""
+    engine = {name: None for name, value in state.engine if not _possible(value)}
+    usage = state.engine.kv_cache_usage_ratio
+    if usage is not None and usage > _MOST_USAGE:
+        engine["kv_cache_usage_ratio"] = None
+    own: dict[str, object] = {
+        name: None for name in ("signal_age_seconds", "startup_seconds") if not _possible(getattr(state, name))
+    }
+    if engine:
+        own["engine"] = state.engine.model_copy(update=engine)
+    if not _possible(state.thrash.wasted_tokens_per_second):
+        own["thrash"] = state.thrash.model_copy(update={"wasted_tokens_per_second": None})
+    return state.model_copy(update=own) if own else state
+
+
+def _possible(value: float | None) -> bool:
+    return value is None or (math.isfinite(value) and value >= 0)
 
 
 def _silent(before: Reading | None) -> int:

@@ -64,6 +64,32 @@ class Reading:
     """Polls in a row, up to the last one, that gave no signals."""
     error: str = ""
     """Why the last poll failed; empty if it did not."""
+    at: float | None = None
+    """When ``state`` came, in seconds since the epoch; None: not known."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What the autoscaler says of one service now. It changes only with what has to be done or told."""
+
+    mode: str
+    """Mode of the pool that it speaks of."""
+    desired: int
+    """Replicas that there should be."""
+    blind: str = ""
+    """Why nothing goes down, where signals have been missing for a while; else empty."""
+    at_maximum: bool = False
+    """More are needed, or were a moment ago, than there may be."""
+
+
+@dataclass(frozen=True, order=True)
+class Scaler:
+    """A HorizontalPodAutoscaler, as far as it concerns one service."""
+
+    name: str
+    kind: str
+    """Of what it targets: LLMService, or the kind of a child."""
+    target: str
 
 
 @dataclass(frozen=True)
@@ -99,5 +125,9 @@ class Snapshot:
     """Of the LLMService."""
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     """By name, those of this service's pods; empty where the operator may not read nodes."""
+    scaling: Scaling | None = None
+    """None: the autoscaler of this process has not decided yet, or does not decide."""
+    scalers: tuple[Scaler, ...] = ()
+    """Those of others that target this service, or something with the name of a child."""
     capacity_written: datetime | None = None
     """When this process last changed ``status.capacity``; None: not yet."""

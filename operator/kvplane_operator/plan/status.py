@@ -15,6 +15,7 @@ from kvplane_operator.plan.capacity import Figures
 from kvplane_operator.plan.findings import Finding, findings
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.pods import selector
+from kvplane_operator.plan.scaling import at_zero
 from kvplane_operator.plan.signals import Signals, admission_impaired, fresh
 from kvplane_operator.plan.snapshot import Kind, Ref, Snapshot
 
@@ -57,13 +58,17 @@ def wanted_status(
     }
 
 
-def paged(snapshot: Snapshot, spec: LLMServiceSpec | None, *, accepted: Condition, signals: Signals) -> Told:
+def paged(
+    snapshot: Snapshot, spec: LLMServiceSpec | None, *, accepted: Condition, scaling: Condition, signals: Signals
+) -> Told:
     """What the paged pool says of itself."""
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
     counts: Mapping[str, Any] = deployment.get("status", {})
     ready, replicas = int(counts.get("readyReplicas", 0)), int(counts.get("replicas", 0))
     desired = spec.replicas if spec else int(snapshot.status.get("desiredReplicas", 0))
-    conditions = _conditions(snapshot, spec, deployment, accepted=accepted, signals=signals, desired=desired)
+    conditions = _conditions(
+        snapshot, spec, deployment, accepted=accepted, scaling=scaling, signals=signals, desired=desired
+    )
     pool = {"name": snapshot.name, "kind": "Paged", "replicas": replicas, "ready": ready}
     return Told("Paged", replicas, ready, desired, selector(snapshot.name), pool, tuple(conditions))
 
@@ -88,12 +93,13 @@ def _conditions(
     deployment: Mapping[str, Any],
     *,
     accepted: Condition,
+    scaling: Condition,
     signals: Signals,
     desired: int,
 ) -> list[Condition]:
     timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
     found = findings(snapshot.pods, startup_timeout_seconds=timeout)
-    available = _available(deployment, found, desired=desired, accepted=accepted)
+    available = _available(deployment, found, desired=desired, accepted=accepted, asleep=at_zero(spec))
     progressing = _progressing(deployment, found, desired=desired, serving=available.status == "True")
     degraded = _degraded(
         deployment,
@@ -104,10 +110,12 @@ def _conditions(
         impaired=admission_impaired(signals, snapshot),
     )
     ready = roll_up(accepted, available, progressing, degraded)
-    return [accepted, available, progressing, degraded, fresh(signals, snapshot), ready]
+    return [accepted, available, progressing, degraded, fresh(signals, snapshot), scaling, ready]
 
 
-def _available(deployment: Mapping[str, Any], found: list[Finding], *, desired: int, accepted: Condition) -> Condition:
+def _available(
+    deployment: Mapping[str, Any], found: list[Finding], *, desired: int, accepted: Condition, asleep: str
+) -> Condition:
     kind = Type.AVAILABLE
     serving = int(deployment.get("status", {}).get("readyReplicas", 0))
     if serving:
@@ -115,7 +123,7 @@ def _available(deployment: Mapping[str, Any], found: list[Finding], *, desired: 
     if not deployment and accepted.status == "False":
         return Condition(kind, "False", Reason.NOT_RECONCILED, f"Nothing runs: {accepted.message}")
     if not desired:
-        return Condition(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0; kubectl scale brings it back.")
+        return Condition(kind, "False", Reason.SCALED_TO_ZERO, asleep)
     if refused := _deployment_condition(deployment, "ReplicaFailure", "True"):
         return Condition(
             kind, "False", Reason.PODS_REFUSED, f"The API server refuses the pods: {refused.get('message', '')}"
@@ -171,6 +179,8 @@ def _degraded(
         return Condition(kind, "True", Reason.CRASH_LOOPING, crash.message)
     if serving < desired and progressing.reason is not Reason.ROLLING_OUT:
         why = f" {found[0].message}" if found else ""
+        if refused := _deployment_condition(deployment, "ReplicaFailure", "True"):
+            why = f" The API server refuses further pods: {refused.get('message', '')}"
         return Condition(kind, "True", Reason.REPLICAS_MISSING, f"{serving} of {desired} replicas serve.{why}")
     if impaired is not None:
         return Condition(kind, "True", Reason.ADMISSION_IMPAIRED, impaired)

@@ -154,6 +154,7 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
             requests_waiting=scheduler.waiting + scheduler.parked,
             preemptions_total=0,
             prompt_tokens_total=counts["prompt_tokens"],
+            prefix_hits_tokens_total=counts["cached_tokens"],
             generation_tokens_total=counts["generated_tokens"],
             max_model_len_tokens=max_model_tokens(state),
         ),

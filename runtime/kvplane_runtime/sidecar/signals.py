@@ -211,6 +211,7 @@ class Scrape:
             requests_waiting=self._whole("requests_waiting"),
             preemptions_total=self._whole("preemptions"),
             prompt_tokens_total=self._whole("prompt_tokens"),
+            prefix_hits_tokens_total=self._whole("prefix_cache_hits_tokens"),
             generation_tokens_total=self._whole("generation_tokens"),
             max_model_len_tokens=max_model_len_tokens,
         )

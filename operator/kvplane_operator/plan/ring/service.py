@@ -30,6 +30,8 @@ from kvplane_operator.plan.snapshot import Manifest, Snapshot
 from kvplane_operator.plan.status import DEFAULT_STARTUP_SECONDS
 from kvplane_operator.settings import OperatorSettings
 
+_OF_SCALE = ("replicas", "autoscaling")
+
 ASK_AGAIN_SECONDS = 5.0
 """A sidecar that was asked to drain, and does not say yet that it does, is asked again."""
 
@@ -204,15 +206,15 @@ def forced(
 def _ledger(snapshot: Snapshot, *, acts: bool) -> Ledger:
     """What status says, with the whole budget again where the spec changed, or a user asks for it.
 
-    How many groups there are is no change of what they run: an autoscaler must not start a crash loop anew. While a spec is not
-    acted upon, the groups are as the last one left them, and given up if they were.
+    How many groups there are, and who says so, is no change of what they run: an autoscaler must not start a crash loop
+    anew. While a spec is not acted upon, the groups are as the last one left them, and given up if they were.
     """
     pools: tuple[Mapping[str, Any], ...] = tuple(snapshot.status.get("pools") or ())
     held = restarts.ledger(next((pool for pool in pools if pool.get("kind") == "Ring"), {}))
     if not acts:
         return held
     retry = snapshot.annotations.get(names.ANNOTATION_RETRY, "")[:63]
-    spec = records.digest({field: value for field, value in snapshot.spec.items() if field != "replicas"})
+    spec = records.digest({field: value for field, value in snapshot.spec.items() if field not in _OF_SCALE})
     if held.spec != spec or (retry and retry != held.retry):
         return restarts.reset(held, retry=retry, spec=spec)
     return held

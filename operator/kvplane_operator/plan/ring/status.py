@@ -62,15 +62,17 @@ class Rings:
         return next((f" {finding.message}" for finding in self.findings if finding.pod in pods), "")
 
 
-def told(snapshot: Snapshot, rings: Rings, *, accepted: Condition, signals: Signals) -> Told:
-    """What the pool of ring groups says of itself."""
-    available = _available(rings, accepted=accepted)
+def told(
+    snapshot: Snapshot, rings: Rings, *, accepted: Condition, scaling: Condition, signals: Signals, asleep: str
+) -> Told:
+    """What the pool of ring groups says of itself; ``asleep``: what brings it back from no group at all."""
+    available = _available(rings, accepted=accepted, asleep=asleep)
     progressing = _progressing(rings)
     degraded = _degraded(
         rings, available=available, progressing=progressing, impaired=admission_impaired(signals, snapshot)
     )
     ready = roll_up(accepted, available, progressing, degraded)
-    conditions = (accepted, available, progressing, degraded, fresh(signals, snapshot), ready)
+    conditions = (accepted, available, progressing, degraded, fresh(signals, snapshot), scaling, ready)
     exists, serving = len(rings.groups), len(rings.serving)
     return Told(
         "Ring", exists, serving, rings.desired, serving_selector(snapshot.name), pool(snapshot.name, rings), conditions
@@ -90,7 +92,7 @@ def pool(service: str, rings: Rings) -> dict[str, Any]:
     }
 
 
-def _available(rings: Rings, *, accepted: Condition) -> Condition:
+def _available(rings: Rings, *, accepted: Condition, asleep: str) -> Condition:
     kind = Type.AVAILABLE
     if rings.serving:
         text = f"{len(rings.serving)} of {rings.desired} rings serve."
@@ -98,7 +100,7 @@ def _available(rings: Rings, *, accepted: Condition) -> Condition:
     if not rings.groups and accepted.status == "False":
         return Condition(kind, "False", Reason.NOT_RECONCILED, f"Nothing runs: {accepted.message}")
     if not rings.desired:
-        return Condition(kind, "False", Reason.SCALED_TO_ZERO, "spec.replicas is 0; kubectl scale brings it back.")
+        return Condition(kind, "False", Reason.SCALED_TO_ZERO, asleep)
     if rings.groups and all(group.number in rings.ledger.failed for group in rings.groups):
         return Condition(kind, "False", Reason.RESTART_BUDGET_EXHAUSTED, _exhausted(rings))
     if rings.findings:

@@ -1,0 +1,117 @@
+"""Demand in replicas: how many the work of now would fill.
+
+    D = max(D_kv, D_prefill) + D_waste
+    D_kv = (held + queued + shed reservation) / (C x min(kappa, u*))
+    D_prefill = computed prompt tokens per second / (u_p x prefill rate)
+
+Work that waits and work that was refused counts, else admission would hide demand from the scaler. What was refused is a
+flow, and becomes an amount by Little's law: reservation per second x the time a request stays. A request never fills more
+than one replica, however large it is: so one long prompt on a ring asks for its group and not for two.
+
+What is unread counts nothing here; that it lowers nothing either is the law's part.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kvplane_operator.autoscaler.flows import UNKNOWN, Meter, Rates
+from kvplane_operator.autoscaler.learned import Learned
+from kvplane_operator.autoscaler.settings import Tuning
+from kvplane_operator.autoscaler.signals import Reading, Signals
+
+_QUEUE_SECONDS: Final = 10.0
+"""In which prompts that wait should be computed: what waits longer is refused by admission."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """In replicas, by cause."""
+
+    held: float = 0.0
+    queued: float = 0.0
+    shed: float = 0.0
+    prefill: float | None = None
+    """``None``: the prefill rate is not known yet, so KV memory is what runs out first."""
+    waste: float = 0.0
+
+    @property
+    def kv(self) -> float:
+        return self.held + self.queued + self.shed
+
+    @property
+    def total(self) -> float:
+        return max(self.kv, self.prefill or 0.0) + self.waste
+
+    def __str__(self) -> str:
+        prefill = "not known" if self.prefill is None else f"{self.prefill:.2f}"
+        return (
+            f"{self.total:.2f} replicas (KV {self.kv:.2f}: held {self.held:.2f}, queued {self.queued:.2f}, refused "
+            f"{self.shed:.2f}; prefill {prefill}; thrash {self.waste:.2f})"
+        )
+
+
+def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, tuning: Tuning) -> Demand:
+    """The demand that the replicas which serve, and were read, tell of."""
+    held = queued = shed = waste = prompts = 0.0
+    for replica in signals.ready:
+        reading = replica.reading
+        if reading is None:
+            continue
+        meter = meters.get(replica.name)
+        rates = meter.rates if meter else UNKNOWN
+        usable = reading.capacity_tokens * min(reading.kappa, learned.usable.share)
+        own_held = min(reading.held_tokens / usable, reading.running + reading.queued)
+        held += own_held
+        queued += min(reading.queued_tokens / usable, reading.running + reading.queued - own_held)
+        shed += _shed(rates, usable, learned.residence_seconds)
+        waste += _waste(reading, rates)
+        prompts += _prompt_tokens_per_second(reading, rates)
+    rate = learned.prefill_tokens_per_second
+    return Demand(
+        held=held,
+        queued=queued,
+        shed=shed,
+        prefill=None if rate is None else prompts / (tuning.prefill_share * rate),
+        waste=waste,
+    )
+
+
+def shed_share(meters: Mapping[str, Meter]) -> float:
+    """Share of the requests of late that were refused for want of room; 0 where there were none or it is not known."""
+    admitted = sum(meter.rates.admitted or 0.0 for meter in meters.values())
+    refused = sum(_refused(meter.rates) for meter in meters.values())
+    return refused / (admitted + refused) if refused else 0.0
+
+
+def _refused(rates: Rates) -> float:
+    """Requests refused per second. Those that fit no engine are refused too, but shed nothing."""
+    return (rates.refused or 0.0) if rates.shed_tokens else 0.0
+
+
+def _shed(rates: Rates, usable: float, residence_seconds: float) -> float:
+    if not rates.shed_tokens:
+        return 0.0
+    shed = rates.shed_tokens * residence_seconds / usable
+    return shed if rates.refused is None else min(shed, rates.refused * residence_seconds)
+
+
+def _waste(reading: Reading, rates: Rates) -> float:
+    """Share of this replica's work that is done again."""
+    wasted = reading.wasted_tokens_per_second
+    if not wasted or rates.prompt_tokens is None or rates.generation_tokens is None:
+        return 0.0
+    return wasted / (wasted + rates.prompt_tokens + rates.generation_tokens)
+
+
+def _prompt_tokens_per_second(reading: Reading, rates: Rates) -> float:
+    """Computed, waiting, and refused; a refused prompt is as long as the others are, and of one that waits as much is cached."""
+    computed = rates.prompt_tokens or 0.0
+    refused = _refused(rates) * computed / rates.admitted if rates.admitted else 0.0
+    return computed + refused + reading.queued_prompt_tokens * _computed_share(reading) / _QUEUE_SECONDS
+
+
+def _computed_share(reading: Reading) -> float:
+    """Of the prompt tokens so far, those that the prefix cache had not; all, where it tells nothing."""
+    prompts, hits = reading.prompt_tokens_total, reading.prefix_hits_tokens_total
+    return max(0.0, 1 - hits / prompts) if prompts and hits is not None else 1.0

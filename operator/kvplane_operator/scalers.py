@@ -1,0 +1,86 @@
+"""Who else scales: HorizontalPodAutoscalers that target a service, or a child of one. KEDA makes such an object too.
+
+They are listed twice a minute, from the API server's cache, not watched: a conflict of two scalers is a mistake of somebody's
+configuration, which nobody needs to see within a second, and a watch would bring each of them whenever its status changes, up to
+every 15 s. Without the right, or where the API is not served, nobody is known to scale.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from kvplane_api import names
+from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, RefusedError
+from kvplane_operator.plan.snapshot import Kind, Manifest, Scaler
+from kvplane_operator.settings import OperatorSettings
+from kvplane_operator.store import Store
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS: Final = 30.0
+REFUSED_SECONDS: Final = 600.0
+"""The right may be given later, without a word to the operator."""
+
+_RING: Final = re.compile(r"(.+)-ring-\d+")
+
+
+async def look_for_scalers(
+    *, cluster: Cluster, store: Store, settings: OperatorSettings, enqueue: Callable[[str], None]
+) -> None:
+    """Look for ever; services to which something is news are planned again."""
+    left_out: dict[str | None, int] = {}
+    while True:
+        try:
+            await look_once(cluster=cluster, store=store, settings=settings, enqueue=enqueue, left_out=left_out)
+        except ApiError as error:
+            logger.info("Looking for HorizontalPodAutoscalers was put off: %s", error)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def look_once(
+    *,
+    cluster: Cluster,
+    store: Store,
+    settings: OperatorSettings,
+    enqueue: Callable[[str], None],
+    left_out: dict[str | None, int],
+) -> None:
+    """One listing of each namespace that is watched; ``left_out``: in how many looks one that was refused is not asked for."""
+    found: dict[tuple[str, str], tuple[Scaler, ...]] = {}
+    for namespace in settings.watch_namespaces or (None,):
+        for manifest in await _listed(cluster, namespace, left_out):
+            target = manifest.get("spec", {}).get("scaleTargetRef") or {}
+            service = concerned(target)
+            if service is not None:
+                metadata = manifest["metadata"]
+                key = (metadata["namespace"], service)
+                scaler = Scaler(metadata["name"], target["kind"], target["name"])
+                found[key] = tuple(sorted((*found.get(key, ()), scaler)))
+    for uid in store.put_scalers(found):
+        enqueue(uid)
+
+
+async def _listed(cluster: Cluster, namespace: str | None, left_out: dict[str | None, int]) -> list[Manifest]:
+    """Those of a namespace; none where it may not be listed, which hides nothing of another one."""
+    if left := left_out.get(namespace, 0):
+        left_out[namespace] = left - 1
+        return []
+    try:
+        return await cluster.list_pod_autoscalers(namespace)
+    except (NotFoundError, RefusedError) as error:
+        where = f" of {namespace}" if namespace else ""
+        logger.info("HorizontalPodAutoscalers%s cannot be listed, so none is known: %s", where, error)
+        left_out[namespace] = round(REFUSED_SECONDS / LOOK_SECONDS) - 1
+        return []
+
+
+def concerned(target: dict[str, Any]) -> str | None:
+    """Name of the service that a ``scaleTargetRef`` may concern, by itself or by the name of a child; None if none."""
+    group, kind, name = str(target.get("apiVersion", "")).split("/")[0], target.get("kind"), str(target.get("name", ""))
+    if (group, kind) in ((names.GROUP, names.KIND), ("apps", Kind.DEPLOYMENT.value)):
+        return name
+    if (group, kind) == ("apps", Kind.STATEFUL_SET.value) and (ring := _RING.fullmatch(name)):
+        return ring[1]
+    return None
