@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def started(tmp_path: Path) -> "subprocess.Popen[str]":
+    # What a shell starts in the background ignores SIGINT, and so would these tests' children.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "bench.ring.demo"]
     return subprocess.Popen(
-        [sys.executable, "-m", "bench.ring.demo", "--tokens", "5000", "--ranks", "2", "--answer", "4"],
+        [*command, "--tokens", "5000", "--ranks", "2", "--answer", "4"],
         cwd=ROOT,
         env={
             **os.environ,
