@@ -155,18 +155,27 @@ class TestEngine:
         assert environment(world)["WORLD_SIZE"] == "3"
 
     @pytest.mark.parametrize(
-        ("spec", "limits"),
+        ("spec", "limits", "device"),
         [
-            (RING, {"nvidia.com/gpu": "1"}),
+            (RING, {"nvidia.com/gpu": "1"}, "cuda"),
             (
                 {**RING, "engine": {"resources": {"limits": {"memory": "9Gi"}}}},
                 {"memory": "9Gi", "nvidia.com/gpu": "1"},
+                "cuda",
             ),
-            (with_ring(resources={"limits": {"nvidia.com/gpu": 0, "cpu": 2}}), {"nvidia.com/gpu": "0", "cpu": "2"}),
+            (
+                with_ring(resources={"limits": {"nvidia.com/gpu": 0, "cpu": 2}}),
+                {"nvidia.com/gpu": "0", "cpu": "2"},
+                "cpu",
+            ),
         ],
     )
-    def test_asks_for_one_accelerator(self, spec: dict[str, Any], limits: dict[str, str]) -> None:
-        assert container(made(dict(spec)), "engine")["resources"]["limits"] == limits
+    def test_asks_for_one_accelerator_and_computes_on_it(
+        self, spec: dict[str, Any], limits: dict[str, str], device: str
+    ) -> None:
+        world = made(dict(spec))
+        assert container(world, "engine")["resources"]["limits"] == limits
+        assert engine_settings.from_environment(environment(world), hostname="chat-ring-0-1").device == device
 
     def test_has_the_same_sidecar_in_every_rank(self) -> None:
         sidecar = container(made(), names.CONTAINER_SIDECAR, "initContainers")

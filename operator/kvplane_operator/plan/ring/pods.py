@@ -43,13 +43,15 @@ def group_selector(service: str, number: int) -> dict[str, str]:
 def variant(spec: LLMServiceSpec, *, service: str, size: int, settings: OperatorSettings) -> Variant:
     """The pods of rings of ``size`` ranks."""
     ring = asked(spec)
+    given = resources(ring.resources or spec.engine.resources, accelerator=settings.accelerator, accelerators=1)
+    device = "cpu" if given.get("limits", {}).get(settings.accelerator, "0") == "0" else "cuda"
     return Variant(
         selector=selector(service),
         image=ring.image or settings.ring_image,
         command=COMMAND[:1],
         args=list(COMMAND[1:]),
-        resources=resources(ring.resources or spec.engine.resources, accelerator=settings.accelerator, accelerators=1),
-        env=tuple(_env(spec, service=service, size=size)),
+        resources=given,
+        env=tuple(_env(spec, service=service, size=size, device=device)),
         mounts=(CONFIG_MOUNT,),
         sidecar_env=(env(names.ENV_POOL, names.POOL_RING),),
         placement={**_spread(ring.spread, service), "tolerations": _tolerations(ring.recovery.reform_grace_seconds)},
@@ -79,11 +81,12 @@ def for_group(template: dict[str, Any], number: int, *, service: str) -> dict[st
     return mine
 
 
-def _env(spec: LLMServiceSpec, *, service: str, size: int) -> list[dict[str, Any]]:
+def _env(spec: LLMServiceSpec, *, service: str, size: int, device: str) -> list[dict[str, Any]]:
     ring = asked(spec)
     values = {
         "WORLD_SIZE": str(size),
         "PROMPT_SPLIT_STRATEGY": STRATEGY,
+        "KVPLANE_RING_DEVICE": device,
         "KVPLANE_RING_MODEL": sources.render(spec.model).args[0],
         "KVPLANE_RING_SERVED_NAME": spec.served_name(service),
         "KVPLANE_RING_DTYPE": spec.engine.dtype,
