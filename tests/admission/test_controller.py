@@ -702,6 +702,18 @@ def test_the_state_tells_what_is_held_and_what_was_sent_away(world: World) -> No
     assert waits(queued) is False
 
 
+def test_what_no_room_would_help_is_no_demand() -> None:
+    """A tenant's limit is the user's order: a scaler must not add replicas for what it refuses."""
+    world = with_(admission={"fairness": {"tokensPerSecond": 10}})
+    refusal(world.offer(90 * BLOCK_SIZE + 1), Reason.CONTEXT)
+    world.finish(world.offer(1000, tenant="a"), 1)
+    refusal(world.offer(1, tenant="a"), Reason.TENANT)
+    state = world.admission.state(now=world.now)
+    assert (state.refused_total, state.shed_reservation_tokens_total) == (0, 0)
+    assert world.admission.decisions["refused", Reason.CONTEXT] == 1
+    assert world.admission.decisions["refused", Reason.TENANT] == 1
+
+
 def test_five_hundred_requests_in_flight_and_nothing_left_after() -> None:
     admission = Admission(config=configuration(engine={"maxBatchedTokens": 10**6}), uniform=lambda: 0.5)
     admission.observe(Feedback(kv_blocks=10**6, block_size_tokens=16), now=0.0)

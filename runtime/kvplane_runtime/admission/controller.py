@@ -66,6 +66,8 @@ _HELD_BY: Final = {
     Reason.QUEUE_FULL: "the queue is full",
     Reason.DEADLINE: "others come first",
 }
+_NO_DEMAND: Final = frozenset({Reason.CONTEXT, Reason.TENANT})
+"""Refused whatever room there is, so it is no lack of it."""
 _LEAST_WAIT_SHARE: Final = 0.5
 """A prompt whose own prefill takes up its time may still wait for half of it: it would never be served otherwise."""
 
@@ -608,9 +610,10 @@ class Admission:
 
     def _count_refused(self, demand: Demand, reason: Reason) -> None:
         if reason is not Reason.CONTEXT:
-            self._shed += self._reservation(demand)
             self._backlog.refused(demand.prompt_tokens)
-        self._refused += 1
+        if reason not in _NO_DEMAND:
+            self._shed += self._reservation(demand)
+            self._refused += 1
         self.decisions["refused", reason] += 1
 
     def _release(self, running: Running, *, now: float) -> None:
