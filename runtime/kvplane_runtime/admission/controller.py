@@ -155,7 +155,8 @@ class Admission:
             self._next_check = now + CHECK_SECONDS
             decided += self._recheck(now=now)
         while (waiting := self._next(now=now)) is not None:
-            if now + self._prefill.under_way > waiting.expires_at:  # sent now, it would still be late
+            # Sent now, it would still be late; a ring computes a short prompt beside a long one.
+            if not self.ring and now + self._prefill.under_way > waiting.expires_at:
                 waiting.held_by = Reason.PREFILL
                 decided.append(self._too_late(waiting, now=now))
             else:
@@ -562,7 +563,8 @@ class Admission:
         """The gate that would keep a request beyond its time, as far as can be foreseen."""
         if waiting is None:
             return None
-        prefills = self._prefill.seconds(self._prefill.outstanding) if self._prefill.outstanding else 0.0
+        behind = self._prefill.outstanding if not self.ring else 0
+        prefills = self._prefill.seconds(behind) if behind else 0.0
         wait = max(prefills, self._expected_wait(waiting.entry.demand, now=now))
         return waiting.held_by if wait > waiting.expires_at - now else None
 
