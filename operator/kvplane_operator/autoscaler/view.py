@@ -86,12 +86,14 @@ def _groups(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ..
         ranks = [pod for pod in snapshot.pods if number_of(pod) == group.number]
         made_at = _made_at(held, now)
         kept_away = len(ranks) < group.size and now - made_at > _MADE_SECONDS
+        goes = any(rank.ordinal == 0 and rank.going for rank in group.ranks)
         found.append(
             Replica(
                 name=set_name(snapshot.name, group.number),
-                created_at=made_at,
+                # A group that is renewed keeps its StatefulSet, and starts with its pods.
+                created_at=max((made_at, *(_made_at(pod, now) for pod in ranks))),
                 ready=group.formed,
-                draining=group.draining,
+                draining=group.draining or goes,
                 image_cached=True if ranks and all(cached(pod) for pod in ranks) else None,
                 # One that was given up is of no use, and another one would end as it did.
                 refused=not group.size or kept_away or any(_refused(pod) for pod in ranks),

@@ -163,6 +163,19 @@ class TestGroups:
             one, other = seen(world, mode="Ring", asked=2).replicas
             assert (one.refused, other.ready, other.refused) == (False, False, refused)
 
+    def test_one_that_is_renewed_starts_with_its_pods(self) -> None:
+        """Else it would count as one that starts for hours and is lost, and each rollout would ask for another group."""
+        world = formed({**RING, "replicas": 2})
+        world.rank(1, 0)["metadata"]["deletionTimestamp"] = "2026-01-01T12:01:00Z"
+        assert [each.draining for each in seen(world, mode="Ring", asked=2).replicas] == [False, True]
+        world.pods = [each for each in world.pods if number_of(each) != 1]
+        world.down = {(1, 0), (1, 1), (1, 2)}
+        world.step()
+        made(world.stateful_set(1), seconds_ago=7200)
+        _, other = seen(world, mode="Ring", asked=2).replicas
+        assert (other.ready, other.draining, other.refused) == (False, False, False)
+        assert other.created_at == world.now.timestamp()
+
     def test_one_that_is_drained_counts_no_more(self) -> None:
         world = formed({**RING, "replicas": 2})
         world.held = {0: 1, 1: 1}
