@@ -279,7 +279,8 @@ def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float)
 
     coming = float(len(signals.ready))
     for replica in signals.pending:
-        coming += 1.0 if replica.refused else chance(now - replica.created_at, replica.image_cached)
+        began = max(replica.created_at, replica.changed_at or replica.created_at)
+        coming += 1.0 if replica.refused else chance(now - began, replica.image_cached)
     unborn = max(0, signals.asked - len(signals.ready) - len(signals.pending))
     return min(float(signals.asked), coming + unborn * chance(0.0, None))
 

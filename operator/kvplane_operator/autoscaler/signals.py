@@ -57,6 +57,9 @@ class Replica:
     name: str
     created_at: float
     ready: bool
+    changed_at: float | None = None
+    """When it became ready or ceased to be; ``None``: not known, or its node is lost. One that is not ready starts from then on, be
+    it that a node has only just taken it, or that it served before."""
     draining: bool = False
     """Being taken away: its room no longer counts, and its work ends with it."""
     image_cached: bool | None = None
