@@ -11,7 +11,7 @@ Blind is static: where one replica's signals are missing, what the others tell m
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -413,8 +413,12 @@ def _blind(s: _Situation) -> tuple[Reason, str] | None:
     unread = s.signals.unread
     if not unread:
         return Reason.BLIND, "none serves yet, so nothing tells of demand"
-    names = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
-    return Reason.BLIND, f"signals of {names} are missing, so nothing goes down"
+    return Reason.BLIND, f"signals of {few(unread)} are missing, so nothing goes down"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _panicking(s: _Situation) -> tuple[Reason, str] | None:
