@@ -11,12 +11,12 @@ go with all that they serve.
 import asyncio
 import itertools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from kvplane_api import names
 from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, RefusedError
+from kvplane_operator.plan.ring.groups import service_of_set
 from kvplane_operator.plan.snapshot import Kind, Manifest, Scaler
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import Store
@@ -30,8 +30,6 @@ FIRST_TRIES: Final = 3
 """Then nobody is taken to scale: what fails for this list alone must not keep all services waiting."""
 REFUSED_SECONDS: Final = 600.0
 """The right may be given later, without a word to the operator."""
-
-_RING: Final = re.compile(r"(.+)-ring-\d+")
 
 
 async def look_for_scalers(
@@ -100,6 +98,4 @@ def concerned(target: dict[str, Any]) -> str | None:
     group, kind, name = str(target.get("apiVersion", "")).split("/")[0], target.get("kind"), str(target.get("name", ""))
     if (group, kind) in ((names.GROUP, names.KIND), ("apps", Kind.DEPLOYMENT.value)):
         return name
-    if (group, kind) == ("apps", Kind.STATEFUL_SET.value) and (ring := _RING.fullmatch(name)):
-        return ring[1]
-    return None
+    return service_of_set(name) if (group, kind) == ("apps", Kind.STATEFUL_SET.value) else None
