@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 
 from kvplane_runtime.histogram import Buckets, Histogram
 from kvplane_runtime.metric import Kind, Metric, Samples, families
-from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, usage
+from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, room, usage
 
 BLOCK_TOKENS: Final = 16
 """A ring's KV has no blocks; capacity is told in vLLM's usual ones, as readers of ``cache_config_info`` expect."""
@@ -52,13 +52,14 @@ class Tally:
 CACHE_CONFIG: Final = Metric(
     "vllm:cache_config_info",
     Kind.GAUGE,
-    "Always 1; the ring's KV capacity in its labels, in blocks of 16 tokens as vLLM tells it.",
+    "Always 1; the ring's KV capacity, without what is kept free for a lost rank, in its labels, in blocks of 16 tokens as vLLM "
+    "tells it.",
     ("block_size", "num_gpu_blocks", "kv_cache_size_tokens"),
 )
 KV_USAGE: Final = Metric(
     "vllm:kv_cache_usage_perc",
     Kind.GAUGE,
-    "Share of a rank's KV tokens that requests in progress hold or have reserved, on the fullest rank, 0 to 1.",
+    "Share of that capacity that requests in progress hold or have reserved, on the fullest rank, 0 to 1.",
 )
 PREEMPTIONS: Final = Metric("vllm:num_preemptions", Kind.COUNTER, "Always 0: what is admitted has room to its end.")
 RUNNING: Final = Metric("vllm:num_requests_running", Kind.GAUGE, "Outputs that are prefilled or decoded.")
@@ -311,7 +312,7 @@ def _parts(traffic: RankTraffic) -> dict[str, float]:
 def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
     known = state.scheduler
     counts, ranks = known.counts, range(len(known.held))
-    capacity = known.capacity_tokens * len(known.held)
+    capacity = room(known) * len(known.held)
     # One block more than there is: readers take one away, vLLM's null block.
     blocks, told = capacity // BLOCK_TOKENS + 1, capacity + BLOCK_TOKENS
     yield CACHE_CONFIG, {(str(BLOCK_TOKENS), str(blocks), str(told)): 1}
