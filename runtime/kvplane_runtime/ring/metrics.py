@@ -13,7 +13,16 @@ from prometheus_client.registry import Collector
 
 from kvplane_runtime.histogram import Buckets, Histogram
 from kvplane_runtime.metric import Kind, Metric, Samples, families
-from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, room, usage
+from kvplane_runtime.ring.state import (
+    RankTraffic,
+    State,
+    WorkerAccount,
+    exposed_wait,
+    imbalance,
+    processed_tokens,
+    room,
+    usage,
+)
 
 BLOCK_TOKENS: Final = 16
 """A ring's KV has no blocks; capacity is told in vLLM's usual ones, as readers of ``cache_config_info`` expect."""
@@ -69,7 +78,9 @@ WAITING: Final = Metric(
     "Outputs that wait: for the first window of their prompt (capacity), or for room after a lost rank (parked).",
     ("reason",),
 )
-PROMPT_TOKENS: Final = Metric("vllm:prompt_tokens", Kind.COUNTER, "Prompt tokens of admitted requests.")
+PROMPT_TOKENS: Final = Metric(
+    "vllm:prompt_tokens", Kind.COUNTER, "Prompt tokens processed: computed, or found in a kept sequence."
+)
 GENERATION_TOKENS: Final = Metric("vllm:generation_tokens", Kind.COUNTER, "Tokens generated.")
 PREFIX_QUERIES: Final = Metric(
     "vllm:prefix_cache_queries", Kind.COUNTER, "Prompt tokens looked up among the sequences that are there."
@@ -320,7 +331,7 @@ def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
     yield PREEMPTIONS, {(): 0}
     yield RUNNING, {(): known.prefilling + known.decoding}
     yield WAITING, {("capacity",): known.waiting, ("parked",): known.parked}
-    yield PROMPT_TOKENS, {(): counts["prompt_tokens"]}
+    yield PROMPT_TOKENS, {(): processed_tokens(known)}
     yield GENERATION_TOKENS, {(): counts["generated_tokens"]}
     yield PREFIX_QUERIES, {(): counts["prompt_tokens"]}
     yield PREFIX_HITS, {(): counts["cached_tokens"]}

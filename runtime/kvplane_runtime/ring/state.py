@@ -142,6 +142,12 @@ def usage(snapshot: Snapshot) -> float:
     return min(1.0, max(snapshot.active) / room(snapshot))
 
 
+def processed_tokens(snapshot: Snapshot) -> int:
+    """Prompt tokens computed or found, each once: what was admitted may be minutes from being computed."""
+    counts = snapshot.counts
+    return counts["cached_tokens"] + counts["computed_tokens"] - counts["refilled_tokens"]
+
+
 def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
     """``state`` as ``/state`` gives it."""
     scheduler = state.scheduler
@@ -162,7 +168,7 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
             requests_running=running,
             requests_waiting=scheduler.waiting + scheduler.parked,
             preemptions_total=0,
-            prompt_tokens_total=counts["prompt_tokens"],
+            prompt_tokens_total=processed_tokens(scheduler),
             prefix_hits_tokens_total=counts["cached_tokens"],
             generation_tokens_total=counts["generated_tokens"],
             max_model_len_tokens=max_model_tokens(state),
