@@ -126,8 +126,9 @@ class AdmissionState(_Wire):
     """Learned factor: requests are admitted while the predicted peak is at most kappa x capacity. 1 in front of a ring."""
     admitted_total: int = Field(ge=0)
     refused_total: int = Field(ge=0)
+    """Requests refused for want of room: not those that fit no engine, nor those over a tenant's own limit."""
     shed_reservation_tokens_total: int = Field(ge=0)
-    """KV tokens that refused requests would have reserved: demand that admission hides from the engine."""
+    """KV tokens that these would have reserved: demand that admission hides from the engine."""
 
 
 class ThrashState(_Wire):

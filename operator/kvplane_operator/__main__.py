@@ -51,7 +51,13 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
     metrics.REGISTRY.register(metrics.ServiceCollector(services=store.llmservices, pods=store.pods))
     sidecars = connect_to_sidecars(resolve)
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings, drain=sidecars.drain)
-    queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=leadership.wait)
+    looked = asyncio.Event()
+
+    async def may_write() -> None:
+        await looked.wait()
+        await leadership.wait()
+
+    queue = WorkQueue(reconciler.reconcile, workers=settings.workers, gate=may_write)
     poller = SignalPoller(
         store=store,
         fetch=sidecars.fetch,
@@ -79,8 +85,12 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
             loop.create_task(stop.wait(), name="stop"),
         ]
         if settings.read_autoscalers:
-            looking = look_for_scalers(cluster=cluster, store=store, settings=settings, enqueue=queue.add)
+            looking = look_for_scalers(
+                cluster=cluster, store=store, settings=settings, enqueue=queue.add, looked=looked
+            )
             tasks.append(loop.create_task(looking, name="scalers"))
+        else:
+            looked.set()
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         first = done.pop()
         logger.info("Ending: %s came to its end.", first.get_name())

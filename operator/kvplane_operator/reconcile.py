@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 _HEAL_FIRST_SECONDS = 1.0
 _HEAL_LONGEST_SECONDS = 60.0
 _HEAL_FORGET_SECONDS = 300.0
+_UNTOLD_SECONDS = 1.0
+"""After a status that was refused, as it was planned from an old version: until the watch has brought the new one, each further
+attempt would be refused too, and a plan may wait for nothing else."""
 
 
 @dataclass
@@ -79,9 +82,10 @@ class Reconciler:
                 if fresh is None:
                     return None
                 snapshot, plan = fresh, self._plan(fresh)
-            await self._tell(snapshot, plan, memory)
+            told = await self._tell(snapshot, plan, memory)
         waits = [self._settings.resync_seconds, plan.wake_after_seconds, put_off]
-        return min(wait for wait in waits if wait is not None)
+        soonest = min(wait for wait in waits if wait is not None)
+        return soonest if told else max(soonest, _UNTOLD_SECONDS)
 
     def _look(self, uid: str, memory: _Memory) -> Snapshot | None:
         return self._store.snapshot(uid, memory.blocked, capacity_written=memory.capacity_written)
@@ -223,11 +227,13 @@ class Reconciler:
         ours = replace(write, exists=True, uid=held["metadata"]["uid"])
         return await self._write(snapshot, ours, dry_run=dry_run)
 
-    async def _tell(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> None:
-        """Write what differs of the status, and an event for each condition whose reason changed."""
+    async def _tell(self, snapshot: Snapshot, plan: Plan, memory: _Memory) -> bool:
+        """Write what differs of the status, and an event for each condition whose reason changed; False if the service is
+        another version by now.
+        """
         patch = status_patch(snapshot.status, plan.status)
         if not patch:
-            return
+            return True
         try:
             written = await self._cluster.patch_status(
                 snapshot.namespace,
@@ -237,16 +243,17 @@ class Reconciler:
                 resource_version=snapshot.resource_version,
             )
         except ConflictError:
-            return  # the service changed; its watch event brings it back here
+            return False  # its watch event brings it back here
         except ApiError as error:
             if error.code == 404:
-                return
+                return False
             raise
         self._store.put(SERVICE, written)
         if "capacity" in patch:
             memory.capacity_written = datetime.now(UTC)
         for event in _events(snapshot, plan):
             await self._post(snapshot, event)
+        return True
 
     async def _post(self, snapshot: Snapshot, event: dict[str, Any]) -> None:
         try:

@@ -3,16 +3,20 @@
 They are listed twice a minute, from the API server's cache, not watched: a conflict of two scalers is a mistake of somebody's
 configuration, which nobody needs to see within a second, and a watch would bring each of them whenever its status changes, up to
 every 15 s. Without the right, or where the API is not served, nobody is known to scale.
+
+Nothing is written before the first look: of a Deployment that somebody else scales it would be spec.replicas, and pods would
+go with all that they serve.
 """
 
 import asyncio
+import itertools
 import logging
-import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from kvplane_api import names
 from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, RefusedError
+from kvplane_operator.plan.ring.groups import service_of_set
 from kvplane_operator.plan.snapshot import Kind, Manifest, Scaler
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import Store
@@ -20,23 +24,36 @@ from kvplane_operator.store import Store
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 30.0
+FIRST_SECONDS: Final = 1.0
+"""Between looks until the first has succeeded."""
+FIRST_TRIES: Final = 3
+"""Then nobody is taken to scale: what fails for this list alone must not keep all services waiting."""
 REFUSED_SECONDS: Final = 600.0
 """The right may be given later, without a word to the operator."""
 
-_RING: Final = re.compile(r"(.+)-ring-\d+")
-
 
 async def look_for_scalers(
-    *, cluster: Cluster, store: Store, settings: OperatorSettings, enqueue: Callable[[str], None]
+    *,
+    cluster: Cluster,
+    store: Store,
+    settings: OperatorSettings,
+    enqueue: Callable[[str], None],
+    looked: asyncio.Event,
 ) -> None:
-    """Look for ever; services to which something is news are planned again."""
+    """Look for ever; services to which something is news are planned again. ``looked`` is set after the first look
+    that succeeds, or when so many have failed.
+    """
     left_out: dict[str | None, int] = {}
-    while True:
+    for tries in itertools.count(1):
         try:
             await look_once(cluster=cluster, store=store, settings=settings, enqueue=enqueue, left_out=left_out)
         except ApiError as error:
             logger.info("Looking for HorizontalPodAutoscalers was put off: %s", error)
-        await asyncio.sleep(LOOK_SECONDS)
+        else:
+            looked.set()
+        if tries == FIRST_TRIES:
+            looked.set()
+        await asyncio.sleep(LOOK_SECONDS if looked.is_set() else FIRST_SECONDS)
 
 
 async def look_once(
@@ -81,6 +98,4 @@ def concerned(target: dict[str, Any]) -> str | None:
     group, kind, name = str(target.get("apiVersion", "")).split("/")[0], target.get("kind"), str(target.get("name", ""))
     if (group, kind) in ((names.GROUP, names.KIND), ("apps", Kind.DEPLOYMENT.value)):
         return name
-    if (group, kind) == ("apps", Kind.STATEFUL_SET.value) and (ring := _RING.fullmatch(name)):
-        return ring[1]
-    return None
+    return service_of_set(name) if (group, kind) == ("apps", Kind.STATEFUL_SET.value) else None

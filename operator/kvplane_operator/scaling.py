@@ -26,7 +26,7 @@ from kvplane_api.service import LLMServiceSpec
 from kvplane_operator import metrics
 from kvplane_operator.autoscaler import document, view
 from kvplane_operator.autoscaler.history import History, fresh
-from kvplane_operator.autoscaler.law import Decision, Reason, decide
+from kvplane_operator.autoscaler.law import Decision, Reason, decide, few
 from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.autoscaler.signals import Signals
 from kvplane_operator.cluster import ApiError, Cluster
@@ -337,9 +337,7 @@ def _blind(track: _Track, decision: Decision, now: float) -> str:
         track.blind_since = now
     if now - track.blind_since < BLIND_SECONDS:
         return ""
-    unread = decision.unread
-    more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
-    return f"Signals of {', '.join(unread[:3])}{more} are missing, so nothing goes down; what the others tell may still raise."
+    return f"Signals of {few(decision.unread)} are missing, so nothing goes down; what the others tell may still raise."
 
 
 def _at_maximum(track: _Track, decision: Decision, now: float) -> bool:

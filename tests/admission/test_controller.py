@@ -468,6 +468,23 @@ def test_in_front_of_a_ring_a_long_prefill_holds_up_nobody() -> None:
     assert world.offer(10).admitted_at is not None
 
 
+@pytest.mark.parametrize("policy", ["Enforce", "Observe"])
+def test_in_front_of_a_ring_what_waited_for_its_place_goes_beside_a_long_prefill(policy: str) -> None:
+    world = World(configuration(engine={"maxSequences": 2}, admission={"policy": policy}), ring=True)
+    world.scrape()
+    for _ in range(8):  # 10,000 prompt tokens a second
+        entry = world.offer(1000)
+        world.now += 0.1
+        world.run(entry, 1)
+        world.finish(entry, 1)
+    assert world.offer(1_000_000).admitted_at is not None
+    before, entry = world.offer(10), world.offer(10)
+    assert (waits(entry), entry.would_refuse) == (policy == "Enforce", None)
+    world.finish(before, 1)
+    assert world.decide() == ([entry] if policy == "Enforce" else [])
+    assert entry.admitted_at == world.now
+
+
 def test_in_front_of_a_ring_sequences_and_tenants_are_bounded_as_everywhere() -> None:
     world = World(configuration(engine={"maxSequences": 1}, admission={"fairness": {"tokensPerSecond": 10}}), ring=True)
     world.scrape()
@@ -700,6 +717,18 @@ def test_the_state_tells_what_is_held_and_what_was_sent_away(world: World) -> No
     assert state.shed_reservation_tokens_total == pytest.approx(1600, abs=10)
     world.finish(running)
     assert waits(queued) is False
+
+
+def test_what_no_room_would_help_is_no_demand() -> None:
+    """A tenant's limit is the user's order: a scaler must not add replicas for what it refuses."""
+    world = with_(admission={"fairness": {"tokensPerSecond": 10}})
+    refusal(world.offer(90 * BLOCK_SIZE + 1), Reason.CONTEXT)
+    world.finish(world.offer(1000, tenant="a"), 1)
+    refusal(world.offer(1, tenant="a"), Reason.TENANT)
+    state = world.admission.state(now=world.now)
+    assert (state.refused_total, state.shed_reservation_tokens_total) == (0, 0)
+    assert world.admission.decisions["refused", Reason.CONTEXT] == 1
+    assert world.admission.decisions["refused", Reason.TENANT] == 1
 
 
 def test_five_hundred_requests_in_flight_and_nothing_left_after() -> None:

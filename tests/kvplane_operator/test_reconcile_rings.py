@@ -8,7 +8,7 @@ import pytest
 
 from kvplane_api import names
 from kvplane_operator import metrics
-from kvplane_operator.cluster import Cluster
+from kvplane_operator.cluster import Cluster, ConflictError
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.reconcile import Reconciler
@@ -30,6 +30,8 @@ class Notes:
         self.sets: dict[str, Manifest] = {}
         self.gone: set[str] = set()
         """Pods, by uid, that were deleted by force; the watch has not told of it."""
+        self.behind = False
+        """The watch has not brought the newest version of the service yet."""
         self._versions = itertools.count(1)
         self._service: Manifest = {
             "metadata": {"namespace": "team", "name": "chat", "uid": UID, "generation": 0},
@@ -79,6 +81,8 @@ class Notes:
     async def patch_status(
         self, namespace: str, name: str, status: Mapping[str, Any], *, uid: str, resource_version: str
     ) -> Manifest:
+        if self.behind:
+            raise ConflictError("the object has been modified", code=409)
         held = {**self._service.get("status", {}), **status}
         self._service["status"] = {key: value for key, value in held.items() if value is not None}
         self.done.append(("status", *sorted(pool["name"] for pool in held["pools"] if "failedGroups" in pool)))
@@ -173,6 +177,15 @@ async def test_a_verdict_is_told_before_a_group_is_given_up(notes: Notes) -> Non
     told, scaled = done.index(("status", "chat-ring")), done.index(("apply", "StatefulSet chat-ring-0", "0"))
     assert told < scaled
     assert ("event", "RestartBudgetExhausted") in done[told:]
+
+
+async def test_a_verdict_that_cannot_be_told_yet_is_not_tried_without_a_pause(notes: Notes) -> None:
+    """The watch is behind, for minutes perhaps: until then the API server would refuse each attempt."""
+    notes.ask(RING)
+    await reconciled(notes)
+    notes.serve(ready=False, exits=2)
+    notes.behind = True
+    assert all(note[0] != "status" for note in await reconciled(notes))
 
 
 def test_status_patches_of_pools_are_whole() -> None:

@@ -8,7 +8,14 @@ import pytest
 
 from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, RefusedError, UnreachableError
 from kvplane_operator.plan.snapshot import Scaler
-from kvplane_operator.scalers import LOOK_SECONDS, REFUSED_SECONDS, concerned, look_for_scalers
+from kvplane_operator.scalers import (
+    FIRST_SECONDS,
+    FIRST_TRIES,
+    LOOK_SECONDS,
+    REFUSED_SECONDS,
+    concerned,
+    look_for_scalers,
+)
 from kvplane_operator.store import SERVICE, Store
 from tests.kvplane_operator.world import settings
 
@@ -40,6 +47,18 @@ class Listed:
         return self.found
 
 
+class Unsteady(Listed):
+    """One that does not answer at first."""
+
+    def __init__(self, *, failures: int) -> None:
+        super().__init__()
+        self._failures = failures
+
+    async def list_pod_autoscalers(self, namespace: str | None) -> list[dict[str, Any]]:
+        self.error = UnreachableError("no answer") if len(self.asked) < self._failures else None
+        return await super().list_pod_autoscalers(namespace)
+
+
 @pytest.fixture
 def store() -> Store:
     store = Store()
@@ -58,7 +77,11 @@ async def looked(store: Store, listed: Listed, *, seconds: float = 1.0, **values
     """Services that were told, after so much looking."""
     told: list[str] = []
     looking = look_for_scalers(
-        cluster=cast("Cluster", listed), store=store, settings=settings(**values), enqueue=told.append
+        cluster=cast("Cluster", listed),
+        store=store,
+        settings=settings(**values),
+        enqueue=told.append,
+        looked=asyncio.Event(),
     )
     task = asyncio.create_task(looking)
     await asyncio.sleep(seconds)
@@ -139,3 +162,22 @@ async def test_an_outage_changes_nothing(store: Store) -> None:
     listed.error = UnreachableError("no answer")
     assert await looked(store, listed, seconds=100) == []
     assert scalers(store) == (Scaler("a", "Deployment", "chat"),)
+
+
+@pytest.mark.parametrize(
+    ("failures", "seconds"), [(0, 0.0), (1, FIRST_SECONDS), (9, (FIRST_TRIES - 1) * FIRST_SECONDS)]
+)
+async def test_whoever_waits_for_the_first_look_waits_for_an_answer_but_not_for_ever(
+    store: Store, failures: int, seconds: float
+) -> None:
+    """Reconciles wait: they would write spec.replicas over what somebody else's scaler asks for."""
+    cluster, first = cast("Cluster", Unsteady(failures=failures)), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    looking = look_for_scalers(cluster=cluster, store=store, settings=settings(), enqueue=lambda _: None, looked=first)
+    task = asyncio.create_task(looking)
+    await first.wait()
+    assert loop.time() - began == pytest.approx(seconds)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

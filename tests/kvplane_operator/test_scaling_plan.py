@@ -254,6 +254,18 @@ class TestRings:
         assert world.ring_pool()["restarts"][0]["count"] == entry["count"] == 1
 
 
+def test_a_change_of_mode_puts_no_service_to_sleep() -> None:
+    """One that was to begin asleep serves by now: its clients would find nobody, and nobody would wake it."""
+    scaled = {"policy": "Native", "minReplicas": 2, "maxReplicas": 8, "scaleToZeroAfterSeconds": 60}
+    world = settled({"model": {"source": "pvc://models"}, "mode": "Paged", "replicas": 0, "autoscaling": scaled})
+    says(world, 5)
+    world.counts(replicas=5, ready=5)
+    world.change(mode="Ring", ring={"size": 3})
+    world.settle()
+    assert replicas(world) == 5
+    assert sum(ref.kind is Kind.STATEFUL_SET for ref in world.children) == 2
+
+
 class TestState:
     def holds_state(self, spec: dict[str, Any]) -> World:
         """A service whose autoscaler has kept something."""

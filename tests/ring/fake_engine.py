@@ -32,6 +32,7 @@ STATE = State(
         kept=3,
         queued_prompt_tokens=50,
         capacity_tokens=100,
+        limit_tokens=100,
         whole_tokens=400,
         longest_tokens=None,
         held=(10, 20, 30, 40),

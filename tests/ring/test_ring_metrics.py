@@ -46,6 +46,27 @@ def test_the_sidecar_reads_it_as_a_paged_engine() -> None:
     assert scrape.histograms["e2e_request_latency_seconds"].count == 1
 
 
+@pytest.mark.parametrize(
+    ("limit", "reserved", "told"),
+    [(80, 50, (320, 0.625)), (80, 80, (320, 1.0)), (80, 90, (320, 1.0)), (0, 50, (400, 0.5))],
+)
+def test_what_is_kept_free_for_a_lost_rank_is_no_room(limit: int, reserved: int, told: tuple[int, float]) -> None:
+    """A ring that refuses for want of room is full to whoever reads it, also after a loss; one that has no room is still read."""
+    scheduler = replace(STATE.scheduler, limit_tokens=limit, active=(20, 20, 20, reserved))
+    scrape = normalise(exposition(replace(STATE, scheduler=scheduler)))
+    assert scrape.kv_cache is not None
+    assert (scrape.kv_cache.capacity_tokens, scrape.values["kv_cache_usage_ratio"]) == (told[0], pytest.approx(told[1]))
+
+
+def test_prompt_tokens_count_when_they_are_computed() -> None:
+    """A rate of what is admitted would be that of minutes of work in one scrape."""
+    done = {"prompt_tokens": 1000, "cached_tokens": 200, "computed_tokens": 350, "refilled_tokens": 50}
+    scheduler = replace(STATE.scheduler, counts={**STATE.scheduler.counts, **done})
+    scrape = normalise(exposition(replace(STATE, scheduler=scheduler)))
+    assert scrape.values["prompt_tokens"] == 500
+    assert (scrape.values["prefix_cache_queries_tokens"], scrape.values["prefix_cache_hits_tokens"]) == (1000, 200)
+
+
 def test_the_rings_own() -> None:
     known = samples(exposition())
     assert known["kvplane_ring_epoch", ()] == 3

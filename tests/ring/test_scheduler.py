@@ -217,6 +217,7 @@ def test_survive_admits_only_what_the_ring_holds_without_one_rank() -> None:
     ring = Ring(policy=Policy(window_tokens=16, reserve=Reserve.SURVIVE), ranks=4, capacity=1000)
     assert isinstance(ring.submit("a", prompt(3500), max_tokens=10), Refusal)
     assert isinstance(ring.submit("a", prompt(2900), max_tokens=10), Accepted)
+    assert (ring.scheduler.snapshot().capacity_tokens, ring.scheduler.snapshot().limit_tokens) == (1000, 742)
     for _ in range(5):
         ring.step()
     ring.reform({0: 0, 1: 1, 3: 2}, 3)

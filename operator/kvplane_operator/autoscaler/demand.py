@@ -85,7 +85,7 @@ def shed_share(meters: Mapping[str, Meter]) -> float:
 
 
 def _refused(rates: Rates) -> float:
-    """Requests refused per second. Those that fit no engine are refused too, but shed nothing."""
+    """Requests refused for want of room, per second: those that a sidecar counts without what they shed were refused for good."""
     return (rates.refused or 0.0) if rates.shed_tokens else 0.0
 
 

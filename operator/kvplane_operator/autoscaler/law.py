@@ -11,7 +11,7 @@ Blind is static: where one replica's signals are missing, what the others tell m
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -279,7 +279,8 @@ def _coming(signals: Signals, starts: StartTimes, *, horizon: float, now: float)
 
     coming = float(len(signals.ready))
     for replica in signals.pending:
-        coming += 1.0 if replica.refused else chance(now - replica.created_at, replica.image_cached)
+        began = max(replica.created_at, replica.changed_at or replica.created_at)
+        coming += 1.0 if replica.refused else chance(now - began, replica.image_cached)
     unborn = max(0, signals.asked - len(signals.ready) - len(signals.pending))
     return min(float(signals.asked), coming + unborn * chance(0.0, None))
 
@@ -412,8 +413,12 @@ def _blind(s: _Situation) -> tuple[Reason, str] | None:
     unread = s.signals.unread
     if not unread:
         return Reason.BLIND, "none serves yet, so nothing tells of demand"
-    names = ", ".join(unread[:3]) + (f" and {len(unread) - 3} more" if len(unread) > 3 else "")
-    return Reason.BLIND, f"signals of {names} are missing, so nothing goes down"
+    return Reason.BLIND, f"signals of {few(unread)} are missing, so nothing goes down"
+
+
+def few(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _panicking(s: _Situation) -> tuple[Reason, str] | None:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvplane_api.wire import SidecarState
-from kvplane_operator.plan.signals import STALE_SECONDS
+from kvplane_operator.plan.signals import MOST_USAGE, STALE_SECONDS
 
 _MOST_TOKENS: Final = 1e12
 """No replica holds, queues or sheds so many in a year."""
 _MOST_TOTAL: Final = 1e15
 _MOST_REQUESTS: Final = 1e7
-_MOST_USAGE: Final = 1.05
-"""Of KV blocks in use over those there are: 1, and a rounding error."""
 _LEAST_KAPPA: Final = 0.1
 _MOST_KAPPA: Final = 3.0
 
@@ -57,6 +55,9 @@ class Replica:
     name: str
     created_at: float
     ready: bool
+    changed_at: float | None = None
+    """When it became ready or ceased to be; ``None``: not known, or its node is lost. One that is not ready starts from then on, be
+    it that a node has only just taken it, or that it served before."""
     draining: bool = False
     """Being taken away: its room no longer counts, and its work ends with it."""
     image_cached: bool | None = None
@@ -100,7 +101,7 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
         return None
     engine, admission = state.engine, state.admission
     capacity = _sound(engine.kv_cache_capacity_tokens, _MOST_TOKENS)
-    usage = _sound(engine.kv_cache_usage_ratio, _MOST_USAGE)
+    usage = _sound(engine.kv_cache_usage_ratio, MOST_USAGE)
     running = _sound(engine.requests_running, _MOST_REQUESTS)
     waiting = _sound(engine.requests_waiting, _MOST_REQUESTS)
     if capacity is None or capacity < 1 or usage is None or running is None or waiting is None:

@@ -12,7 +12,7 @@ from kvplane_api.conditions import Reason
 from kvplane_api.service import Autoscaling
 from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Reading, Replica, Signals, read
-from kvplane_operator.plan.findings import findings, ready
+from kvplane_operator.plan.findings import findings, pod_condition, ready
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.ring.groups import groups, number_of, set_name, time_of
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
@@ -68,6 +68,7 @@ def _pods(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ...]
             name=pod["metadata"]["name"],
             created_at=_made_at(pod, now),
             ready=ready(pod),
+            changed_at=_changed_at(snapshot, pod),
             draining="deletionTimestamp" in pod["metadata"],
             image_cached=cached(pod),
             refused=_refused(pod),
@@ -86,12 +87,15 @@ def _groups(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ..
         ranks = [pod for pod in snapshot.pods if number_of(pod) == group.number]
         made_at = _made_at(held, now)
         kept_away = len(ranks) < group.size and now - made_at > _MADE_SECONDS
+        goes = any(rank.ordinal == 0 and rank.going for rank in group.ranks)
         found.append(
             Replica(
                 name=set_name(snapshot.name, group.number),
-                created_at=made_at,
+                # A group that is renewed keeps its StatefulSet, and starts with its pods.
+                created_at=max((made_at, *(_made_at(pod, now) for pod in ranks))),
                 ready=group.formed,
-                draining=group.draining,
+                changed_at=group.leader.since.timestamp() if group.leader and not group.leader.cut_off else None,
+                draining=group.draining or goes,
                 image_cached=True if ranks and all(cached(pod) for pod in ranks) else None,
                 # One that was given up is of no use, and another one would end as it did.
                 refused=not group.size or kept_away or any(_refused(pod) for pod in ranks),
@@ -111,6 +115,12 @@ def _reading(snapshot: Snapshot, pod: str, now: float) -> Reading | None:
 def _made_at(manifest: Manifest, now: float) -> float:
     made = time_of(manifest["metadata"].get("creationTimestamp"))
     return made.timestamp() if made else now
+
+
+def _changed_at(snapshot: Snapshot, pod: Manifest) -> float | None:
+    node = snapshot.nodes.get(pod["spec"].get("nodeName") or "")
+    changed = time_of(pod_condition(pod, "Ready").get("lastTransitionTime"))
+    return changed.timestamp() if changed and (node is None or node.ready) else None
 
 
 def _refused(pod: Manifest) -> bool:

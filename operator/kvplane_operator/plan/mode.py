@@ -13,6 +13,11 @@ from kvplane_operator.plan import quantities
 Mode = Literal["Paged", "Ring"]
 
 
+def other(mode: Mode) -> Mode:
+    """The mode that it is not."""
+    return "Paged" if mode == "Ring" else "Ring"
+
+
 @dataclass(frozen=True)
 class Choice:
     """The mode of a service."""

@@ -11,7 +11,7 @@ from typing import Any
 from kvplane_api import names
 from kvplane_api.conditions import Condition, Reason, Type
 from kvplane_api.service import Autoscaling, LLMServiceSpec
-from kvplane_operator.plan.mode import Mode, choose
+from kvplane_operator.plan.mode import Mode, choose, other
 from kvplane_operator.plan.ring.groups import groups
 from kvplane_operator.plan.snapshot import Kind, Ref, Scaler, Scaling, Snapshot
 
@@ -115,7 +115,7 @@ def _asked(snapshot: Snapshot, spec: LLMServiceSpec, mode: Mode) -> int:
         return spec.replicas
     if snapshot.scaling is not None and snapshot.scaling.mode == mode:
         return snapshot.scaling.desired
-    return _first(spec) if there is None else there
+    return _first(spec, awake=bool(_of_children(snapshot, other(mode)))) if there is None else there
 
 
 def _of_children(snapshot: Snapshot, mode: Mode) -> int | None:
@@ -131,10 +131,12 @@ def _of_children(snapshot: Snapshot, mode: Mode) -> int | None:
     return staying or None
 
 
-def _first(spec: LLMServiceSpec) -> int:
-    """Replicas of a service that has none yet."""
+def _first(spec: LLMServiceSpec, *, awake: bool) -> int:
+    """Replicas of a service that has none yet in its mode; ``awake``: it has some in the other one, and must not fall asleep for a
+    spec.replicas of 0 with which it began.
+    """
     scaled, replicas = spec.autoscaling, spec.replicas
-    if scaled is None or (not replicas and scaled.scale_to_zero_after_seconds is not None):
+    if scaled is None or (not replicas and not awake and scaled.scale_to_zero_after_seconds is not None):
         return replicas
     most = max(scaled.min_replicas, replicas) if scaled.max_replicas is None else scaled.max_replicas
     return min(max(replicas, scaled.min_replicas), most)

@@ -24,7 +24,7 @@ from kvplane_operator.plan.actions import Deletion, DeletionCost, Drain, PodDele
 from kvplane_operator.plan.children import config_hash, current_config, current_record, wanted_children
 from kvplane_operator.plan.findings import findings
 from kvplane_operator.plan.merge import departures
-from kvplane_operator.plan.mode import Choice, Mode, choose
+from kvplane_operator.plan.mode import Choice, Mode, choose, other
 from kvplane_operator.plan.ring import pods as ring_pods
 from kvplane_operator.plan.ring import status as ring_status
 from kvplane_operator.plan.ring.children import Wanted
@@ -83,7 +83,7 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     choice = choose(spec)
     objection = acceptance.first_objection(acceptance.AFTER_WRITING, snapshot, spec, settings)
     notes = _notes(choice, settings)
-    serving = _other(choice.mode) if _hands_over(snapshot, choice.mode, spec) else choice.mode
+    serving = other(choice.mode) if _hands_over(snapshot, choice.mode, spec) else choice.mode
     clients = pods.selector(snapshot.name) if serving == "Paged" else ring_pods.serving_selector(snapshot.name)
     rings: RingPlan | None = None
     if choice.mode == "Ring":
@@ -195,10 +195,6 @@ def _notes(choice: Choice, settings: OperatorSettings) -> str:
     return " ".join(filter(None, (choice.why, blind if choice.mode == "Ring" and not settings.read_nodes else "")))
 
 
-def _other(mode: Mode) -> Mode:
-    return "Paged" if mode == "Ring" else "Ring"
-
-
 def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
     """Whether the pool of the other mode has to serve on: it does serve, and the new one does not yet."""
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
@@ -206,7 +202,7 @@ def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
         "Paged": int(deployment.get("status", {}).get("readyReplicas", 0)) > 0,
         "Ring": any(group.formed for group in groups(snapshot)),
     }
-    return spec.replicas > 0 and serves[_other(mode)] and not serves[mode]
+    return spec.replicas > 0 and serves[other(mode)] and not serves[mode]
 
 
 def _of_pool(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:

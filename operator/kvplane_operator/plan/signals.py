@@ -23,8 +23,7 @@ STALE_SECONDS: Final = 10.0
 """Age from which the engine's signals count as stale. The sidecar acts on 2 s itself; a condition that wakes people must
 not follow each slow step of a busy engine."""
 
-
-_MOST_USAGE: Final = 1.05
+MOST_USAGE: Final = 1.05
 """Of KV blocks in use over those there are: 1, and a rounding error."""
 
 
@@ -125,7 +124,7 @@ def _believed(state: SidecarState) -> SidecarState:
     """The state without figures that cannot be: what is NaN, endless or negative is not known."""
     engine = {name: None for name, value in state.engine if not _possible(value)}
     usage = state.engine.kv_cache_usage_ratio
-    if usage is not None and usage > _MOST_USAGE:
+    if usage is not None and usage > MOST_USAGE:
         engine["kv_cache_usage_ratio"] = None
     own: dict[str, object] = {
         name: None for name in ("signal_age_seconds", "startup_seconds") if not _possible(getattr(state, name))

@@ -66,6 +66,8 @@ _HELD_BY: Final = {
     Reason.QUEUE_FULL: "the queue is full",
     Reason.DEADLINE: "others come first",
 }
+_NO_DEMAND: Final = frozenset({Reason.CONTEXT, Reason.TENANT})
+"""Refused whatever room there is, so it is no lack of it."""
 _LEAST_WAIT_SHARE: Final = 0.5
 """A prompt whose own prefill takes up its time may still wait for half of it: it would never be served otherwise."""
 
@@ -153,7 +155,8 @@ class Admission:
             self._next_check = now + CHECK_SECONDS
             decided += self._recheck(now=now)
         while (waiting := self._next(now=now)) is not None:
-            if now + self._prefill.under_way > waiting.expires_at:  # sent now, it would still be late
+            # Sent now, it would still be late; a ring computes a short prompt beside a long one.
+            if not self.ring and now + self._prefill.under_way > waiting.expires_at:
                 waiting.held_by = Reason.PREFILL
                 decided.append(self._too_late(waiting, now=now))
             else:
@@ -560,7 +563,8 @@ class Admission:
         """The gate that would keep a request beyond its time, as far as can be foreseen."""
         if waiting is None:
             return None
-        prefills = self._prefill.seconds(self._prefill.outstanding) if self._prefill.outstanding else 0.0
+        behind = self._prefill.outstanding if not self.ring else 0
+        prefills = self._prefill.seconds(behind) if behind else 0.0
         wait = max(prefills, self._expected_wait(waiting.entry.demand, now=now))
         return waiting.held_by if wait > waiting.expires_at - now else None
 
@@ -608,9 +612,10 @@ class Admission:
 
     def _count_refused(self, demand: Demand, reason: Reason) -> None:
         if reason is not Reason.CONTEXT:
-            self._shed += self._reservation(demand)
             self._backlog.refused(demand.prompt_tokens)
-        self._refused += 1
+        if reason not in _NO_DEMAND:
+            self._shed += self._reservation(demand)
+            self._refused += 1
         self.decisions["refused", reason] += 1
 
     def _release(self, running: Running, *, now: float) -> None:

@@ -13,7 +13,16 @@ from prometheus_client.registry import Collector
 
 from kvplane_runtime.histogram import Buckets, Histogram
 from kvplane_runtime.metric import Kind, Metric, Samples, families
-from kvplane_runtime.ring.state import RankTraffic, State, WorkerAccount, exposed_wait, imbalance, usage
+from kvplane_runtime.ring.state import (
+    RankTraffic,
+    State,
+    WorkerAccount,
+    exposed_wait,
+    imbalance,
+    processed_tokens,
+    room,
+    usage,
+)
 
 BLOCK_TOKENS: Final = 16
 """A ring's KV has no blocks; capacity is told in vLLM's usual ones, as readers of ``cache_config_info`` expect."""
@@ -52,13 +61,14 @@ class Tally:
 CACHE_CONFIG: Final = Metric(
     "vllm:cache_config_info",
     Kind.GAUGE,
-    "Always 1; the ring's KV capacity in its labels, in blocks of 16 tokens as vLLM tells it.",
+    "Always 1; the ring's KV capacity, without what is kept free for a lost rank, in its labels, in blocks of 16 tokens as vLLM "
+    "tells it.",
     ("block_size", "num_gpu_blocks", "kv_cache_size_tokens"),
 )
 KV_USAGE: Final = Metric(
     "vllm:kv_cache_usage_perc",
     Kind.GAUGE,
-    "Share of a rank's KV tokens that requests in progress hold or have reserved, on the fullest rank, 0 to 1.",
+    "Share of that capacity that requests in progress hold or have reserved, on the fullest rank, 0 to 1.",
 )
 PREEMPTIONS: Final = Metric("vllm:num_preemptions", Kind.COUNTER, "Always 0: what is admitted has room to its end.")
 RUNNING: Final = Metric("vllm:num_requests_running", Kind.GAUGE, "Outputs that are prefilled or decoded.")
@@ -68,7 +78,9 @@ WAITING: Final = Metric(
     "Outputs that wait: for the first window of their prompt (capacity), or for room after a lost rank (parked).",
     ("reason",),
 )
-PROMPT_TOKENS: Final = Metric("vllm:prompt_tokens", Kind.COUNTER, "Prompt tokens of admitted requests.")
+PROMPT_TOKENS: Final = Metric(
+    "vllm:prompt_tokens", Kind.COUNTER, "Prompt tokens processed: computed, or found in a kept sequence."
+)
 GENERATION_TOKENS: Final = Metric("vllm:generation_tokens", Kind.COUNTER, "Tokens generated.")
 PREFIX_QUERIES: Final = Metric(
     "vllm:prefix_cache_queries", Kind.COUNTER, "Prompt tokens looked up among the sequences that are there."
@@ -311,7 +323,7 @@ def _parts(traffic: RankTraffic) -> dict[str, float]:
 def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
     known = state.scheduler
     counts, ranks = known.counts, range(len(known.held))
-    capacity = known.capacity_tokens * len(known.held)
+    capacity = room(known) * len(known.held)
     # One block more than there is: readers take one away, vLLM's null block.
     blocks, told = capacity // BLOCK_TOKENS + 1, capacity + BLOCK_TOKENS
     yield CACHE_CONFIG, {(str(BLOCK_TOKENS), str(blocks), str(told)): 1}
@@ -319,7 +331,7 @@ def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
     yield PREEMPTIONS, {(): 0}
     yield RUNNING, {(): known.prefilling + known.decoding}
     yield WAITING, {("capacity",): known.waiting, ("parked",): known.parked}
-    yield PROMPT_TOKENS, {(): counts["prompt_tokens"]}
+    yield PROMPT_TOKENS, {(): processed_tokens(known)}
     yield GENERATION_TOKENS, {(): counts["generated_tokens"]}
     yield PREFIX_QUERIES, {(): counts["prompt_tokens"]}
     yield PREFIX_HITS, {(): counts["cached_tokens"]}

@@ -124,6 +124,8 @@ class Snapshot:
     """Of prompts, not computed yet."""
     capacity_tokens: int
     """KV tokens of each rank."""
+    limit_tokens: int
+    """KV tokens of each rank that requests in progress may take; 0 where a lone rank is to be survived."""
     whole_tokens: int
     """KV tokens that requests in progress may take when no rank is lost, on all ranks together."""
     longest_tokens: int | None

@@ -332,6 +332,7 @@ class Scheduler:
             kept=len(self._sequences) - len(in_progress),
             queued_prompt_tokens=sum(run.count for s in in_progress if s.prefills for run in s.missing()),
             capacity_tokens=self._accounting.capacity,
+            limit_tokens=self._accounting.limit,
             whole_tokens=replace(self.room, ranks=self._whole).tokens,
             longest_tokens=self.room.longest,
             held=tuple(

@@ -128,9 +128,24 @@ def max_model_tokens(state: State) -> int:
     return whole if longest is None else min(whole, longest)
 
 
+def room(snapshot: Snapshot) -> int:
+    """KV tokens of each rank that are for requests in progress: what is kept free for a lost rank would never be used up, and
+    who adds rings by their usage would never see a full one. Where all of it is kept free, all of it is told.
+    """
+    return snapshot.limit_tokens or snapshot.capacity_tokens
+
+
 def usage(snapshot: Snapshot) -> float:
-    """Share of the ring's KV tokens that requests in progress hold or have reserved, on the fullest rank."""
-    return max(snapshot.active) / snapshot.capacity_tokens
+    """Share of the ring's room that requests in progress hold or have reserved, on the fullest rank; after a loss they may have
+    more than that, which is 1.
+    """
+    return min(1.0, max(snapshot.active) / room(snapshot))
+
+
+def processed_tokens(snapshot: Snapshot) -> int:
+    """Prompt tokens computed or found, each once: what was admitted may be minutes from being computed."""
+    counts = snapshot.counts
+    return counts["cached_tokens"] + counts["computed_tokens"] - counts["refilled_tokens"]
 
 
 def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
@@ -149,11 +164,11 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
         startup_seconds=state.startup_seconds,
         engine=EngineSignals(
             kv_cache_usage_ratio=usage(scheduler),
-            kv_cache_capacity_tokens=scheduler.capacity_tokens * ranks,
+            kv_cache_capacity_tokens=room(scheduler) * ranks,
             requests_running=running,
             requests_waiting=scheduler.waiting + scheduler.parked,
             preemptions_total=0,
-            prompt_tokens_total=counts["prompt_tokens"],
+            prompt_tokens_total=processed_tokens(scheduler),
             prefix_hits_tokens_total=counts["cached_tokens"],
             generation_tokens_total=counts["generated_tokens"],
             max_model_len_tokens=max_model_tokens(state),

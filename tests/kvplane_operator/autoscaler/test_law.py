@@ -116,6 +116,12 @@ class TestPending:
     def test_another_is_asked_for_in_place_of_one_that_is_lost(self) -> None:
         assert decided(self.seen(10.0, 500.0)).desired == 4
 
+    def test_one_that_starts_long_after_it_was_made_is_not_lost(self) -> None:
+        """It waited an hour for a node, or served for an hour, and starts since ten seconds."""
+        seen = self.seen(10.0, 3600.0)
+        back = replace(seen.replicas[-1], changed_at=START - 10)
+        assert decided(replace(seen, replicas=(*seen.replicas[:-1], back))).desired == 3
+
     def test_but_not_where_that_one_would_be_refused_too(self) -> None:
         assert decided(self.seen(10.0, 500.0, refused=True)).desired == 3
 

@@ -13,7 +13,7 @@ from kvplane_operator.autoscaler.view import MOST_AGE_SECONDS, Images, settings,
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.ring.groups import number_of
 from kvplane_operator.plan.signals import answered
-from kvplane_operator.plan.snapshot import Manifest, Reading
+from kvplane_operator.plan.snapshot import Manifest, NodeView, Reading
 from tests.kvplane_operator.ring_world import RING, formed
 from tests.kvplane_operator.world import NATIVE, NOW, RUNNING, World, crashed, pod, settled, state
 
@@ -124,6 +124,15 @@ class TestPods:
         world.pods = [pod()]
         assert only(world).created_at == NOW_SECONDS
 
+    def test_one_that_falters_starts_when_it_ceased_to_serve(self) -> None:
+        world = settled(NATIVE)
+        falters = made(pod(), seconds_ago=3600)
+        falters["status"]["conditions"][0]["lastTransitionTime"] = "2026-01-01T11:59:30Z"
+        world.pods = [falters]
+        assert (only(world).created_at, only(world).changed_at) == (NOW_SECONDS - 3600, NOW_SECONDS - 30)
+        world.nodes = {"node-1": NodeView(ready=False, since=NOW)}
+        assert only(world).changed_at is None
+
     def test_pods_that_a_quota_forbids_are_refused_replicas(self) -> None:
         world = serving()
         failure = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota"}
@@ -162,6 +171,29 @@ class TestGroups:
             world.stateful_set(1)["metadata"]["creationTimestamp"] = at.strftime("%Y-%m-%dT%H:%M:%SZ")
             one, other = seen(world, mode="Ring", asked=2).replicas
             assert (one.refused, other.ready, other.refused) == (False, False, refused)
+
+    def test_one_that_is_renewed_starts_with_its_pods(self) -> None:
+        """Else it would count as one that starts for hours and is lost, and each rollout would ask for another group."""
+        world = formed({**RING, "replicas": 2})
+        world.rank(1, 0)["metadata"]["deletionTimestamp"] = "2026-01-01T12:01:00Z"
+        assert [each.draining for each in seen(world, mode="Ring", asked=2).replicas] == [False, True]
+        world.pods = [each for each in world.pods if number_of(each) != 1]
+        world.down = {(1, 0), (1, 1), (1, 2)}
+        world.step()
+        made(world.stateful_set(1), seconds_ago=7200)
+        _, other = seen(world, mode="Ring", asked=2).replicas
+        assert (other.ready, other.draining, other.refused) == (False, False, False)
+        assert other.created_at == world.now.timestamp()
+
+    def test_one_that_forms_anew_starts_when_it_ceased_to_serve(self) -> None:
+        world = formed()
+        world.down = {(0, 1), (0, 2)}
+        world.step()
+        (found,) = seen(world, mode="Ring").replicas
+        assert (found.ready, found.changed_at) == (False, world.now.timestamp())
+        world.nodes = {world.rank(0, 0)["spec"]["nodeName"]: NodeView(ready=False, since=NOW)}
+        (found,) = seen(world, mode="Ring").replicas
+        assert found.changed_at is None
 
     def test_one_that_is_drained_counts_no_more(self) -> None:
         world = formed({**RING, "replicas": 2})

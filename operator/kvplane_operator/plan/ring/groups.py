@@ -4,6 +4,7 @@ A group is a StatefulSet and its pods, a rank is a pod. A rank is Ready only as 
 all: the ring of a group is *formed* while rank 0 is Ready, and *whole* while all N are.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from typing import Any, Final
 from kvplane_api import names
 from kvplane_operator.plan.findings import pod_condition, ready
 from kvplane_operator.plan.snapshot import Kind, Manifest, Snapshot
+
+_SET: Final = re.compile(r"(.+)-ring-\d+")
 
 LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -118,6 +121,12 @@ class Group:
 def set_name(service: str, number: int) -> str:
     """Name of a group's StatefulSet and of its headless Service: the ring engine finds rank 0 by it."""
     return f"{service}-ring-{number}"
+
+
+def service_of_set(name: str) -> str | None:
+    """The service that has a group whose StatefulSet bears that name, if any has; None if it is no group's name."""
+    found = _SET.fullmatch(name)
+    return found[1] if found else None
 
 
 def set_number(name: str, service: str) -> int | None:

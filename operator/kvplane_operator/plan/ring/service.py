@@ -41,7 +41,6 @@ class RingPlan:
     """What to do about the groups."""
 
     rings: Rings
-    record: records.Record
     config: str
     wanted: Wanted
     drains: tuple[Drain, ...] = ()
@@ -179,7 +178,6 @@ def ring_plan(
     ]
     return RingPlan(
         rings=replace(rings, scale=planned, renewal=renewed),
-        record=record,
         config=config,
         wanted=wanted,
         drains=drains,
