@@ -2,7 +2,6 @@
 
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -350,4 +349,6 @@ def test_threads_end(sides: tuple[Leader, Worker, Worker]) -> None:
     for worker in workers:
         worker.tether.stop()
     leader.hub.stop()
-    assert not [thread for thread in threading.enumerate() if thread.name in {"ring-hub", "ring-tether"}]
+    threads = [side._loop._thread for side in (leader.hub, *(worker.tether for worker in workers))]
+    assert [thread.name for thread in threads] == ["ring-hub", "ring-tether", "ring-tether"]
+    assert not any(thread.is_alive() for thread in threads)
