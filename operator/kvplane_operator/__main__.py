@@ -25,7 +25,7 @@ from kvplane_operator.scaling import Autoscaler
 from kvplane_operator.scaling_metrics import AutoscalerCollector
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.signals import Resolve, SignalPoller, admin_port, connect_to_sidecars
-from kvplane_operator.store import Store
+from kvplane_operator.store import SERVICE, Store
 from kvplane_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
     lag = loop.create_task(health.measure_loop_lag())
     tasks: list[asyncio.Task[Any]] = []
     try:
-        if not await _unless(stop, _crd_installed(unfenced)):
+        if not await _unless(stop, _crd_installed(unfenced, settings)):
             return 0
         tasks.append(loop.create_task(leadership.campaign(unfenced), name="lease"))
         if not await _unless(stop, leadership.wait()):
@@ -117,10 +117,15 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-async def _crd_installed(cluster: Cluster) -> None:
+async def _crd_installed(cluster: Cluster, settings: OperatorSettings) -> None:
+    """Waits for the CRD, and for the API server to list its objects: of one just made it answers 429 at first, and no watch should
+    begin in that moment.
+    """
+    namespace = next(iter(settings.watch_namespaces), None)
     while True:
         try:
             if await cluster.serves_llmservices():
+                await cluster.list_metadata(SERVICE, namespace, selector=None)
                 return
             logger.warning("The CRD of LLMService is not installed; waiting for it.")
         except ApiError as error:
