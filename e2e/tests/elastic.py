@@ -119,7 +119,7 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
             time.sleep(_STEP_SECONDS)
     _until(lambda: not sidecar.pods(stack, namespace, NAME), "it did not go to zero")
     second_wake = _wake(stack, namespace, "second", replicas=1)
-    _until(lambda: _woken(stack, namespace) == 2, "no event of the second wake-up", seconds=30)
+    _until(lambda: [reason for reason, _ in _events(stack, namespace)].count("Woken") == 2, "no event", seconds=30)
     return Elastic(
         prometheus=prometheus,
         namespace=namespace,
@@ -168,8 +168,6 @@ def _shorten_starts(stack: Stack, prometheus: Prometheus, namespace: str) -> Non
         return data
 
     _until(lambda: kept().get(KEY_WOKEN) == "first", "the wake-up was not kept", seconds=30)
-    # What an operator has yet to tell goes with it.
-    _until(lambda: _woken(stack, namespace) == 1, "no event of the wake-up", seconds=30)
     learned = json.loads(kept()[KEY_STATE]) | {"starts_pulled": [_STARTUP_SECONDS] * SAMPLES}
     patch = json.dumps({"data": {KEY_STATE: json.dumps(learned)}})
     stack.kubectl("patch", "configmap", name, "-n", namespace, "--type=merge", f"--patch={patch}")
@@ -296,11 +294,6 @@ def _events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
         for about, event in found
         if (about["kind"], about["name"]) == (names.KIND, NAME)
     )
-
-
-def _woken(stack: Stack, namespace: str) -> int:
-    """Events that tell of a wake-up."""
-    return [reason for reason, _ in _events(stack, namespace)].count("Woken")
 
 
 def _until(holds: Callable[[], bool], otherwise: str, *, seconds: float = _LONGEST_SECONDS, every: float = 0.5) -> None:
