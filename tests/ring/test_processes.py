@@ -117,19 +117,24 @@ def test_a_kill_in_prefill(ring: Processes, model: Any) -> None:
     ring.formed()
 
 
-def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processes, model: Any) -> None:
-    tokens = prompt(600, 7)
-    stream = ring.ask(tokens, 120)
-    under_way(ring, stream, 10)
-    ring.signal(0, signal.SIGKILL)
-    assert stream.over.wait(30)
-    assert wrong(model, tokens, stream.tokens) == []
-    assert stream.finish is None
+def a_retry_finds_what_the_workers_hold(ring: Processes, model: Any, tokens: list[int], *, cut: Stream) -> None:
+    """Rank 0 has ended, and with it an answer to 600 ``tokens``."""
+    assert cut.over.wait(30)
+    assert wrong(model, tokens, cut.tokens) == []
+    assert cut.finish is None
     ring.start(0)
     ring.formed()
     again = ring.ask(tokens, 120)
     whole(again, model, tokens, 120)
     assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+
+
+def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processes, model: Any) -> None:
+    tokens = prompt(600, 7)
+    stream = ring.ask(tokens, 120)
+    under_way(ring, stream, 10)
+    ring.signal(0, signal.SIGKILL)
+    a_retry_finds_what_the_workers_hold(ring, model, tokens, cut=stream)
 
 
 def test_a_rank_that_is_told_to_end_leaves_between_two_steps(ring: Processes, model: Any) -> None:
@@ -180,14 +185,7 @@ def test_a_fault_of_rank_0_ends_it_at_once_and_the_workers_keep_what_they_hold(r
     tokens = prompt(600, 10)
     stream = ring.ask(tokens, 120)
     assert ring.ranks[0].wait(timeout=60) == 1
-    assert stream.over.wait(30)
-    assert wrong(model, tokens, stream.tokens) == []
-    assert stream.finish is None
-    ring.start(0)
-    ring.formed()
-    again = ring.ask(tokens, 120)
-    whole(again, model, tokens, 120)
-    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+    a_retry_finds_what_the_workers_hold(ring, model, tokens, cut=stream)
     assert [ring.ranks[rank].poll() for rank in (1, 2)] == [None, None]
 
 
