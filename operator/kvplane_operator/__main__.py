@@ -16,7 +16,7 @@ import kopf
 
 from kvplane_operator import health, metrics
 from kvplane_operator.audit import audit
-from kvplane_operator.cluster import ApiError, Cluster, connect
+from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, connect
 from kvplane_operator.handlers import build_registry, configure
 from kvplane_operator.leader import Leadership
 from kvplane_operator.reconcile import Reconciler
@@ -124,12 +124,13 @@ async def _crd_installed(cluster: Cluster, settings: OperatorSettings) -> None:
     namespace = next(iter(settings.watch_namespaces), None)
     while True:
         try:
-            if await cluster.serves_llmservices():
-                await cluster.list_metadata(SERVICE, namespace, selector=None)
-                return
+            await cluster.list_metadata(SERVICE, namespace, selector=None)
+        except NotFoundError:
             logger.warning("The CRD of LLMService is not installed; waiting for it.")
         except ApiError as error:
             logger.warning("Waiting for the API server: %s", error)
+        else:
+            return
         await asyncio.sleep(_CRD_POLL_SECONDS)
 
 
