@@ -34,6 +34,7 @@ HOST = "127.0.0.1"
 LIMIT_SECONDS = 2.0
 """Silence after which a rank is lost: twice the default, since drills keep all cores of a machine busy, and none measures how
 soon a loss is noticed."""
+_PREFILL = b": prefill "
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime", "."))
 
@@ -52,12 +53,14 @@ class Stream:
     """A streamed completion, read by a thread of its own."""
 
     tokens: list[int] = field(default_factory=list)
+    prefilled: int = 0
+    """Tokens of the prompt that are computed, as the stream's comments say."""
     finish: str | None = None
     error: dict[str, Any] | None = None
     broken: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
     leave: int | None = None
-    """The client goes away when it has so many tokens."""
+    """The client goes away when it has so many tokens. 0: at the first line, which for a long prompt is one of its prefill."""
     over: threading.Event = field(default_factory=threading.Event)
 
     def read(self, request: urllib.request.Request) -> None:
@@ -66,6 +69,8 @@ class Stream:
                 for line in answer:
                     if line.startswith(b"data: {"):
                         self._take(json.loads(line[6:]))
+                    elif line.startswith(_PREFILL):
+                        self.prefilled = int(line.removeprefix(_PREFILL).partition(b"/")[0])
                     if self.leave is not None and len(self.tokens) >= self.leave:
                         break
         except urllib.error.HTTPError as error:

@@ -181,7 +181,8 @@ class Ring:
             pass
 
     def reform(self, mapping: dict[int, int], ranks: int) -> None:
-        layouts = self.ranks.reform(self.scheduler.lengths(), mapping, ranks)
+        lengths = {table.sequence: len(table.tokens) for table in self.scheduler.tables()}
+        layouts = self.ranks.reform(lengths, mapping, ranks)
         self.scheduler.reform(layouts, ranks=ranks, capacity=self.ranks.capacity, now=self.now)
         self.epoch += 1
 

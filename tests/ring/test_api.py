@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -262,6 +263,24 @@ async def test_a_client_that_goes_away_ends_its_request(served: Served, stream: 
     await until(lambda: served.api.in_flight == 0)
     assert served.engine.aborted == [(served.engine.requests[0].id, None)]
     assert served.api.tally.disconnects == 1
+
+
+async def test_a_client_that_goes_amid_a_write_is_no_error(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def write(response: aiohttp.web.StreamResponse, data: bytes) -> None:
+        """As the transport does it between the end of the connection and the news of it."""
+        assert response._req is not None
+        assert response._req.transport is not None
+        response._req.transport.abort()
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(aiohttp.web.StreamResponse, "write", write)
+    with pytest.raises(aiohttp.ClientError):
+        await served.post(COMPLETIONS, {**HI, "stream": True})
+    await until(lambda: served.api.in_flight == 0)
+    assert served.api.tally.disconnects == 1
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_request_ids_are_the_clients_or_new(served: Served) -> None:

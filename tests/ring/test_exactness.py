@@ -1,12 +1,15 @@
-"""The ring's logits beside those of the unsharded model, for every architecture: fp32, N = 2, 3 and 4."""
+"""The ring's logits beside those of the unsharded model, for every architecture: fp32, N = 2, 3 and 4; and in bfloat16."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine
 from tests.ring.proved import BOUND, RANKS
@@ -62,6 +65,28 @@ class Errors:
         assert int(found.argmax()) == int(expected.argmax())
 
 
+def rows(world: World, talk: Conversation) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each row of logits that a ring gives in the conversation, with the unsharded model's. A rank is lost in it."""
+    size = world.size
+    # The first turn in three windows of uneven length, and a short prompt whole on one rank.
+    yield world.prompt(1, talk.long[:PROMPT], 0, (101, 2, 148)), talk.expected_long[PROMPT - 1]
+    yield world.prompt(2, talk.short[:SHORT], 0, (SHORT,), size - 1), talk.expected_short[SHORT - 1]
+    for at in range(ANSWER):
+        there, beside = PROMPT + at, SHORT + at
+        found = world.decode((1, there, talk.long[there]), (2, beside, talk.short[beside]))
+        yield found[0], talk.expected_long[there]
+        yield found[1], talk.expected_short[beside]
+    # The second turn, few tokens on a long past; then a rank is lost, and its part is computed again.
+    second = PROMPT + ANSWER
+    yield world.prompt(1, talk.long[second:-AFTER], second, (SECOND,)), talk.expected_long[-AFTER - 1]
+    gone = size // 2
+    lost = world.layout(1).tokens(gone)
+    world.reform([rank for rank in range(size) if rank != gone])
+    assert world.refill(1, talk.long, most=90) == lost
+    for at in range(len(talk.long) - AFTER, len(talk.long)):
+        yield world.decode((1, at, talk.long[at]))[0], talk.expected_long[at]
+
+
 @pytest.mark.parametrize("tiny", SERVED, ids=lambda tiny: tiny.name)
 def test_logits_are_those_of_the_unsharded_model(tiny: Tiny, rings: Rings, table: dict[str, dict[int, float]]) -> None:
     model = build(tiny)
@@ -69,26 +94,43 @@ def test_logits_are_those_of_the_unsharded_model(tiny: Tiny, rings: Rings, table
     for size in RANKS:
         world = World(rings, model, size)
         errors = Errors(float(talk.expected_long.abs().max()))
-        # The first turn in three windows of uneven length, and a short prompt whole on one rank.
-        errors(world.prompt(1, talk.long[:PROMPT], 0, (101, 2, 148)), talk.expected_long[PROMPT - 1])
-        errors(world.prompt(2, talk.short[:SHORT], 0, (SHORT,), size - 1), talk.expected_short[SHORT - 1])
-        for at in range(ANSWER):
-            there, beside = PROMPT + at, SHORT + at
-            rows = world.decode((1, there, talk.long[there]), (2, beside, talk.short[beside]))
-            errors(rows[0], talk.expected_long[there])
-            errors(rows[1], talk.expected_short[beside])
-        # The second turn, few tokens on a long past; then a rank is lost, and its part is computed again.
-        second = PROMPT + ANSWER
-        errors(world.prompt(1, talk.long[second:-AFTER], second, (SECOND,)), talk.expected_long[-AFTER - 1])
-        gone = size // 2
-        lost = world.layout(1).tokens(gone)
-        world.reform([rank for rank in range(size) if rank != gone])
-        assert world.refill(1, talk.long, most=90) == lost
-        for at in range(len(talk.long) - AFTER, len(talk.long)):
-            errors(world.decode((1, at, talk.long[at]))[0], talk.expected_long[at])
+        for found, expected in rows(world, talk):
+            errors(found, expected)
         world.close()
         table.setdefault(tiny.name, {})[size] = errors.worst
         assert errors.worst <= BOUND
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, sliding window"])
+def test_in_bfloat16_logits_are_as_near_to_fp32_as_those_of_the_unsharded_model(
+    name: str, rings: Rings, tmp_path: Path
+) -> None:
+    """The same weights in both. Of many rows the unsharded model's worst error is taken, which any row of the ring's may double."""
+    tiny = next(tiny for tiny in SERVED if tiny.name == name)
+    model = build(tiny)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.bfloat16())
+    talk = converse(tiny, model)
+    model.save_pretrained(tmp_path)
+
+    def loaded() -> Any:
+        return AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation=tiny.reference)
+
+    def error(found: Tensor, expected: Tensor) -> float:
+        return float((found.float() - expected).abs().max())
+
+    plain = loaded()
+    with torch.inference_mode():
+        unsharded = max(
+            error(plain(torch.tensor([tokens])).logits[0], expected)
+            for tokens, expected in ((talk.long, talk.expected_long), (talk.short, talk.expected_short))
+        )
+    world = World(rings, loaded(), 2)
+    assert {each.kv_bytes_per_token for each in world.models} == {3 * 2 * 2 * 16 * 2}
+    worst = max(error(found, expected) for found, expected in rows(world, talk))
+    world.close()
+    print(f"\n{name} in bfloat16: {worst:.3f}, unsharded {unsharded:.3f}")
+    assert worst <= 2 * unsharded
 
 
 @pytest.mark.parametrize(("tiny", "reason"), REFUSED, ids=lambda value: value.name if isinstance(value, Tiny) else "")

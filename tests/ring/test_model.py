@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kvplane_runtime.ring.architectures import UnsupportedArchitectureError, examine, examine_device
-from kvplane_runtime.ring.attention import choose
 from kvplane_runtime.ring.communicator import Ring, RingBrokenError
+from kvplane_runtime.ring.exchange import choose, keys_per_query
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.messages import Decode, Fork, Step, Truncate, Window
 from kvplane_runtime.ring.model import RingModel
@@ -196,11 +196,13 @@ def test_what_communication_cost_is_counted(world: World) -> None:
     assert 0 < result.waited_seconds < result.seconds
     assert result.held_tokens == 20
     assert world.models[0].kv_bytes_per_token == 3 * 2 * 2 * 16 * 4
+    assert world.models[0].keys_per_query == 8 * (16 + 17) * 4 / (2 * 2 * 16 * 4)
 
 
 @pytest.mark.parametrize(("new", "past", "chosen"), [(1000, 0, "keys"), (20, 0, "keys"), (20, 5000, "queries")])
 def test_what_goes_round_is_what_is_less(new: int, past: int, chosen: str) -> None:
-    assert choose(new=new, past=past, query_heads=32, key_heads=8, head_dim=128, element_bytes=2) == chosen
+    ratio = keys_per_query(query_heads=32, key_heads=8, head_dim=128, element_bytes=2)
+    assert choose(new=new, past=past, keys_per_query=ratio) == chosen
 
 
 def test_a_sliding_layer_gets_just_the_tokens_before_its_pieces(rings: Rings) -> None:

@@ -1,15 +1,22 @@
 """Drills on real processes: whatever is killed or stands still, the answer has the tokens of the unsharded model."""
 
+import copy
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.ring.processes import LIMIT_SECONDS, Processes, Stream, processes
-from tests.ring.tiny import SERVED, VOCABULARY, build, wrong
+from tests.ring.tiny import SERVED, VOCABULARY, Tiny, build, configure, wrong
+
+LONG = 3900
+"""Tokens of a prompt; the model's context is hardly longer."""
+SLICE_SECONDS = "0.05"
+"""A twentieth of the default: a small model computes a long prompt in about a second, and it is to take many windows."""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +28,7 @@ def model() -> Any:
 def ring(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
-    with processes(3, folder, tmp_path_factory.mktemp("logs")) as started:
+    with processes(3, folder, tmp_path_factory.mktemp("logs"), KVPLANE_RING_SLICE_SECONDS=SLICE_SECONDS) as started:
         started.formed()
         yield started
 
@@ -34,6 +41,12 @@ def under_way(ring: Processes, stream: Stream, tokens: int) -> None:
     """Waits until so many tokens have come, and makes sure that there are more to come."""
     ring.until(lambda: len(stream.tokens) >= tokens or stream.over.is_set(), seconds=60)
     assert not stream.over.is_set(), (stream.error, stream.broken)
+
+
+def in_prefill(ring: Processes, stream: Stream) -> None:
+    """Waits until some of its prompt is computed, and makes sure that there is more to come."""
+    ring.until(lambda: stream.prefilled > 0 or stream.over.is_set(), seconds=60)
+    assert (stream.tokens, stream.over.is_set()) == ([], False), (stream.error, stream.broken)
 
 
 def whole(stream: Stream, model: Any, tokens: list[int], count: int) -> None:
@@ -84,14 +97,27 @@ def test_a_rank_that_stands_still_in_generation(ring: Processes, model: Any) -> 
     ring.formed()
 
 
+def rank_0_stands_still(ring: Processes) -> None:
+    ring.signal(0, signal.SIGSTOP)
+    time.sleep(LIMIT_SECONDS + 1.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
+    ring.signal(0, signal.SIGCONT)
+
+
 def test_rank_0_stands_still_in_generation(ring: Processes, model: Any) -> None:
     tokens = prompt(400, 4)
     stream = ring.ask(tokens, 200)
     under_way(ring, stream, 10)
-    ring.signal(0, signal.SIGSTOP)
-    time.sleep(LIMIT_SECONDS + 1.5)  # a hang has no virtual time; the workers have given up on rank 0 by then
-    ring.signal(0, signal.SIGCONT)
+    rank_0_stands_still(ring)
     whole(stream, model, tokens, 200)
+    ring.formed()
+
+
+def test_rank_0_stands_still_in_prefill(ring: Processes, model: Any) -> None:
+    tokens = prompt(LONG, 11)
+    stream = ring.ask(tokens, 20)
+    in_prefill(ring, stream)
+    rank_0_stands_still(ring)
+    whole(stream, model, tokens, 20)
     ring.formed()
 
 
@@ -106,27 +132,77 @@ def test_two_losses_in_a_row(ring: Processes, model: Any) -> None:
     ring.formed()
 
 
-def test_a_kill_in_prefill(ring: Processes, model: Any) -> None:
-    tokens = prompt(3000, 6)
-    computed = (ring.state() or {})["engine"]["promptTokensTotal"]
+def test_the_same_rank_is_killed_twice_in_a_row(ring: Processes, model: Any) -> None:
+    """Both times one answer is under way, and goes on; in the end its client leaves, as how much comes meanwhile is open."""
+    tokens = prompt(300, 12)
+    stream = ring.ask(tokens, 3500)
+    for _ in range(2):
+        under_way(ring, stream, len(stream.tokens) + 10)
+        ring.signal(1, signal.SIGKILL)
+        ring.formed(0, 2)
+        ring.start(1)
+        ring.formed()
+    under_way(ring, stream, len(stream.tokens) + 10)
+    stream.leave = 0
+    assert stream.over.wait(60)
+    assert (stream.error, stream.broken) == (None, None)
+    assert wrong(model, tokens, stream.tokens) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_is_lost_in_prefill(ring: Processes, model: Any, number: signal.Signals) -> None:
+    tokens = prompt(LONG, 100 + number)
     stream = ring.ask(tokens, 20)
-    ring.until(lambda: (ring.state() or {})["engine"]["promptTokensTotal"] > computed)
-    ring.signal(1, signal.SIGKILL)
+    in_prefill(ring, stream)
+    ring.signal(1, number)
     whole(stream, model, tokens, 20)
-    ring.start(1)
+    if number == signal.SIGKILL:
+        ring.start(1)
+    else:
+        ring.signal(1, signal.SIGCONT)
     ring.formed()
+
+
+def test_a_client_that_goes_away_in_prefill_keeps_no_room(ring: Processes) -> None:
+    stream = ring.ask(prompt(LONG, 13), 20, leave=0)
+    assert stream.over.wait(60)
+    assert stream.prefilled > 0
+    assert (stream.tokens, stream.error, stream.broken) == ([], None, None)
+    ring.until(lambda: reserved(ring) == 0)
+
+
+def reserved(ring: Processes) -> int:
+    """KV tokens that are kept for requests in progress."""
+    state = ring.state()
+    assert state is not None
+    return int(state["admission"]["reservedTokens"])
 
 
 def a_retry_finds_what_the_workers_hold(ring: Processes, model: Any, tokens: list[int], *, cut: Stream) -> None:
     """Rank 0 has ended, and with it an answer to 600 ``tokens``."""
+    again = a_retry(ring, model, tokens, cut=cut, count=120)
+    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+
+
+def a_retry(ring: Processes, model: Any, tokens: list[int], *, cut: Stream, count: int) -> Stream:
+    """Rank 0 has ended, and with it an answer to ``tokens``. It comes back, and the request is sent again."""
     assert cut.over.wait(30)
     assert wrong(model, tokens, cut.tokens) == []
     assert cut.finish is None
     ring.start(0)
     ring.formed()
-    again = ring.ask(tokens, 120)
-    whole(again, model, tokens, 120)
-    assert again.usage["prompt_tokens_details"]["cached_tokens"] >= 600 // 2
+    again = ring.ask(tokens, count)
+    whole(again, model, tokens, count)
+    return again
+
+
+def test_rank_0_is_killed_in_prefill_and_a_retry_is_answered(ring: Processes, model: Any) -> None:
+    """What the workers hold of a part of a prompt may be less than is worth finding again."""
+    tokens = prompt(LONG, 14)
+    stream = ring.ask(tokens, 20)
+    in_prefill(ring, stream)
+    ring.signal(0, signal.SIGKILL)
+    a_retry(ring, model, tokens, cut=stream, count=20)
 
 
 def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processes, model: Any) -> None:
@@ -150,11 +226,14 @@ def test_a_rank_that_is_told_to_end_leaves_between_two_steps(ring: Processes, mo
     ring.formed()
 
 
-def test_rank_0_is_told_to_end_and_the_workers_keep_what_they_hold(ring: Processes, model: Any) -> None:
-    tokens = prompt(600, 9)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)])
+def test_rank_0_ends_in_idle_and_the_workers_keep_what_they_hold(
+    ring: Processes, model: Any, number: signal.Signals, status: int
+) -> None:
+    tokens = prompt(600, 200 + number)
     whole(ring.ask(tokens, 20), model, tokens, 20)
-    ring.signal(0, signal.SIGTERM)
-    assert ring.ranks[0].wait(timeout=30) == 0
+    ring.signal(0, number)
+    assert ring.ranks[0].wait(timeout=30) == status
     assert [ring.ranks[rank].poll() for rank in (1, 2)] == [None, None]
     ring.start(0)
     ring.formed()
@@ -205,5 +284,29 @@ def test_a_rank_that_does_not_belong_ends_with_a_sentence(
     ring.formed()
 
 
+def test_a_rank_with_a_fine_tune_of_the_model_ends_with_a_sentence(ring: Processes, model: Any, tmp_path: Path) -> None:
+    tuned = copy.deepcopy(model)
+    tuned.get_parameter("model.layers.1.mlp.up_proj.weight").mul_(1.001)
+    tuned.save_pretrained(tmp_path)
+    said = len(ring.log(1))
+    stranger = ring.launch(1, KVPLANE_RING_MODEL=str(tmp_path))
+    assert stranger.wait(timeout=90) == 2
+    assert "give all ranks the same model, dtype and KVPLANE_RING_* settings." in ring.log(1)[said:]
+    ring.formed()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_model_that_the_ring_does_not_serve_ends_a_rank_with_the_reason(rank: int, tmp_path: Path) -> None:
+    configure(Tiny("gemma2", "gemma2")).save_pretrained(tmp_path)
+    ring = Processes(2, tmp_path, tmp_path)
+    try:
+        ring.start(rank)
+        assert ring.ranks[rank].wait(timeout=90) == 2
+    finally:
+        ring.close()
+    reason = "The ring does not serve models of type gemma2: it caps attention logits (attn_logit_softcapping=50)"
+    assert reason in ring.log(rank)
+
+
 def test_nothing_is_held_for_nobody(ring: Processes) -> None:
-    ring.until(lambda: (ring.state() or {})["admission"]["reservedTokens"] == 0)
+    ring.until(lambda: reserved(ring) == 0)

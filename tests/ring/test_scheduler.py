@@ -68,6 +68,17 @@ def test_windows_grow_to_a_slice_and_no_further() -> None:
     assert sorted(took)[len(took) // 2] > 0.008
 
 
+def test_windows_keep_to_the_slice_where_queries_go_round() -> None:
+    """Of 4000 tokens they are until past and new ones are twice as many: so many hide keys that go round."""
+    ring = Ring(policy=Policy(window_tokens=1000, slice_seconds=0.01, keys_per_query=2.0), capacity=1_000_000)
+    ring.submit("a", prompt(40_000), max_tokens=1)
+    ring.drain()
+    least = [len(step.window.tokens) for step in ring.steps[:2] if step.window is not None]
+    assert least == [4000, 4000]
+    assert max(seconds(step, 4) for step in ring.steps[2:]) <= 0.01
+    assert max(seconds(step, 4) for step in ring.steps[:2]) > 0.02
+
+
 def test_a_short_request_waits_for_one_window_of_a_long_one_at_most() -> None:
     ring = Ring(policy=Policy(window_tokens=16, short_tokens=8, slice_seconds=0.005, ttft_seconds=1.0))
     ring.submit("long", prompt(8_000), max_tokens=1)

@@ -4,6 +4,7 @@ The simulated ranks (:mod:`tests.ring.simulated`) check at every step that no ra
 computed from the right ones; here is checked that every request ends, with its own tokens, and that nothing is left.
 """
 
+import math
 from collections.abc import Sequence
 
 from hypothesis import given, settings
@@ -34,10 +35,12 @@ class Traffic(RuleBasedStateMachine):
         capacity=st.integers(60, 400),
         short=st.sampled_from([0, 4, 16]),
         reserve=st.sampled_from(list(Reserve)),
+        ratio=st.sampled_from([2.0, math.inf]),
     )
-    def begin(self, ranks: int, capacity: int, short: int, reserve: Reserve) -> None:
+    def begin(self, ranks: int, capacity: int, short: int, reserve: Reserve, ratio: float) -> None:
         policy = Policy(
             window_tokens=8,
+            keys_per_query=ratio,
             short_tokens=short,
             slice_seconds=0.002,
             prefix_block_tokens=8,
@@ -182,12 +185,18 @@ TestTraffic.settings = settings(max_examples=60, stateful_step_count=25, deadlin
     shorts=st.lists(st.tuples(st.floats(0, 0.5), st.integers(1, 40)), min_size=1, max_size=25),
     ttft=st.sampled_from([0.001, 0.1, 10.0]),
     longs=st.integers(1, 3),
+    ratio=st.sampled_from([2.0, math.inf]),
 )
 def test_long_prefills_delay_a_short_one_by_one_window_at_most_and_all_end(
-    long: int, shorts: Sequence[tuple[float, int]], ttft: float, longs: int
+    long: int, shorts: Sequence[tuple[float, int]], ttft: float, longs: int, ratio: float
 ) -> None:
     policy = Policy(
-        window_tokens=16, short_tokens=16, slice_seconds=0.004, ttft_seconds=ttft, prefix_block_tokens=10_000
+        window_tokens=16,
+        keys_per_query=ratio,
+        short_tokens=16,
+        slice_seconds=0.004,
+        ttft_seconds=ttft,
+        prefix_block_tokens=10_000,
     )
     ring = Ring(policy=policy, capacity=100_000)
     for number in range(longs):

@@ -160,20 +160,43 @@ def test_the_configuration_hash_tells_models_and_types_apart(tmp_path: Path) -> 
     def hashed(**changed: str) -> str:
         return config_hash(settings(KVPLANE_RING_MODEL=str(tmp_path), **changed))
 
+    def weights(*tensors: bytes) -> None:
+        head: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        begin = 0
+        for number, tensor in enumerate(tensors):
+            head[f"t{number}"] = {"dtype": "U8", "shape": [len(tensor)], "data_offsets": [begin, begin + len(tensor)]}
+            begin += len(tensor)
+        packed = json.dumps(head).encode()
+        (tmp_path / "model.safetensors").write_bytes(len(packed).to_bytes(8, "little") + packed + b"".join(tensors))
+
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    head = b'{"a":{}}'
-    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 100)
+    small, large = bytes(10), bytes(1_000_000)
+    weights(small, large)
     first = hashed()
     assert first.split("/")[0] == "0.1.0"
     assert hashed() == first
     assert hashed(KVPLANE_RING_PARK_SECONDS="1") == first, "rank 0's alone to decide"
     assert hashed(KVPLANE_RING_DTYPE="float32") != first
     assert hashed(KVPLANE_RING_DEVICE="cuda") != first, "a ring of both would have no network"
-    (tmp_path / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0" * 101)
+    weights(bytes([*small[:-1], 1]), large)
+    assert hashed() != first, "another first tensor"
+    weights(small, b"\1" * len(large))
+    assert hashed() != first, "another second tensor, of the same name, type and shape"
+    weights(small, large[:-1] + b"\1")
+    assert hashed() == first, "of a large tensor only the middle is read"
+    weights(small, large + b"\0")
     second = hashed()
     assert second != first
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     assert hashed() not in {first, second}
+
+
+@pytest.mark.parametrize("written", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\2\0\0\0\0\0\0\0[]"])
+def test_a_file_of_weights_that_is_none_is_said_to_be_none(tmp_path: Path, written: bytes) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(written)
+    with pytest.raises(SettingsError, match=r"model.safetensors, whose head is not that of a safetensors file \("):
+        config_hash(settings(KVPLANE_RING_MODEL=str(tmp_path)))
 
 
 def test_a_folder_that_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:

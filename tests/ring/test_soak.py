@@ -1,9 +1,11 @@
 """A soak on real processes: short and long requests, while ranks are killed and stand still, in an order drawn from a seed.
 
-No token is wrong, no request is stuck, no rank ends by itself, and in the end all the room of the ring is free.
+No token is wrong, no request is stuck, no rank ends by itself, and in the end all the room of the ring is free. Rank 0 is killed
+once: what is under way is cut short then, and its clients ask again.
 """
 
 import itertools
+import math
 import random
 import signal
 import threading
@@ -43,11 +45,14 @@ class Asked:
 class Client:
     """Asks one thing after another: short and long, new and going on with what it had, and sometimes it goes away early."""
 
-    def __init__(self, ring: Processes, draw: random.Random) -> None:
+    def __init__(self, ring: Processes, draw: random.Random, faults: "Faults") -> None:
         self._ring = ring
         self._draw = draw
+        self._faults = faults
         self._enough = threading.Event()
         self.asked: list[Asked] = []
+        self.cut: list[Asked] = []
+        """What rank 0's end has cut short; it was asked again."""
         self.busy = 0
         """Answers that said that there is no room just now."""
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -59,18 +64,26 @@ class Client:
         self._thread.join()
 
     def _run(self) -> None:
+        again: Asked | None = None
         while not self._enough.is_set():
-            prompt, count = self._next_prompt(), self._draw.randint(1, 120)
+            prompt = again.prompt if again else self._next_prompt()
+            count = again.count if again else self._draw.randint(1, 120)
             leave = self._draw.randint(0, count) if self._draw.random() < 0.15 else None
+            began = time.monotonic()
             stream = self._ring.ask(prompt, count, leave=leave)
+            asked, again = Asked(prompt, count, stream), None
             ended = stream.over.wait(STUCK_SECONDS)
             if ended and (stream.error or {}).get("code") in {"kv_cache_full", "too_many_sequences"}:
                 self.busy += 1
                 self._enough.wait(0.5)
-                continue
-            self.asked.append(Asked(prompt, count, stream))
-            if not ended:
-                return
+            elif ended and not asked.ended_well() and began < self._faults.led_since:
+                self.cut.append(asked)
+                again = asked
+                self._enough.wait(0.5)
+            else:
+                self.asked.append(asked)
+                if not ended:
+                    return
 
     def _next_prompt(self) -> list[int]:
         draw = self._draw
@@ -85,11 +98,13 @@ class Client:
 
 
 class Faults:
-    """Kills workers, which come back a little later, and has ranks stand still, rank 0 too."""
+    """Kills workers, which come back a little later, and has ranks stand still, rank 0 too; once it kills rank 0."""
 
     def __init__(self, ring: Processes, draw: random.Random) -> None:
         self._ring = ring
         self._draw = draw
+        self.led_since = 0.0
+        """When the ring was formed by a rank 0 that had been killed; infinite while it is away, 0 before."""
         self._back: dict[int, float] = {}
         """When a rank that was killed is started again."""
         self._go_on: dict[int, float] = {}
@@ -97,15 +112,26 @@ class Faults:
         self.done = 0
 
     def run(self, seconds: float, *, until: Callable[[], bool]) -> None:
-        end = time.monotonic() + seconds
+        began = time.monotonic()
+        behead = began + self._draw.uniform(0.2, 0.5) * seconds
         pause = 0.0
-        while (now := time.monotonic()) < end or not until():
-            if now >= pause:
+        while (now := time.monotonic()) < began + seconds or not until():
+            if now >= behead:
+                behead = math.inf
+                self._kill_rank_0(now)
+            if now >= pause and self.led_since <= now:
                 self._strike(now)
                 pause = now + self._draw.uniform(0.5, 3.0)
             self._mend(now)
             time.sleep(0.02)
-        self._mend(float("inf"))
+        self._mend(math.inf)
+
+    def _kill_rank_0(self, now: float) -> None:
+        self.done += 1
+        self.led_since = math.inf
+        self._go_on.pop(0, None)
+        self._ring.signal(0, signal.SIGKILL)
+        self._back[0] = now + self._draw.uniform(0.0, 2.0)
 
     def _strike(self, now: float) -> None:
         draw = self._draw
@@ -127,6 +153,8 @@ class Faults:
         for rank in [rank for rank, at in self._back.items() if now >= at]:
             del self._back[rank]
             self._ring.start(rank)
+        if self.led_since == math.inf and 0 not in self._back and self._ring.ring().get("formed"):
+            self.led_since = time.monotonic()
 
 
 def nothing_reserved(ring: Processes) -> bool:
@@ -145,13 +173,14 @@ def test_random_faults_cost_no_token_no_request_and_no_room(tmp_path: Path) -> N
     (tmp_path / "logs").mkdir()
     with processes(3, tmp_path / "tiny", tmp_path / "logs") as ring:
         ring.formed()
-        clients = [Client(ring, random.Random(draw.random())) for _ in range(CLIENTS)]  # noqa: S311  (see above)
         faults = Faults(ring, draw)
+        clients = [Client(ring, random.Random(draw.random()), faults) for _ in range(CLIENTS)]  # noqa: S311  (see above)
         faults.run(FAULT_SECONDS, until=lambda: sum(len(client.asked) for client in clients) >= FEWEST)
         ring.formed()
         for client in clients:
             client.stop()
         asked = list(itertools.chain.from_iterable(client.asked for client in clients))
+        cut = list(itertools.chain.from_iterable(client.cut for client in clients))
         assert [each for each in asked if not each.stream.over.is_set()] == []
         assert [(len(each.prompt), each.count, each.stream) for each in asked if not each.ended_well()] == []
         assert [rank for rank, process in ring.ranks.items() if process.poll() is not None] == []
@@ -170,15 +199,16 @@ def test_random_faults_cost_no_token_no_request_and_no_room(tmp_path: Path) -> N
     assert [log for log in logs if "Traceback" in log] == []
     found = {
         index: places
-        for index, each in enumerate([*asked, *last])
+        for index, each in enumerate([*asked, *cut, *last])
         if (places := wrong(model, each.prompt, each.stream.tokens))
     }
     assert found == {}
     generated = sum(len(each.stream.tokens) for each in asked)
     print(
-        f"\n{len(asked)} requests, {generated} tokens, {faults.done} faults, re-forms {reforms}, "
-        f"{sum(client.busy for client in clients)} times no room"
+        f"\n{len(asked)} requests, {generated} tokens, {faults.done} faults, re-forms since rank 0's end {reforms}, "
+        f"{sum(client.busy for client in clients)} times no room, {len(cut)} times asked again"
     )
     assert faults.done >= 5
-    assert reforms["lost"] >= 2
+    assert 0 < faults.led_since < math.inf
+    assert reforms["lost"] >= 1
     assert len(asked) >= FEWEST

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kvplane_runtime.ring import messages
-from kvplane_runtime.ring.communicator import RingBrokenError
+from kvplane_runtime.ring.communicator import PATIENT_SECONDS, RingBrokenError
 from kvplane_runtime.ring.control import Left, Severed
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
@@ -199,6 +199,34 @@ def test_a_worker_has_to_show_what_it_holds_and_what_its_steps_cost() -> None:
     assert mine.account == WorkerAccount()
     mine.run()
     assert mine.account == WorkerAccount(epoch=3, kv_tokens=7, traffic=RankTraffic(2, 2.0, 1.5, 0.5, 16))
+
+
+@pytest.mark.parametrize("broken", [(), (0,)], ids=["done", "broken"])
+def test_a_worker_whose_step_does_not_end_says_so(broken: tuple[int, ...]) -> None:
+    now = 100.0
+    said: list[str | None] = []
+
+    class Slow(Model):
+        def run(self, step: messages.Step) -> StepResult:
+            nonlocal now
+            said.append(mine.hung())
+            now += PATIENT_SECONDS
+            said.append(mine.hung())
+            now += 1
+            said.append(mine.hung())
+            return super().run(step)
+
+    inbox: SimpleQueue[messages.AnyMessage | Severed | Left] = SimpleQueue()
+    for order in (form(3), messages.Step(3, 0), Left()):
+        inbox.put(order)
+    tether: Any = Tether()
+    join = messages.Join(MEMBER, 3, "1/c", 100)
+    mine = Worker(place=place(Slow(*broken)), tether=tether, inbox=inbox, join=join, clock=lambda: now)
+    assert mine.hung() is None
+    mine.run()
+    hangs = "A step of this rank has been under way for 601 s, longer than 600 s: it hangs."
+    assert said == [None, None, hangs]
+    assert mine.hung() is None
 
 
 def test_what_a_form_gives_is_what_a_worker_holds_before_the_first_step() -> None:

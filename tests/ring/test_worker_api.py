@@ -21,9 +21,13 @@ class Worker:
     def __init__(self) -> None:
         self.account = WorkerAccount(epoch=4, kv_tokens=300, traffic=RankTraffic(5, 2.0, 1.25, 0.5, 1000))
         self.reason: str | None = None
+        self.hangs: str | None = None
 
     def outside(self) -> str | None:
         return self.reason
+
+    def hung(self) -> str | None:
+        return self.hangs
 
 
 class Served:
@@ -68,6 +72,13 @@ def test_health_is_that_of_the_ring(served: Served) -> None:
     served.worker.reason = "Rank 0 has formed no ring with this rank."
     status, text = served.get("/health")
     assert (status, json.loads(text)) == (503, {"ready": False, "reason": "Rank 0 has formed no ring with this rank."})
+
+
+@pytest.mark.parametrize("reason", [None, "Rank 0 has formed no ring with this rank."])
+def test_a_worker_that_hangs_is_told_from_one_that_waits(served: Served, reason: str | None) -> None:
+    served.worker.reason, served.worker.hangs = reason, "A step does not end."
+    status, text = served.get("/health")
+    assert (status, json.loads(text)) == (500, {"ready": False, "reason": "A step does not end."})
 
 
 def test_metrics_are_of_this_worker_alone(served: Served) -> None:

@@ -436,7 +436,9 @@ class Api:
         except web.HTTPException as error:
             response = error_response(_from_http(error, request, self._max_body_bytes))
         except ConnectionError:
-            raise
+            if request.transport is not None and not request.transport.is_closing():
+                raise
+            return web.Response()  # to nobody, since the client has gone: raised on, aiohttp would log it as an error
         except Exception:
             log.exception("The request %s failed.", request_id)
             response = error_response(_OWN_FAULT)

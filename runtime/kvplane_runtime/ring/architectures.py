@@ -15,6 +15,7 @@ from typing import Any, Final
 from transformers import PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from kvplane_runtime.ring import exchange
 from kvplane_runtime.ring.kernel import CUDA_HEAD
 
 
@@ -37,6 +38,15 @@ class Architecture:
     def kv_bytes_per_token(self, element_bytes: int) -> int:
         """Keys and values of one token in all layers."""
         return 2 * self.layers * self.key_heads * self.head_dim * element_bytes
+
+    def keys_per_query(self, element_bytes: int) -> float:
+        """What a query that goes round sends, in keys with their values."""
+        return exchange.keys_per_query(
+            query_heads=self.query_heads,
+            key_heads=self.key_heads,
+            head_dim=self.head_dim,
+            element_bytes=element_bytes,
+        )
 
 
 _LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

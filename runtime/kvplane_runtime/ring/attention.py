@@ -17,7 +17,7 @@ batch together (arXiv 2411.01783 sends queries round for this, which got slower 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from kvplane_runtime.ring.architectures import UnsupportedArchitectureError
 from kvplane_runtime.ring.blocks import Band, Block, Share
 from kvplane_runtime.ring.cache import Shard
 from kvplane_runtime.ring.communicator import Pending, Ring
+from kvplane_runtime.ring.exchange import choose, keys_per_query
 from kvplane_runtime.ring.kernel import NOTHING, Mask, Partial, block, mask
 from kvplane_runtime.ring.layout import Layout, Pieces, slots
 from kvplane_runtime.ring.merge import Running, combine, with_sinks
@@ -103,19 +104,6 @@ def register() -> None:
     AttentionInterface.register(NAME, attention)
 
 
-def choose(
-    *, new: int, past: int, query_heads: int, key_heads: int, head_dim: int, element_bytes: int
-) -> Literal["keys", "queries"]:
-    """What goes round the ring for a window of ``new`` tokens after ``past`` ones: what is fewer bytes.
-
-    Meta's rule (arXiv 2411.01783, section 3.4: queries if new / (new + past) < 2 Hk / Hq), with the partial results that
-    come home counted too: Hq (D + 1) fp32 numbers for each query.
-    """
-    keys_bytes = (new + past) * 2 * key_heads * head_dim * element_bytes
-    queries_bytes = new * query_heads * (head_dim * element_bytes + (head_dim + 1) * 4)
-    return "queries" if queries_bytes < keys_bytes else "keys"
-
-
 def positions(runs: Sequence[Run], device: torch.device) -> Tensor:
     """The positions of the runs, in order."""
     parts = [torch.arange(run.first, run.last + 1, run.step, device=device) for run in runs]
@@ -187,14 +175,13 @@ class WindowPass:
 
     def _goes_round(self, query: Tensor, layer: int) -> str:
         new = sum(self._rows)
-        return choose(
-            new=new,
-            past=sum(shown.total for shown in self._shown) - new,
+        ratio = keys_per_query(
             query_heads=query.shape[1],
             key_heads=self._heads[layer],
             head_dim=query.shape[3],
             element_bytes=query.element_size(),
         )
+        return choose(new=new, past=sum(shown.total for shown in self._shown) - new, keys_per_query=ratio)
 
     # pass-KV.
 

@@ -6,6 +6,7 @@ ranks and windows that lie whole on one. The three prices are fitted by least sq
 never negative.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -13,7 +14,7 @@ from typing import Final
 from kvplane_runtime.ring.layout import Placement
 
 _KEEP: Final = 0.97
-"""Weight of all earlier windows when a new one comes: the last 30 or so count."""
+"""Weight of all earlier windows when a new one of full age comes: the last 30 or so count."""
 _TOKENS: Final = 1024.0
 _PAIRS: Final = 1024.0**2
 """Units in which the three prices are of one order."""
@@ -21,9 +22,10 @@ _BETTER: Final = 0.9
 """A fit that comes later among ``_SUBSETS`` is taken only if it leaves less than this share of the error."""
 _ROUNDING: Final = 1e-9
 """Of the sum of squares: an error below it is none."""
-_SUBSETS: Final = ((1,), (2,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2))
+_SUBSETS: Final = ((1,), (2,), (1, 2), (0, 1), (0, 2), (0, 1, 2), (0,))
 """Prices that may be other than zero, the likeliest to matter first: of two fits that are as good, as there are while few
-windows were seen, the one with a price for tokens."""
+windows were seen, the one with a price for tokens. That of any window alone comes last: it explains windows that were all made
+to take a slice, and then one of any length would seem to take no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +59,32 @@ class Cost:
         """Whether a window was seen."""
         return self._total > 0
 
-    def learn(self, done: Work, seconds: float) -> None:
-        """Takes in a window and the time it took."""
-        point = _features(done)
+    @property
+    def whatever_seconds(self) -> float:
+        """What any window is expected to take whatever its work is; 0 while nothing is known."""
+        return self._prices[0]
+
+    def learn(self, done: Work, seconds: float, *, age: float = 1.0, whatever: float = math.inf) -> None:
+        """Takes in a window and the time it took. ``age``, 0 to 1: how much older it makes all that was taken in before.
+        ``whatever``: what a window costs whatever its work is at most this; the shortest one that was seen is such a bound.
+        """
+        point, keep = _features(done), _KEEP**age
         for i in range(3):
             for j in range(3):
-                self._squares[i][j] = _KEEP * self._squares[i][j] + point[i] * point[j]
-            self._products[i] = _KEEP * self._products[i] + point[i] * seconds
-        self._total = _KEEP * self._total + seconds * seconds
-        self._prices = self._fit()
+                self._squares[i][j] = keep * self._squares[i][j] + point[i] * point[j]
+            self._products[i] = keep * self._products[i] + point[i] * seconds
+        self._total = keep * self._total + seconds * seconds
+        self._prices = self._fit(whatever)
 
     def seconds(self, of: Work) -> float:
         """Expected time of one window; 0 while nothing is known."""
         return sum(price * count for price, count in zip(self._prices, _features(of), strict=True))
 
-    def _fit(self) -> tuple[float, float, float]:
+    def _fit(self, whatever: float) -> tuple[float, float, float]:
         best, least = (0.0, 0.0, 0.0), self._total
         for subset in _SUBSETS:
             prices = self._solve(subset)
-            if prices is None:
+            if prices is None or prices[0] > whatever:
                 continue
             error = max(0.0, self._error(prices))
             if error + _ROUNDING * self._total < _BETTER * least:

@@ -1,6 +1,7 @@
 """The answer of ``/health``, the same on every rank: whether this rank is inside a ring that works.
 
-Any answer says that the process is well: a rank that waits for others must not be restarted for it, since it holds KV.
+Ready and not ready both say that the process is well: a rank that waits for others must not be restarted for it, since it holds
+KV. Only one that hangs is to be restarted: its answer has a status of its own.
 """
 
 from aiohttp import web
@@ -11,3 +12,8 @@ def answer(reason: str | None) -> web.Response:
     if reason is None:
         return web.json_response({"ready": True})
     return web.json_response({"ready": False, "reason": reason}, status=503)
+
+
+def hangs(reason: str) -> web.Response:
+    """500, with what shows that only a restart helps, a sentence."""
+    return web.json_response({"ready": False, "reason": reason}, status=500)

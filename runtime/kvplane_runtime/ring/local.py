@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
-from kvplane_runtime.ring.settings import STRATEGY
+from kvplane_api.capacity import RING_KV_PERCENT
+from kvplane_api.names import STRATEGY_RING
 
 _LOOPBACK: Final = "127.0.0.1"
 _POLL_SECONDS: Final = 0.2
@@ -60,15 +61,16 @@ def environment(
     control, store, *workers = ports
     threads = max(1, cores // trial.ranks)
     gpu = trial.settings.get("KVPLANE_RING_DEVICE") == "cuda"
+    share = str(max(1, RING_KV_PERCENT // trial.ranks))
     return {
         **base,
         "OMP_NUM_THREADS": str(threads),
         "KVPLANE_RING_THREADS": str(threads),
-        **({} if gpu else {"KVPLANE_RING_KV_PERCENT": str(max(1, 60 // trial.ranks))}),  # on CPUs they share one memory
+        **({} if gpu else {"KVPLANE_RING_KV_PERCENT": share}),  # on CPUs they share one memory
         "KVPLANE_RING_DRAIN_SECONDS": "5",
         **trial.settings,
         "WORLD_SIZE": str(trial.ranks),
-        "PROMPT_SPLIT_STRATEGY": STRATEGY,
+        "PROMPT_SPLIT_STRATEGY": STRATEGY_RING,
         "POD_IP": _LOOPBACK,
         "POD_UID": f"local-{rank}",
         "KVPLANE_RING_ORDINAL": str(rank),

@@ -59,6 +59,7 @@ class RingModel:
         self._layouts: dict[int, Layout] = {}
         self._shards: dict[int, Shard] = {}
         self.kv_bytes_per_token = architecture.kv_bytes_per_token(model.dtype.itemsize)
+        self.keys_per_query = architecture.keys_per_query(model.dtype.itemsize)
 
     @classmethod
     def load(

@@ -236,6 +236,7 @@ def _lead(settings: Settings) -> int:
         policy=Policy(
             slice_seconds=settings.slice_seconds,
             window_tokens=settings.window_tokens,
+            keys_per_query=model.keys_per_query,
             short_tokens=settings.short_tokens,
             ttft_seconds=settings.ttft_seconds,
             max_sequences=settings.max_sequences,

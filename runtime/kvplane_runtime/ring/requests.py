@@ -3,6 +3,7 @@
 Plain values; the scheduler makes the events, and the engine and the API pass them on.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -20,7 +21,10 @@ class Policy:
     slice_seconds: float = 1.0
     """Longest window: what a short prompt may have to wait for a long one. Longer hides more communication."""
     window_tokens: int = 1024
-    """Least new tokens per rank and window, whatever they take: below, communication is no longer hidden (docs: sizing)."""
+    """Least new tokens per rank and window while keys go round, whatever they take: below, communication is no longer hidden
+    (docs: sizing)."""
+    keys_per_query: float = math.inf
+    """Of the model (:mod:`exchange`), by which keys go round or queries. Where it is not said, keys."""
     short_tokens: int = 1024
     """Prompts of fewer than 2N times this lie whole on one rank. 0: every prompt is cut."""
     ttft_seconds: float = 2.0

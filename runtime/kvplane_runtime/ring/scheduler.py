@@ -10,9 +10,9 @@ no long one gets a turn. Short ones that came later have not waited for one, so 
 as it was when a prefill began to wait: with the work that remains, two equal long prompts would take turns and both
 end last.
 
-*Windows* take at most a slice of time, by the learned cost, and at least what hides communication. All but a prompt's last
-are multiples of 2N, so the zigzag gives every rank the same. Prompts that are too short to be worth cutting lie whole on
-the rank with the least.
+*Windows* take at most a slice of time, by the learned cost, and at least what hides communication while keys go round. All
+but a prompt's last are multiples of 2N, so the zigzag gives every rank the same. Prompts that are too short to be worth
+cutting lie whole on the rank with the least.
 
 *Room.* What is admitted has room for all that it may come to hold (:mod:`accounting`). Finished sequences are kept for
 their prefixes until the room is needed. A request finds its prefix in one of these and goes on in it, or has it copied (a
@@ -86,7 +86,9 @@ class Scheduler:
         self._accounting = Accounting(ranks=ranks, capacity=capacity, reserve=policy.reserve)
         self._whole = whole
         self._prefixes = Prefixes(block=policy.prefix_block_tokens)
-        self._windows = Windows(slice_seconds=policy.slice_seconds, tokens=policy.window_tokens)
+        self._windows = Windows(
+            slice_seconds=policy.slice_seconds, tokens=policy.window_tokens, keys_per_query=policy.keys_per_query
+        )
         self._decode_seconds = 0.0
         self._jobs: dict[str, Job] = {}
         self._sequences: dict[int, TokenSequence] = {}
@@ -251,14 +253,6 @@ class Scheduler:
         return [event for event in events if not _is_gone(event, gone)]
 
     # The ring changes.
-
-    def lengths(self) -> dict[int, int]:
-        """By sequence that ranks know of, the positions that have been placed: what :func:`recovery.reconcile` needs."""
-        return {
-            sequence.id: sequence.layout.length
-            for sequence in self._sequences.values()
-            if sequence.id not in self._forks and sequence.layout.length
-        }
 
     def tables(self) -> list[Table]:
         """All sequences that ranks are to hold KV of, for a ``Form``."""
@@ -505,7 +499,8 @@ class Scheduler:
 
     def _is_long(self, sequence: TokenSequence) -> bool:
         """Of one that waits for its prefill; judged by what is known now, which is little when the first prompts come."""
-        return self._windows.several(sequence.work)
+        ranks, placement = self._accounting.ranks, sequence.placement
+        return self._windows.several(sequence.work, ranks=ranks, placement=placement)
 
     def _computed(self, window: Window) -> list[Event]:
         sequence = self._sequences[window.sequence]
@@ -677,7 +672,7 @@ class Scheduler:
         count = sum(run.count for run in self._sequences[window.sequence].layout.missing(window.start, end))
         done = work(window.start, end, count, ranks=self._accounting.ranks, placement=window.placement)
         beside = self._decode_seconds if step.decode else 0.0
-        self._windows.learn(done, missing=count, seconds=max(seconds - beside, 0.1 * seconds))
+        self._windows.learn(done, seconds=max(seconds - beside, 0.1 * seconds), placement=window.placement)
 
     # The ring changes, in detail.
 

@@ -7,20 +7,19 @@ that ranks with different ones refuse each other; how the ring is shared is rank
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from kvplane_api.names import PORT_ENGINE, PORT_RING_STORE, rank_0_of, rank_of
+from kvplane_api.capacity import RING_KV_PERCENT
+from kvplane_api.names import PORT_ENGINE, PORT_RING_CONTROL, PORT_RING_STORE, STRATEGY_RING, rank_0_of, rank_of
 from kvplane_runtime.ring.membership import Limits
 
 T = TypeVar("T")
 
-PORT_CONTROL: Final = 29501
-"""Control connections of the workers to rank 0."""
-STRATEGY: Final = "RING"
 LIMITS: Final = {
     "heartbeat": ("KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS", 0.4),
     "stop": ("KVPLANE_RING_STOP_SECONDS", 1.0),
@@ -29,7 +28,9 @@ LIMITS: Final = {
 }
 """The environment variable and the least value of each limit that can be set."""
 _MAX_WORLD: Final = 1024
-_MAX_HEAD_BYTES: Final = 64 * 1024 * 1024
+_MAX_HEAD_BYTES: Final = 100_000_000
+"""Of a safetensors file: what the format allows."""
+_BLOCK_BYTES: Final = 4096
 _LEAST_KV_TOKENS: Final = 256
 _LEAST_CONTEXT_TOKENS: Final = 2
 """A token to begin with, and one to answer."""
@@ -64,14 +65,17 @@ class Settings:
     """``KVPLANE_RING_DTYPE``: of weights and KV. Default auto: as the model was saved."""
     kv_tokens: int | None = None
     """``KVPLANE_RING_KV_TOKENS``: KV tokens this rank may hold. Default: what fits ``kv_percent`` of the memory."""
-    kv_percent: int = 60
+    kv_percent: int = RING_KV_PERCENT
     """``KVPLANE_RING_KV_PERCENT``: share of the memory left after the weights that KV may take. The rest is for
     activations and the blocks in flight, which a window of a second needs."""
     window_tokens: int = 1024
-    """``KVPLANE_RING_WINDOW_TOKENS``: least new tokens per rank and prefill window, whatever they take: below, communication
-    is no longer hidden (docs: sizing). Default for links of 100 Gb/s and CPUs; slower links want more."""
+    """``KVPLANE_RING_WINDOW_TOKENS``: least new tokens per rank and prefill window while keys go round the ring, whatever they
+    take: below, communication is no longer hidden (docs: sizing). Default for links of 100 Gb/s and CPUs; slower links want
+    more."""
     slice_seconds: float = 1.0
-    """``KVPLANE_RING_SLICE_SECONDS``: longest prefill window, and so the longest that a short prompt waits for a long one."""
+    """``KVPLANE_RING_SLICE_SECONDS``: longest prefill window, but for the least length, and so the longest that a short prompt
+    waits for a long one. Windows are planned to take nine tenths of it. Where any window takes half of it, however short, they
+    are longer: prompts would hardly go on."""
     short_tokens: int = 1024
     """``KVPLANE_RING_SHORT_TOKENS``: prompts of fewer than 2N times this lie whole on one rank; 0 cuts every prompt. Default:
     below, a rank computes faster than it can exchange."""
@@ -102,7 +106,7 @@ class Settings:
     worker_port: int = PORT_ENGINE
     """``KVPLANE_RING_WORKER_PORT``: where a worker answers ``/health`` and ``/metrics``. Where it is taken, nothing is asked of
     that worker, and it works all the same."""
-    control_port: int = PORT_CONTROL
+    control_port: int = PORT_RING_CONTROL
     """``KVPLANE_RING_CONTROL_PORT``: where rank 0 hears its workers."""
     store_port: int = PORT_RING_STORE
     """``KVPLANE_RING_STORE_PORT``: of rank 0's rendezvous store."""
@@ -119,10 +123,10 @@ class Settings:
 def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settings:
     """Settings of this process; raises SettingsError with all that is wrong, a sentence each."""
     reader = _Reader(environment)
-    strategy = environment.get("PROMPT_SPLIT_STRATEGY", STRATEGY)
-    if strategy.upper() != STRATEGY:
+    strategy = environment.get("PROMPT_SPLIT_STRATEGY", STRATEGY_RING)
+    if strategy.upper() != STRATEGY_RING:
         reader.faults.append(
-            f"PROMPT_SPLIT_STRATEGY is {strategy!r}, this engine splits prompts over a ring only: set {STRATEGY} or unset it."
+            f"PROMPT_SPLIT_STRATEGY is {strategy!r}, this engine splits prompts over a ring only: set {STRATEGY_RING} or unset it."
         )
     world_size = reader.integer("WORLD_SIZE", None, 1, _MAX_WORLD, "the number of ranks")
     named = rank_of(hostname)
@@ -151,7 +155,7 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         "device": reader.choice("KVPLANE_RING_DEVICE", "cpu", ("cpu", "cuda")),
         "dtype": reader.choice("KVPLANE_RING_DTYPE", "auto", ("auto", "float32", "bfloat16")),
         "kv_tokens": reader.optional("KVPLANE_RING_KV_TOKENS", _LEAST_KV_TOKENS, 1 << 40),
-        "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", 60, 1, 95),
+        "kv_percent": reader.integer("KVPLANE_RING_KV_PERCENT", RING_KV_PERCENT, 1, 95),
         "window_tokens": reader.integer("KVPLANE_RING_WINDOW_TOKENS", 1024, 1, 1 << 24),
         "slice_seconds": reader.seconds("KVPLANE_RING_SLICE_SECONDS", 1.0, least=0.01),
         "short_tokens": reader.integer("KVPLANE_RING_SHORT_TOKENS", 1024, 0, 1 << 24),
@@ -166,7 +170,7 @@ def from_environment(environment: Mapping[str, str], *, hostname: str) -> Settin
         "host": environment.get("KVPLANE_RING_HOST") or "127.0.0.1",
         "port": reader.integer("KVPLANE_RING_PORT", PORT_ENGINE, 1, 65535),
         "worker_port": reader.integer("KVPLANE_RING_WORKER_PORT", PORT_ENGINE, 1, 65535),
-        "control_port": reader.integer("KVPLANE_RING_CONTROL_PORT", PORT_CONTROL, 1, 65535),
+        "control_port": reader.integer("KVPLANE_RING_CONTROL_PORT", PORT_RING_CONTROL, 1, 65535),
         "store_port": reader.integer("KVPLANE_RING_STORE_PORT", PORT_RING_STORE, 1, 65535),
         "parent": reader.optional("KVPLANE_RING_PARENT", 1, 1 << 31),
     }
@@ -242,8 +246,9 @@ class _Reader:
 def config_hash(settings: Settings) -> str:
     """``VERSION/HASH`` of all that decides what a rank computes: ranks with different ones refuse each other.
 
-    Of the weights it takes the names, the sizes and the heads of the files, which name every tensor with its type and shape:
-    reading terabytes to tell two fine-tunes apart is left to whoever copies files. Raises SettingsError.
+    Of the weights it takes the names, the sizes and the heads of the files, which name every tensor with its type and shape, and
+    the middle of each tensor. So it reads megabytes of terabytes, and tells models apart of which one was trained further: that
+    changes a tensor nearly everywhere, or not at all. Other bytes may differ unseen. Raises SettingsError.
     """
     digest = hashlib.blake2b(digest_size=8)
     for word in (*settings.deciding(), *(f"{name}={metadata.version(name)}" for name in ("torch", "transformers"))):
@@ -252,14 +257,33 @@ def config_hash(settings: Settings) -> str:
         digest.update((settings.model / "config.json").read_bytes())
         for file in sorted(settings.model.glob("*.safetensors")):
             digest.update(f"{file.name} {file.stat().st_size}\0".encode())
-            with file.open("rb") as stream:
-                digest.update(stream.read(min(_MAX_HEAD_BYTES, int.from_bytes(stream.read(8), "little"))))
+            for read in _sampled(file):
+                digest.update(read)
     except OSError as error:
         raise SettingsError(
             f"KVPLANE_RING_MODEL is {settings.model}, of which {error.filename} cannot be read ({error.strerror}); "
             "set it to the folder of a model with config.json and safetensors files."
         ) from error
     return f"{metadata.version('kvplane')}/{digest.hexdigest()}"
+
+
+def _sampled(file: Path) -> Iterator[bytes]:
+    """The head of a safetensors file, and a block from the middle of each tensor."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        head = stream.read(min(size, _MAX_HEAD_BYTES))
+        yield head
+        try:
+            tensors = [entry["data_offsets"] for name, entry in json.loads(head).items() if name != "__metadata__"]
+            spans = sorted((int(begin), int(end)) for begin, end in tensors)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"KVPLANE_RING_MODEL has {file}, whose head is not that of a safetensors file ({error}); copy the model anew."
+            ) from error
+        for begin, end in spans:
+            taken = min(_BLOCK_BYTES, end - begin)
+            stream.seek(8 + size + begin + (end - begin - taken) // 2)
+            yield stream.read(taken)
 
 
 def capacity_tokens(settings: Settings, *, kv_bytes_per_token: int, free_bytes: int) -> int:

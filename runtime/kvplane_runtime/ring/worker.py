@@ -10,6 +10,7 @@ What a worker is at the moment may be asked from any thread: its ``account`` is 
 import contextlib
 import logging
 import threading
+import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from kvplane_runtime.ring import messages
-from kvplane_runtime.ring.communicator import Ring, RingBrokenError
+from kvplane_runtime.ring.communicator import PATIENT_SECONDS, Ring, RingBrokenError
 from kvplane_runtime.ring.control import Left, Severed, Tether
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
@@ -209,13 +210,17 @@ class Worker:
         tether: Tether,
         inbox: "SimpleQueue[messages.AnyMessage | Severed | Left]",
         join: messages.Join,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``join`` is what it says of itself; its epoch and tables are filled in here."""
         self._place = place
         self._tether = tether
         self._inbox = inbox
         self._self = join
+        self._clock = clock
         self._rank = -1
+        self._step_since: float | None = None
+        """When the step under way began; None between steps."""
         self.account = WorkerAccount()
         """As it was after the last order."""
 
@@ -235,6 +240,19 @@ class Worker:
         if epoch < 0:
             return "Rank 0 has formed no ring with this rank."
         return f"The ring of epoch {epoch} does not work yet: not all of its ranks are inside."
+
+    def hung(self) -> str | None:
+        """What shows that the model's thread hangs, in a sentence; None while it does not.
+
+        Rank 0 has given up a step that takes longer than the limit, and this rank is in no ring until it ends.
+        """
+        since = self._step_since
+        seconds = 0.0 if since is None else self._clock() - since
+        if seconds <= PATIENT_SECONDS:
+            return None
+        return (
+            f"A step of this rank has been under way for {seconds:.0f} s, longer than {PATIENT_SECONDS:g} s: it hangs."
+        )
 
     def run(self) -> str | None:
         """Follows until it has left (None), or is refused (why)."""
@@ -287,6 +305,7 @@ class Worker:
     def _step(self, step: messages.Step) -> None:
         if step.epoch != self._place.epoch:
             return
+        self._step_since = self._clock()
         try:
             result = self._place.run(step)
         except RingBrokenError as error:
@@ -297,6 +316,8 @@ class Worker:
             traffic = self.account.traffic.plus(said.traffic)
             self.account = replace(self.account, kv_tokens=result.held_tokens, traffic=traffic)
             self._tether.send(said)
+        finally:
+            self._step_since = None
 
 
 def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:

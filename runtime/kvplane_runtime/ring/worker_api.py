@@ -64,8 +64,9 @@ class WorkerApi:
         self._thread.join(_STOP_SECONDS)
 
     async def health(self, _: web.Request) -> web.Response:
-        """``GET /health``: 200 inside a ring that works."""
-        return health.answer(self._worker.outside())
+        """``GET /health``: 200 inside a ring that works, 500 where this process has to be started anew for that."""
+        hung = self._worker.hung()
+        return health.answer(self._worker.outside()) if hung is None else health.hangs(hung)
 
     async def metrics(self, request: web.Request) -> web.Response:
         """``GET /metrics``, in the format that the scraper prefers."""
