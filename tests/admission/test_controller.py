@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kvplane_runtime.admission.controller import Admission
+from kvplane_runtime.admission.controller import CHECK_SECONDS, Admission
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason
 from tests.admission.world import BLOCK_SIZE, BLOCKS, World, configuration
 
@@ -352,6 +352,44 @@ def test_what_waits_in_vain_is_refused_early() -> None:
     assert refused_early[-1].refusal is not None
     assert refused_early[-1].refusal.retry_after_seconds is not None
     assert refused_early[-1].refusal.retry_after_seconds >= 3
+
+
+def one_a_second() -> World:
+    """An engine that has served one request of 1,000 prompt tokens a second while others waited, and has another one now."""
+    world = with_(engine={"maxSequences": 1}, admission={"queue": {"maxWaitSeconds": 4}})
+    running = world.offer(1000)
+    for _ in range(30):
+        world.offer(1000)
+        world.pass_seconds(1.0)
+        world.finish(running, 5)
+        (running,) = world.decide()
+    return world
+
+
+def test_what_waits_is_refused_when_too_much_has_come_before_it() -> None:
+    world = one_a_second()
+    long = world.offer(2000)
+    first_look = world.admission.next_decision_at()
+    assert first_look == world.now + CHECK_SECONDS
+    world.pass_seconds(0.1)
+    short = [world.offer(750) for _ in range(7)]  # each goes before the long one, and all of them take five seconds
+    world.decide()
+    assert all(waits(entry) for entry in (long, *short)), "nobody looks before the next look is due"
+    world.pass_seconds(CHECK_SECONDS)
+    assert "5250 prompt tokens wait before it, too many for its time" in refusal(long, Reason.DEADLINE)
+    assert all(waits(entry) for entry in short)
+
+
+def test_what_waits_is_refused_when_the_engine_no_longer_gets_to_it() -> None:
+    world = one_a_second()
+    first, second = world.offer(1000), world.offer(1001)
+    assert waits(first)
+    assert waits(second)
+    while waits(second):
+        world.pass_seconds(CHECK_SECONDS)
+    assert second.arrived_at + 2 < world.now < second.arrived_at + 4
+    assert "1000 prompt tokens wait before it" in refusal(second, Reason.DEADLINE)
+    assert waits(first), "nothing is before it"
 
 
 def test_a_client_that_leaves_the_queue_leaves_nothing(world: World) -> None:
@@ -717,6 +755,19 @@ def test_the_state_tells_what_is_held_and_what_was_sent_away(world: World) -> No
     assert state.shed_reservation_tokens_total == pytest.approx(1600, abs=10)
     world.finish(running)
     assert waits(queued) is False
+
+
+def test_a_request_that_is_tried_again_and_refused_again_counts_again(world: World) -> None:
+    """Nothing tells it from another one."""
+    world.teach(output_tokens=100)
+    running = world.offer(2000)
+    for _ in range(2):
+        world.offer(1500)
+        world.pass_seconds(3)
+    state = world.admission.state(now=world.now)
+    assert state.refused_total == 2
+    assert state.shed_reservation_tokens_total == pytest.approx(3200, abs=50)
+    world.finish(running)
 
 
 def test_what_no_room_would_help_is_no_demand() -> None:

@@ -63,6 +63,17 @@ def test_the_expected_length_is_the_area_under_the_curve(samples: list[tuple[int
     assert curve.expected(limit) <= curve.expected(None)
 
 
+@given(SAMPLES, st.integers(0, 2000), st.integers(1, 1000))
+def test_what_remains_is_the_area_beyond_for_those_that_get_so_far(
+    samples: list[tuple[int, bool]], generated: int, more: int
+) -> None:
+    curve = draw(samples)
+    beyond = sum(curve.exceeds(x + 0.5) for x in range(generated, generated + more))
+    wanted = max(1.0, beyond / curve.exceeds(generated))
+    assert curve.remaining(generated, generated + more) == pytest.approx(wanted, rel=1e-3)
+    assert curve.remaining(0, None) == pytest.approx(curve.expected(None))
+
+
 def test_kinds_of_prompts_have_their_own_curves_once_enough_is_known() -> None:
     lengths = OutputLengths()
     for _ in range(29):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from kvplane_runtime.admission.controller import Admission
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback
 from tests.admission.vllm_model import Engine, Sequence
-from tests.admission.world import configuration
+from tests.admission.world import World, configuration
 
 
 @st.composite
@@ -97,3 +97,35 @@ def test_the_model_preempts_what_was_let_in_by_expectation_only() -> None:
     assert engine.preemptions > 0
     assert finished == len(taught) + len(liars)
     assert serve(taught + liars, reservation="Worst")[0].preemptions == 0
+
+
+def test_who_finds_all_reserved_comes_back_when_a_request_is_expected_to_have_ended() -> None:
+    """A reservation stays whole until its request ends, so it is the end that is waited for, and it comes nearer."""
+    world = World(configuration(admission={"reservation": "Worst", "queue": {"maxRequests": 0}}))
+    world.scrape()
+    running = world.offer(1000, max_output_tokens=1000)
+    assert running.admitted_at is not None
+    early = world.offer(1000, max_output_tokens=1000)
+    world.run(running, 900, seconds_per_token=0.05)
+    late = world.offer(1000, max_output_tokens=1000)
+    assert early.refusal is not None
+    assert late.refusal is not None
+    assert early.refusal.retry_after_seconds is not None
+    assert late.refusal.retry_after_seconds is not None
+    # 439 and 91 tokens of 50 ms are to come, by the expectation before anything is known; spread by 0.8 to 1.3.
+    assert 18 <= early.refusal.retry_after_seconds <= 29
+    assert 4 <= late.refusal.retry_after_seconds <= 6
+
+
+def test_before_a_rate_is_known_the_queue_needs_room_too() -> None:
+    """What is refused fits now beside what runs, but others wait before it: told to come back at once it would be in vain."""
+    world = World(configuration(admission={"reservation": "Worst", "queue": {"maxRequests": 3}}))
+    world.scrape()
+    running = world.offer(1000, max_output_tokens=1000)
+    waiting = [world.offer(100, max_output_tokens=1900), *(world.offer(200, max_output_tokens=200) for _ in range(2))]
+    refused = world.offer(300, max_output_tokens=100).refusal
+    assert running.admitted_at is not None
+    assert all(entry.admitted_at is None and entry.refusal is None for entry in waiting)
+    assert refused is not None
+    assert refused.retry_after_seconds is not None
+    assert 18 <= refused.retry_after_seconds <= 29

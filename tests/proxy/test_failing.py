@@ -32,19 +32,20 @@ async def silent(socket: UpstreamSocket) -> None:
     await socket.hung_up()
 
 
-@pytest.mark.parametrize(
-    "response",
-    [
-        b"",
-        b"HTTP/1.1 200 OK\r\ncontent-le",
-        b"garbage that is no HTTP\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
-        b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nx: " + b"x" * 40_000 + b"\r\n\r\n",
-        CHUNKED + b"nonsense\r\n",
-        CHUNKED + b"5\r\nhello\r\nnonsense\r\n",
-    ],
-)
+IMPROPER = [
+    b"",
+    b"HTTP/1.1 200 OK\r\ncontent-le",
+    b"garbage that is no HTTP\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nx: " + b"x" * 40_000 + b"\r\n\r\n",
+    CHUNKED + b"nonsense\r\n",
+    CHUNKED + b"5\r\nhello\r\nnonsense\r\n",
+]
+"""Answers in which no client gets a byte of the upstream's."""
+
+
+@pytest.mark.parametrize("response", IMPROPER)
 async def test_an_upstream_that_does_not_answer_properly_is_a_502(response: bytes) -> None:
     async with staged(once(response)) as stage:
         client = await stage.client()

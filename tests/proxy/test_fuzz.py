@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvplane_runtime.proxy.limits import Limits
-from tests.proxy.peers import HELLO, Stage, UpstreamSocket, staged
+from tests.proxy.peers import HELLO, Client, Stage, UpstreamSocket, staged
+from tests.proxy.test_failing import half_close
 from tests.proxy.test_gate import Metering
 from tests.proxy.test_sse import USAGE
 
@@ -31,10 +32,13 @@ async def without_errors(stage: Stage) -> AsyncIterator[Stage]:
     assert not raised
 
 
+BODIES = st.binary(max_size=200)
+
+
 @st.composite
-def a_request(draw: st.DrawFn) -> tuple[bytes, bytes]:
+def a_request(draw: st.DrawFn, bodies: st.SearchStrategy[bytes] = BODIES) -> tuple[bytes, bytes]:
     """A valid request with a body, and that body."""
-    body = draw(st.binary(max_size=200))
+    body = draw(bodies)
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
     if draw(st.booleans()):
         return head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body), body
@@ -44,17 +48,25 @@ def a_request(draw: st.DrawFn) -> tuple[bytes, bytes]:
     return head + b"Transfer-Encoding: chunked\r\n\r\n" + framed + b"0\r\n\r\n", body
 
 
+CUTS = st.lists(st.integers(0, 2000), max_size=12)
+
+
+def split(data: bytes, cuts: list[int]) -> list[bytes]:
+    """``data`` in pieces."""
+    bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in itertools.pairwise(bounds)]
+
+
 @FEW
-@given(requests=st.lists(a_request(), min_size=1, max_size=4), cuts=st.lists(st.integers(0, 2000), max_size=12))
+@given(requests=st.lists(a_request(), min_size=1, max_size=4), cuts=CUTS)
 async def test_any_split_of_the_bytes_gives_the_same_requests(
     requests: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
     data = b"".join(request for request, _ in requests)
-    bounds = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     async with staged() as stage, without_errors(stage):
         client = await stage.client()
-        for start, end in itertools.pairwise(bounds):
-            await client.send(data[start:end])
+        for piece in split(data, cuts):
+            await client.send(piece)
             await asyncio.sleep(0)
         for _ in requests:
             assert (await client.response()).status == 200
@@ -87,20 +99,24 @@ TOKENS = st.sampled_from(
 GARBAGE = st.one_of(st.binary(max_size=300), st.lists(TOKENS, max_size=12).map(b"".join))
 
 
-@FEW
-@given(data=GARBAGE, cut=st.integers(0, 300), half_close=st.booleans())
-async def test_garbage_from_a_client_harms_nobody(data: bytes, cut: int, half_close: bool) -> None:
-    async with staged(limits=QUICK) as stage, without_errors(stage):
-        client = await stage.client()
-        await client.send(data[:cut])
+async def say_and_go(client: Client, data: bytes, cut: int, *, half_closes: bool) -> None:
+    """Sends it in two pieces; then waits for the other side to close, or is gone."""
+    for piece in split(data, [cut]):
+        await client.send(piece)
         await asyncio.sleep(0)
-        await client.send(data[cut:])
-        if half_close:
-            client.writer.write_eof()
-            await client.closed()
-        else:
-            await asyncio.sleep(0.002)
-            client.abort()
+    if half_closes:
+        half_close(client)
+        await client.closed()
+    else:
+        await asyncio.sleep(0.002)
+        client.abort()
+
+
+@FEW
+@given(data=GARBAGE, cut=st.integers(0, 300), half_closes=st.booleans())
+async def test_garbage_from_a_client_harms_nobody(data: bytes, cut: int, half_closes: bool) -> None:
+    async with staged(limits=QUICK) as stage, without_errors(stage):
+        await say_and_go(await stage.client(), data, cut, half_closes=half_closes)
 
 
 RESPONSE_TOKENS = st.sampled_from(

@@ -188,7 +188,7 @@ async def test_a_metered_stream_is_well_framed_whatever_the_split(writes: list[b
             response = await client.ask(POST)
             assert (response.body, response.header(b"transfer-encoding")) == (BODY, b"chunked")
             assert metering.first_tokens == number
-        assert [(made.token_events, made.usage()) for made in metering.meters] == [(2, Usage(5, 2, 4))] * 2
+        assert [(made.token_events, made.usage()) for made in metering.meters] == [(2, Usage(5, 2))] * 2
         assert stage.gate.completed == [True, True]
         assert len(stage.upstream.sockets) == 1
 
@@ -239,7 +239,7 @@ async def test_a_metered_stream_can_end_with_its_connection() -> None:
     async with staged(script) as stage:
         stage.gate.meter = metering = Metering()
         assert (await stage.ask(POST)).body == BODY
-        assert metering.meters[0].usage() == Usage(5, 2, 4)
+        assert metering.meters[0].usage() == Usage(5, 2)
         assert stage.gate.completed == [True]
 
 
@@ -249,7 +249,7 @@ async def test_a_metered_body_of_announced_length_keeps_it() -> None:
     async with staged(streaming(whole[:50], whole[50:], head=head, end=b"")) as stage:
         stage.gate.meter = metering = Metering()
         assert (await stage.ask(POST)).body == whole
-        assert metering.meters[0].usage() == Usage(5, 2, 4)
+        assert metering.meters[0].usage() == Usage(5, 2)
 
 
 async def test_a_metered_stream_that_breaks_off_is_cut_for_the_client() -> None:

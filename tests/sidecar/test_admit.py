@@ -21,7 +21,7 @@ from kvplane_runtime.sidecar.drain import DrainGate
 from kvplane_runtime.sidecar.engine import EngineMonitor
 from kvplane_runtime.sidecar.promises import Result
 from kvplane_runtime.sidecar.signals import KvCache, Scrape
-from tests.proxy.peers import Client, FakeUpstream, Response, Script, UpstreamSocket, until
+from tests.proxy.peers import Client, FakeUpstream, Response, Script, UpstreamSocket, serving, until
 from tests.sidecar.clock import Clock
 
 BLOCK = 16
@@ -29,6 +29,7 @@ BLOCK = 16
 
 @dataclass
 class Stage:
+    proxy: Proxy
     gate: AdmissionGate
     drain: DrainGate
     engine: EngineMonitor
@@ -76,9 +77,10 @@ class Stage:
 
     async def settled(self) -> None:
         """Nothing is in flight, and nothing is held for what was."""
-        await until(lambda: not self.drain.in_flight)
+        await until(lambda: not self.drain.in_flight and not serving())
         state = self.gate.admission.state(now=self.clock())
         assert (state.running, state.queued, state.reserved_tokens) == (0, 0, 0)
+        assert (self.gate._tickets, self.proxy.held_bytes) == ({}, 0)
 
 
 def config(**admission: Any) -> SidecarConfig:
@@ -86,13 +88,20 @@ def config(**admission: Any) -> SidecarConfig:
 
 
 @asynccontextmanager
-async def staged(script: Script, directory: Path, *, ring: bool = False, **admission: Any) -> AsyncIterator[Stage]:
+async def staged(
+    script: Script,
+    directory: Path,
+    *,
+    ring: bool = False,
+    limits: Limits | None = None,
+    max_body_bytes: int = 1 << 20,
+    **admission: Any,
+) -> AsyncIterator[Stage]:
     """A gate and a proxy in front of a scripted engine that is ready; nothing may be left at the end."""
-    clock, limits = Clock(), Limits()
+    clock, limits = Clock(), limits or Limits()
     upstream = FakeUpstream(script)
     await upstream.start()
     engine = EngineMonitor(base_url="http://127.0.0.1:1", clock=clock)
-    engine.health.answered(clock())
     file = directory / "sidecar.json"
     file.write_text(config(**admission).model_dump_json(by_alias=True))
     watched = WatchedConfig(file)
@@ -104,14 +113,16 @@ async def staged(script: Script, directory: Path, *, ring: bool = False, **admis
         engine=engine,
         clock=clock,
     )
+    engine.health.answered(clock())
+    gate.tick()
     proxy = Proxy(
         gate=gate,
         upstream=UpstreamPool(host="127.0.0.1", port=upstream.port, limits=limits),
         limits=limits,
-        max_body_bytes=lambda: 1 << 20,
+        max_body_bytes=lambda: max_body_bytes,
     )
     (socket,) = await proxy.listen(host="127.0.0.1", port=0)
-    stage = Stage(gate, drain, engine, watched, upstream, clock, socket.getsockname()[1], [])
+    stage = Stage(proxy, gate, drain, engine, watched, upstream, clock, socket.getsockname()[1], [])
     try:
         yield stage
     finally:
@@ -122,6 +133,7 @@ async def staged(script: Script, directory: Path, *, ring: bool = False, **admis
         finally:
             proxy.stop_accepting()
             proxy.abort()
+            await gate.reader.close()
             await upstream.stop()
 
 
@@ -317,6 +329,20 @@ async def test_a_rings_own_429_goes_to_the_client_and_counts_as_a_refusal(
         assert stage.gate.promises.results == {Result.REFUSED: 1}
 
 
+async def test_a_rings_429_with_a_retry_after_that_is_no_time_goes_to_the_client_all_the_same(tmp_path: Path) -> None:
+    async def full(socket: UpstreamSocket) -> None:
+        while True:
+            await socket.request()
+            await socket.send((FULL % b"kv").replace(b": 7", b": " + b"9" * 5000))
+
+    async with staged(full, tmp_path, ring=True) as stage:
+        stage.scraped()
+        assert (await stage.ask({"prompt": ids(8), "max_tokens": 4})).status == 429
+        await stage.settled()
+        assert stage.gate.admission.decisions["refused", "kv"] == 1
+        assert stage.gate.retry_after_seconds.histogram().count == 0
+
+
 async def test_in_front_of_a_ring_what_would_not_fit_is_sent_all_the_same(tmp_path: Path) -> None:
     async with staged(answers, tmp_path, ring=True) as stage:
         stage.scraped(blocks=20)
@@ -424,15 +450,17 @@ async def test_an_answer_that_is_not_streamed_is_taken_to_grow_as_others_did(tmp
         engine.go.set()
 
 
-async def test_an_engine_restart_forgets_what_was_in_flight(tmp_path: Path) -> None:
+async def test_an_engine_restart_forgets_what_was_in_flight_and_is_filled_slowly(tmp_path: Path) -> None:
     async with staged(Held(), tmp_path) as stage:
         stage.scraped()
+        assert stage.gate.admission.state(now=stage.clock()).kappa == 1.0  # not so in the first life
         client = await stage.post({"prompt": ids(200), "max_tokens": 64})
         await until(lambda: stage.running() == 1)
         stage.engine.health.refused()
         stage.engine.health.answered(stage.clock())
         stage.gate.tick()
         assert stage.running() == 0
+        assert stage.gate.admission.state(now=stage.clock()).kappa == 0.5
         client.abort()
 
 

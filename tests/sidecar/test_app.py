@@ -56,10 +56,16 @@ class FakeEngine:
     health: int = 200
     hanging: set[str] = field(default_factory=set)
     """Paths that never answer."""
+    redirected: set[str] = field(default_factory=set)
+    """Paths that are said to be elsewhere, at a host that has no name."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Bodies by path, where they are others than usual."""
     exposition: str = field(default_factory=RECORDED.read_text)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     """Streams end when this is set."""
     streaming: int = 0
+    asked: list[str] = field(default_factory=list)
+    """Paths, in the order of the questions."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -75,19 +81,20 @@ class FakeEngine:
             self._runner = None
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.path)
         if request.path in self.hanging:
             await asyncio.Event().wait()
-        match request.path:
-            case "/health":
-                return web.Response(status=self.health)
-            case "/version":
-                return web.json_response({"version": "0.32.0"})
-            case "/v1/models":
-                return web.json_response({"data": [{"id": "chat", "max_model_len": 1024}]})
-            case "/metrics":
-                return web.Response(text=self.exposition)
-            case _:
-                return await self._stream(request)
+        if request.path in self.redirected:
+            return web.Response(status=302, headers={"location": "http://no..name/"})
+        if request.path == "/health":
+            return web.Response(status=self.health)
+        bodies = {
+            "/version": '{"version": "0.32.0"}',
+            "/v1/models": '{"data": [{"id": "chat", "max_model_len": 1024}]}',
+            "/metrics": self.exposition,
+        } | self.said
+        body = bodies.get(request.path)
+        return await self._stream(request) if body is None else web.Response(text=body)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
@@ -135,6 +142,9 @@ class Running:
         age = next(line for line in metrics.splitlines() if 'signal="requests_running"' in line)
         return float(age.split()[1]) > than_seconds
 
+    async def signals_are_fresh(self) -> bool:
+        return not await self.signal_is_older(than_seconds=0.1)
+
     async def engine_is_idle(self) -> bool:
         return self.engine.streaming == 0
 
@@ -147,10 +157,16 @@ def write_config(path: Path, **fields: object) -> None:
 
 @asynccontextmanager
 async def running(
-    directory: Path, *, engine_up: bool = True, pod: str = "chat-0", ring: bool = False, **fields: object
+    directory: Path,
+    *,
+    engine_up: bool = True,
+    pod: str = "chat-0",
+    ring: bool = False,
+    said: dict[str, str] | None = None,
+    **fields: object,
 ) -> AsyncIterator[Running]:
     write_config(directory / "sidecar.json", **fields)
-    fake = FakeEngine()
+    fake = FakeEngine(said=said or {})
     if engine_up:
         await fake.start()
     settings = Settings(
@@ -311,6 +327,33 @@ async def test_a_drain_ends_an_engine_that_loads_and_none_that_serves(
         assert ended == [sidecar.engine.port]
 
 
+async def test_the_operators_drain_that_outlives_an_engine_does_not_end_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was for the requests of the engine that crashed, and the exit of another one would count as a crash too."""
+    ended: list[int] = []
+    monkeypatch.setattr(app, "end_engine", lambda *, port: ended.append(port))
+    monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 3600)
+    async with running(tmp_path) as sidecar:
+        url = f"http://127.0.0.1:{sidecar.settings.admin_port}/drain"
+        drained = asyncio.ensure_future(sidecar.session.post(url))
+        await sidecar.becomes("/ready", 503)
+        await sidecar.engine.stop()
+        async with await drained as over:
+            assert over.status == 200
+        assert ended == []
+
+
+async def test_the_operators_drain_ends_no_engine_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(app, "end_engine", lambda *, port: ended.append(port))
+    async with running(tmp_path, engine_up=False) as sidecar:
+        url = f"http://127.0.0.1:{sidecar.settings.admin_port}/drain"
+        async with sidecar.session.post(url) as over:
+            assert over.status == 200
+        assert ended == []
+
+
 async def test_a_drain_of_a_dead_engine_is_over_at_once_and_its_restart_ends_it(tmp_path: Path) -> None:
     async with running(tmp_path) as sidecar:
         await sidecar.engine.stop()
@@ -354,6 +397,68 @@ async def test_metrics_that_fail_age_the_signals_and_nothing_else(tmp_path: Path
         assert (await sidecar.admin("/ready"))[0] == 200
         _, metrics = await sidecar.admin("/metrics")
         assert (fault == "renamed") == ("kvplane_requests_running{" not in metrics)
+
+
+IMPOSSIBLE = {
+    "a bucket without le": 'vllm:time_to_first_token_seconds_bucket{engine="0"} 1\nvllm:time_to_first_token_seconds_sum 1\n',
+    "blocks of 400 digits": 'vllm:cache_config_info{block_size="16",num_gpu_blocks="%s"} 1\n' % ("9" * 400)
+    + "vllm:kv_cache_usage_perc 0.5\n",
+    "counts beyond all": "vllm:num_preemptions_total 1e308\n" * 2,
+}
+
+
+@pytest.mark.parametrize("exposition", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+async def test_metrics_that_cannot_be_cut_no_stream(tmp_path: Path, exposition: str) -> None:
+    async with running(tmp_path, admission={"policy": "Observe"}) as sidecar:
+        await until(lambda: sidecar.exports("kvplane_requests_running{"))
+        stream = await sidecar.complete()
+        await stream.content.readuntil(b"\n\n")
+        sidecar.engine.exposition = exposition
+        await until(lambda: sidecar.signal_is_older(than_seconds=0.2))
+        async with sidecar.complete() as another:
+            sidecar.engine.finish.set()
+            assert (await another.read()).endswith(b"data: [DONE]\n\n")
+        assert (await stream.read()).endswith(b"data: [DONE]\n\n")
+        sidecar.engine.exposition = RECORDED.read_text()
+        await until(sidecar.signals_are_fresh)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"/version": DEEP, "/v1/models": DEEP},
+        {"/version": '{"version": "\\ud800"}', "/v1/models": '{"data": [{"max_model_len": true}]}'},
+        {"/version": '{"version": 1}', "/v1/models": '{"data": [{"max_model_len": -1}]}'},
+        {"/version": "[]", "/v1/models": '{"data": [{"max_model_len": %s}]}' % ("9" * 400)},
+        {"/version": json.dumps({"version": "x" * 1000}), "/v1/models": '{"data": {}}'},
+    ],
+)
+async def test_an_engine_that_misnames_itself_is_served_unnamed(tmp_path: Path, said: dict[str, str]) -> None:
+    async with running(tmp_path, said=said, admission={"policy": "Observe"}) as sidecar:
+
+        async def asked_again() -> bool:
+            return all(sidecar.engine.asked.count(path) > 2 for path in said)
+
+        await until(asked_again)
+        assert (await sidecar.state()).engine.max_model_len_tokens is None
+        assert await sidecar.exports("kvplane_engine_ready{")
+        assert await sidecar.exports_nothing("kvplane_engine_info")
+        sidecar.engine.finish.set()
+        async with sidecar.complete() as response:
+            assert (await response.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_engine_that_points_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    async with running(tmp_path) as sidecar:
+        await until(lambda: sidecar.exports("kvplane_requests_running{"))
+        sidecar.engine.redirected = {"/health", "/metrics", "/version", "/v1/models"}
+        await sidecar.becomes("/ready", 503)
+        sidecar.engine.redirected = {"/metrics"}
+        await sidecar.becomes("/ready", 200)
+        await until(lambda: sidecar.signal_is_older(than_seconds=0.2))
 
 
 async def test_limits_change_without_a_restart(tmp_path: Path) -> None:
@@ -423,6 +528,17 @@ async def test_a_rank_is_started_when_it_answers_and_ready_when_its_ring_works(t
         assert [(await sidecar.admin(path))[0] for path in ("/engine/startup", "/engine/live")] == [200, 200]
 
 
+async def test_a_rank_that_says_that_it_hangs_is_to_be_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that waits for its ring is not, however long (test_engine_health)."""
+    monkeypatch.setattr(engine, "SILENCE_TOLERANCE_SECONDS", 0.5)
+    async with running(tmp_path, ring=True) as sidecar:
+        sidecar.engine.health = 500
+        await sidecar.becomes("/engine/live", 503)
+        assert (await sidecar.admin("/ready"))[0] == 503
+
+
 async def test_a_drain_waits_for_requests_that_a_ring_holds_while_it_forms_anew(tmp_path: Path) -> None:
     async with running(tmp_path, ring=True) as sidecar:
         stream = await sidecar.complete()
@@ -466,6 +582,26 @@ async def test_a_worker_goes_after_rank_0(tmp_path: Path, monkeypatch: pytest.Mo
             assert (await drained)[0] == 200
     finally:
         await rank_0.stop()
+
+
+@pytest.mark.parametrize(("ordinal", "models"), [(0, True), (1, False)])
+async def test_only_rank_0_is_asked_for_its_models(
+    tmp_path: Path, ordinal: int, models: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker serves none: it would be asked each second for ever."""
+
+    async def nowhere(host: str) -> str:
+        raise OSError(f"{host} is not known")
+
+    monkeypatch.setattr(app, "ip_of", nowhere)
+    async with running(tmp_path, pod=f"chat-ring-0-{ordinal}", ring=True) as sidecar:
+
+        async def asked_often() -> bool:
+            return sidecar.engine.asked.count("/health") > 3
+
+        await until(asked_often)
+        assert "/version" in sidecar.engine.asked
+        assert ("/v1/models" in sidecar.engine.asked) is models
 
 
 @dataclass

@@ -337,10 +337,11 @@ async def test_garbage_is_counted_and_passed_over(tmp_path: Path, caplog: pytest
         await connected(publisher, ledger)
         await publisher.send(b"alone")
         await publisher.send(b"", b"short", b"x")
+        await publisher.send(b"", b"\xff" * 8, packed(STORED))  # what ends a replay
         await publisher.publish(payload=b"\xc1 garbage")
         await publisher.publish(hashes(100, 101, 102))
         await until(lambda: ledger.next_sequence == len(publisher.buffer))
-        assert (ledger.unreadable_total, ledger.holes, ledger.cached_blocks) == (3, 1, 3)
+        assert (ledger.unreadable_total, ledger.holes, ledger.cached_blocks) == (4, 1, 3)
         assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 

@@ -739,8 +739,14 @@ class Admission:
         backlog = self._backlog.seconds(self._queue.prompt_tokens, returning=True)
         if self._engine.blocks is None or self.ring:
             return backlog
-        steps = self._flight.peak.steps_until(
-            self._profile(demand), limit=self._kappa(now=now) * self._engine.blocks - self._engine.external, z=Z
-        )
+        own, limit = self._profile(demand), self._kappa(now=now) * self._engine.blocks - self._engine.external
+        if not self._backlog.drains:
+            # Nobody knows yet when those before it will be gone: they are taken for requests like it that need their room too.
+            limit -= len(self._queue) * max(own.mean) / ONE
+        if self._flight.shape.worst:
+            missing = self._flight.peak.blocks(own, z=Z) - limit
+            steps = self._flight.steps_until_free(missing) if missing > 0 else 0.0
+        else:
+            steps = self._flight.peak.steps_until(own, limit=limit, z=Z)
         free = retry.MOST_SECONDS if steps is None else steps * (self._pace.seconds_per_token or self._promised)
         return max(backlog, free)

@@ -10,7 +10,7 @@ from typing import Final
 
 from kvplane_runtime.admission.demand import Demand, Entry
 from kvplane_runtime.admission.lengths import Curve
-from kvplane_runtime.admission.peak import NOTHING, Peak, Profile, blocks_held, expected, worst
+from kvplane_runtime.admission.peak import NOTHING, ONE, Peak, Profile, blocks_held, expected, worst
 
 _REDRAW_TOKENS: Final = 16
 """Tokens of each output after which a profile is drawn anew."""
@@ -150,6 +150,22 @@ class InFlight:
         self.sequences -= entry.demand.outputs
         self._unmeasure(running)
         return running
+
+    def steps_until_free(self, blocks: float) -> float | None:
+        """Decode steps until so many reserved blocks have been given back, each request's when it is expected to end.
+
+        For reservations that stay whole until then; the others' profiles say it themselves (``Peak.steps_until``). None
+        if not even all of them are enough.
+        """
+        ends = []
+        for running in self:
+            each = -(-running.entry.generated // running.entry.demand.outputs)
+            ends.append((running.curve.remaining(each, running.limit), running.profile.mean[0] / ONE))
+        for steps, freed in sorted(ends):
+            blocks -= freed
+            if blocks <= 0:
+                return steps
+        return None
 
     def reshape(self, shape: Shape) -> None:
         """The engine turns out to keep KV otherwise, or another reservation is wanted."""

@@ -55,13 +55,26 @@ class Curve:
 
     def expected(self, limit: int | None) -> float:
         """Mean output in tokens where none may exceed ``limit``; at least 1."""
+        return max(1.0, self._area(limit))
+
+    def remaining(self, generated: int, limit: int | None) -> float:
+        """Mean tokens still to come of an output that has ``generated`` and may not exceed ``limit``; at least 1."""
+        if generated < self.longest:
+            return max(1.0, (self._area(limit) - self._area(generated)) / self.exceeds(generated))
+        return max(1.0, self._tail(generated, limit))
+
+    def _area(self, limit: int | None) -> float:
+        """Integral of P from 0 to ``limit``."""
         body = self.longest if limit is None else min(limit, self.longest)
         step = bisect_right(self.ends, body)
         start = self.ends[step - 1] if step else 0
-        mean = self.area[step] + self.after[step] * (body - start)
-        beyond = math.inf if limit is None else max(0, limit - self.longest)
-        mean += self.after[-1] * -math.expm1(-beyond * self.tail_rate) / self.tail_rate
-        return max(1.0, mean)
+        area = self.area[step] + self.after[step] * (body - start)
+        return area + self.after[-1] * self._tail(self.longest, limit)
+
+    def _tail(self, generated: int, limit: int | None) -> float:
+        """Mean tokens beyond ``generated``, where that is in the tail, of an output that gets so long."""
+        beyond = math.inf if limit is None else max(0, limit - generated)
+        return -math.expm1(-beyond * self.tail_rate) / self.tail_rate
 
 
 class OutputLengths:

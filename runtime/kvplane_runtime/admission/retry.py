@@ -56,6 +56,11 @@ class Backlog:
         """Takes in work that was sent away for a while."""
         self._tokens = min(self._tokens + tokens, self._rate * MOST_SECONDS)
 
+    @property
+    def drains(self) -> bool:
+        """Whether a rate is known."""
+        return self._rate > 0
+
     def seconds(self, ahead: float, *, returning: bool = False) -> float:
         """Seconds until ``ahead`` more tokens are let in; 0 while no rate is known.
 

@@ -47,8 +47,6 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
-    cached_tokens: int | None
-    """Prompt tokens that were found in the prefix cache; None where the engine does not say."""
 
 
 class StreamMeter:
@@ -198,9 +196,7 @@ def _read_usage(text: bytes) -> Usage | None:
     completion = _count(found, "completion_tokens", "output_tokens")
     if prompt is None or completion is None:
         return None
-    details = found.get("prompt_tokens_details") or found.get("input_tokens_details")
-    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
-    return Usage(prompt, completion, cached)
+    return Usage(prompt, completion)
 
 
 _DECODER: Final = json.JSONDecoder()

@@ -5,10 +5,13 @@
 ``/ready``         200 while the engine is healthy and the pod does not drain, else 503: pod readiness
 ``/engine/startup``  200 once the engine is healthy, or a rank of a ring answers: the engine container's startup probe
 ``/engine/live``   200 unless the engine has been silent or failing for longer than the tolerance
-``/drain``         starts a drain and answers when it is over: the engine container's preStop (GET or POST)
+``/drain``         starts a drain and answers when it is over: GET is the engine container's preStop, POST the operator
 ``/state``         kvplane_api.wire.SidecarState as JSON
 ``/metrics``       ``kvplane_*`` for Prometheus
 =================  =====================================================================================
+
+The preStop of an engine that loads ends it: its pod is to go. The operator's drain never does: it may outlive an engine that
+crashes, and to end the next one would count as another crash.
 
 ``/drain`` of a ring's worker, which serves nobody, waits for rank 0's (:mod:`leader`): while rank 0 ends its requests, no other
 rank may go.
@@ -87,7 +90,7 @@ class Admin:
         """Liveness of the engine container."""
         return self._engine_is(self.engine.alive(), "The engine has not passed its health check for too long.\n")
 
-    async def drain(self, _: web.Request) -> web.Response:
+    async def drain(self, request: web.Request) -> web.Response:
         """Begins a drain, or joins the one that runs, and waits for its end."""
         if not self.drain_gate.draining:
             log.info("Draining, with %d requests in flight.", self.drain_gate.in_flight)
@@ -100,7 +103,7 @@ class Admin:
         if self.leader is not None and not self.engine.dead():
             await self.leader.over(until=began + DRAIN_GRACE_SECONDS + self.config.current.drain_seconds)
         log.info("Drain over, with %d requests in flight.", self.drain_gate.in_flight)
-        if self.engine.health.loading:
+        if self.engine.health.loading and request.method == "GET":
             self.end_engine()
         return web.json_response({"inFlight": self.drain_gate.in_flight})
 

@@ -41,6 +41,8 @@ SURE: Final = 3
 _TENANT_BYTES: Final = 128
 _QUEUE_BOUNDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RETRY_BOUNDS: Final = (1, 2, 3, 5, 8, 13, 20, 30)
+_RETRY_DIGITS: Final = 9
+"""Of a ring's own Retry-After; a longer one is no time."""
 _WEIGHT: Final = 0.1
 """Of the newest answer in the moving averages."""
 _NO_ROOM: Final = (429, 503)
@@ -161,7 +163,7 @@ class AdmissionGate:
     def turned_away(self, entry: Entry, head: ResponseHead) -> None:
         """A ring has no room for the request; what it told the client counts as a refusal here."""
         seconds = head.value(b"retry-after") or b""
-        if seconds.isdigit():
+        if seconds.isdigit() and len(seconds) <= _RETRY_DIGITS:
             self.retry_after_seconds.add(int(seconds))
         many = head.value(b"x-kvplane-reason") == b"requests"
         self.admission.turned_away(entry, Reason.SEQUENCES if many else Reason.KV, now=self._clock())
@@ -246,8 +248,9 @@ class AdmissionGate:
             self._applied = self._config.current
             self.admission.configure(self._applied)
         if self._engine.starts != self._starts:
+            if self._starts:  # the first life that this sidecar sees, be it new or long begun, is no restart
+                self.admission.engine_restarted(now=now)
             self._starts = self._engine.starts
-            self.admission.engine_restarted(now=now)
         scraped_at = self._engine.scraped_at
         if scraped_at is not None and scraped_at != self._scraped_at:
             self._scraped_at = scraped_at

@@ -65,7 +65,13 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     clock = time.monotonic
     config = WatchedConfig(settings.config_file)
     limits = limits or Limits()
-    engine = EngineMonitor(base_url=f"http://{_LOOPBACK}:{settings.engine_port}", clock=clock, ring=settings.ring)
+    host = rank_0(settings.pod) if settings.ring else None
+    engine = EngineMonitor(
+        base_url=f"http://{_LOOPBACK}:{settings.engine_port}",
+        clock=clock,
+        ring=settings.ring,
+        worker=host is not None,
+    )
     drain = DrainGate(engine=engine, clock=clock)
     admission = Admission(config=config.current, uniform=random.random, ring=settings.ring)
     gate = AdmissionGate(drain=drain, admission=admission, config=config, engine=engine, clock=clock)
@@ -73,7 +79,6 @@ async def run(settings: Settings, *, limits: Limits | None = None, stop: asyncio
     proxy = Proxy(gate=gate, upstream=upstream, limits=limits, max_body_bytes=lambda: config.current.max_body_bytes)
     registry = CollectorRegistry()
     registry.register(SidecarCollector(config=config, engine=engine, drain=drain, gate=gate, proxy=proxy, clock=clock))
-    host = rank_0(settings.pod) if settings.ring else None
     leader = LeaderDrain(host=host, port=PORT_ADMIN, clock=clock, look_up=ip_of) if host is not None else None
     admin = Admin(
         pod=settings.pod,

@@ -3,8 +3,11 @@
 Polling is separate for health and for metrics, so that a hanging ``/metrics`` never makes a serving engine unready: it
 only ages the signals. Nothing here is guessed: before the first answer everything is unknown.
 
-A paged engine whose health check fails is dead. A rank of a ring whose health check fails waits for the others of its ring,
-and holds KV meanwhile: it is started and alive as long as it answers at all, and ready as a member of a ring that works.
+Whatever an engine answers, the sidecar goes on, since other requests' streams pass through it: what cannot be is as good as no
+answer. An engine that redirects is not followed; where that leads to is not the engine.
+
+A paged engine whose health check fails is dead. A rank of a ring that answers 503 waits for the others of its ring, and holds KV
+meanwhile: it is started and alive, and ready as a member of a ring that works. With any other error it says that it hangs.
 """
 
 import asyncio
@@ -16,7 +19,7 @@ from typing import Final, TypeVar
 import aiohttp
 
 from kvplane_runtime.sidecar import passed_on
-from kvplane_runtime.sidecar.signals import Scrape, normalise
+from kvplane_runtime.sidecar.signals import MOST_COUNT, Scrape, normalise
 from kvplane_runtime.signals.account import KvAccount
 from kvplane_runtime.signals.ledger import KvEventLedger
 
@@ -30,7 +33,11 @@ SILENCE_TOLERANCE_SECONDS: Final = 10.0
 The kubelet's periods and thresholds come on top."""
 HEALTH_TIMEOUT_SECONDS: Final = SILENCE_TOLERANCE_SECONDS
 """One question waits as long: on a starved node each answer may take seconds, and all of them would be missed."""
+_WAITS: Final = 503
+"""What a rank answers that is well, and in no ring that works."""
 _MAX_EXPOSITION_BYTES: Final = 8 * 1024 * 1024
+_MOST_VERSION_LENGTH: Final = 128
+"""Of what becomes the label of a metric."""
 
 
 class EngineHealth:
@@ -98,11 +105,15 @@ class EngineHealth:
 
 
 class EngineMonitor:
-    """Polls one engine and keeps what it said last; ``ring``: the engine is a rank of a ring."""
+    """Polls one engine and keeps what it said last.
 
-    def __init__(self, *, base_url: str, clock: Callable[[], float], ring: bool = False) -> None:
+    ``ring``: the engine is a rank of a ring; ``worker``: another one than rank 0, which alone has ``/v1/models``.
+    """
+
+    def __init__(self, *, base_url: str, clock: Callable[[], float], ring: bool = False, worker: bool = False) -> None:
         self._base_url = base_url
         self._ring = ring
+        self._worker = worker
         self._clock = clock
         self.health = EngineHealth(now=clock())
         self.scrape: Scrape | None = None
@@ -156,7 +167,7 @@ class EngineMonitor:
 
     async def _poll_health(self, session: aiohttp.ClientSession) -> None:
         try:
-            async with session.get("/health") as response:
+            async with session.get("/health", allow_redirects=False) as response:
                 status = response.status
         except aiohttp.ClientConnectorError:
             self.health.refused()
@@ -166,7 +177,7 @@ class EngineMonitor:
         before = self.starts
         if status == 200:
             self.health.answered(self._clock())
-        elif self._ring:
+        elif self._ring and status == _WAITS:
             self.health.waits(self._clock())
         else:
             self.health.failed()
@@ -178,16 +189,15 @@ class EngineMonitor:
         if status != 200:
             return
         if self.version is None:
-            self.version = _field(await _json(session, "/version"), "version", str)
-        if self.max_model_len_tokens is None:
-            models = _field(await _json(session, "/v1/models"), "data", list) or [None]
-            self.max_model_len_tokens = _field(models[0], "max_model_len", int)
+            self.version = _version(await _json(session, "/version"))
+        if self.max_model_len_tokens is None and not self._worker:
+            self.max_model_len_tokens = _max_model_len(await _json(session, "/v1/models"))
 
     async def _poll_metrics(self, session: aiohttp.ClientSession) -> None:
         passed: str | None = None
         try:
             timeout = aiohttp.ClientTimeout(total=METRICS_TIMEOUT_SECONDS)
-            async with session.get("/metrics", timeout=timeout) as response:
+            async with session.get("/metrics", timeout=timeout, allow_redirects=False) as response:
                 if response.status != 200:
                     return
                 text = (await whole(response)).decode("utf-8", errors="replace")
@@ -225,12 +235,25 @@ async def whole(response: aiohttp.ClientResponse) -> bytes:
 async def _json(session: aiohttp.ClientSession, path: str) -> object:
     """The JSON at ``path``; None if there is none (other engines lack these endpoints)."""
     try:
-        async with session.get(path) as response:
+        async with session.get(path, allow_redirects=False) as response:
             return json.loads(await whole(response)) if response.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+    except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError):  # the last for nesting without end
         return None
+
+
+def _version(answer: object) -> str | None:
+    """What ``/version`` says; None unless it can be a label."""
+    version = _field(answer, "version", str)
+    return version if version and version.isprintable() and len(version) <= _MOST_VERSION_LENGTH else None
+
+
+def _max_model_len(answer: object) -> int | None:
+    """The context limit of the first model of ``/v1/models``; None where there is none that can be."""
+    models = _field(answer, "data", list) or [None]
+    length = _field(models[0], "max_model_len", int)
+    return length if length is not None and 1 <= length <= MOST_COUNT else None
 
 
 def _field(value: object, name: str, kind: type[T]) -> T | None:
     found = value.get(name) if isinstance(value, dict) else None
-    return found if isinstance(found, kind) else None
+    return found if isinstance(found, kind) and not isinstance(found, bool) else None  # true is no number

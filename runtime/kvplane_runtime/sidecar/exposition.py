@@ -12,7 +12,8 @@ from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
-_LINE: Final = re.compile(r"[a-zA-Z_:][\w:]*\s*(?:\{(?P<labels>.*)\})?\s*(?P<value>[^\s{}]+)(?:\s+-?\d+)?\s*")
+_LINE: Final = re.compile(r"[a-zA-Z_:][\w:]*+\s*+(?:\{(?P<labels>.*)\}\s*+)?(?P<value>[^\s{}]++)(?:\s++-?\d++)?\s*+")
+"""Possessive, so that what does not match fails in one pass, however long the line is."""
 _LABEL: Final = re.compile(r'\s*([a-zA-Z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*(?:,|$)')
 _NAME_END: Final = re.compile(r"[\s{]")
 _ESCAPE: Final = re.compile(r"\\(.)")
@@ -38,10 +39,18 @@ def read(text: str, wanted: Container[str]) -> dict[str, list[Sample]]:
         if name not in wanted:
             continue
         match = _LINE.fullmatch(line)
-        if match is None:
+        value = None if match is None else _number(match["value"])
+        if match is None or value is None:
             raise ValueError(f"The metrics line {line[:200]!r} is malformed.")
-        found.setdefault(name, []).append(Sample(_labels(match["labels"] or "", line), float(match["value"])))
+        found.setdefault(name, []).append(Sample(_labels(match["labels"] or "", line), value))
     return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _labels(text: str, line: str) -> dict[str, str]:

@@ -177,7 +177,7 @@ class KvEventReader:
 
     async def _take(self, context: zmq.asyncio.Context, frames: Sequence[bytes]) -> None:
         sequence = _sequence(frames)
-        if sequence is None:
+        if sequence is None or sequence == _END:  # which no batch has, and none could come after
             self._unreadable(f"A message of {len(frames)} frames has no sequence number.")
             return
         batch = self._read(sequence, frames[-1])

@@ -36,6 +36,14 @@ class Kind(enum.StrEnum):
     """Summed by bucket."""
 
 
+MOST_COUNT: Final = 2.0**53
+"""Beyond it a float counts no more one by one. No engine's count, size or time comes near."""
+_MOST_RATIO: Final = 1.05
+"""1, and a rounding error."""
+_MOST_DIGITS: Final = 15
+"""Of a number in a label: all of them are below ``MOST_COUNT``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
     """One thing the engine measures."""
@@ -255,15 +263,32 @@ def _series_names(signal: Signal, source: str) -> tuple[str, ...]:
             return (f"{PREFIX}{source}",)
 
 
-WANTED: Final = frozenset(
-    {name for signal in SIGNALS for source in signal.sources for name in _series_names(signal, source)} | {_CACHE_INFO}
-)
+def _bounds(signal: Signal, name: str) -> tuple[float, float]:
+    """Least and most that a sample of this series can be. A clock that is set back makes times negative, and so their sum."""
+    if signal.kind is Kind.RATIO:
+        return 0.0, _MOST_RATIO
+    return -MOST_COUNT if signal.kind is Kind.HISTOGRAM and name.endswith("_sum") else 0.0, MOST_COUNT
+
+
+_BOUNDS: Final = {
+    name: _bounds(signal, name)
+    for signal in SIGNALS
+    for source in signal.sources
+    for name in _series_names(signal, source)
+} | {_CACHE_INFO: (0.0, MOST_COUNT)}
+WANTED: Final = frozenset(_BOUNDS)
 """Every series name that any version may export a signal under."""
 
 
 def normalise(text: str) -> Scrape:
-    """Reads an exposition; raises ValueError if a line of a known signal is malformed."""
+    """Reads an exposition. Raises ValueError, with a sentence, and nothing else whatever the text is.
+
+    That is for a line of a known signal that is malformed, and for a number that no engine can have. NaN and the infinite
+    are what libraries write for what is not known, and mean that here.
+    """
     found = exposition.read(text, WANTED)
+    for name, samples in found.items():
+        _check(name, samples)
     values: dict[str, float] = {}
     histograms: dict[str, Histogram] = {}
     for signal in SIGNALS:
@@ -280,6 +305,14 @@ def normalise(text: str) -> Scrape:
     return Scrape(values=values, histograms=histograms, kv_cache=_kv_cache(found.get(_CACHE_INFO, ())))
 
 
+def _check(name: str, samples: Sequence[Sample]) -> None:
+    """Raises ValueError for a finite value that this series cannot have."""
+    least, most = _BOUNDS[name]
+    for sample in samples:
+        if math.isfinite(sample.value) and not least <= sample.value <= most:
+            raise ValueError(f"{name} is {sample.value:g}, and can only be from {least:g} to {most:g}.")
+
+
 def _first_present(signal: Signal, found: Mapping[str, list[Sample]]) -> list[Sample]:
     names = (name for source in signal.sources for name in _series_names(signal, source))
     return next((found[name] for name in names if name in found), [])
@@ -289,30 +322,57 @@ def _histogram(signal: Signal, found: Mapping[str, list[Sample]]) -> Histogram |
     for source in signal.sources:
         bucket_name, sum_name = _series_names(signal, source)
         if bucket_name in found and sum_name in found:
-            counts: dict[str, float] = {}
-            for sample in found[bucket_name]:
-                bound = sample.labels["le"]
-                counts[bound] = counts.get(bound, 0.0) + sample.value
-            return Histogram(
-                buckets=tuple(sorted(counts.items(), key=lambda bucket: float(bucket[0]))),
-                sum=math.fsum(sample.value for sample in found[sum_name]),
-            )
+            return _summed(bucket_name, found[bucket_name], found[sum_name])
     return None
+
+
+def _summed(name: str, buckets: Sequence[Sample], sums: Sequence[Sample]) -> Histogram | None:
+    """One histogram of those of all ranks; None where a number of theirs is not known."""
+    if not all(math.isfinite(sample.value) for sample in (*buckets, *sums)):
+        return None
+    counts: dict[str, float] = {}
+    for sample in buckets:
+        bound = sample.labels.get("le", "")
+        counts[bound] = counts.get(bound, 0.0) + sample.value
+    ascending = sorted(counts.items(), key=lambda bucket: _upper_bound(name, bucket[0]))
+    last = ascending[-1][0]
+    if _upper_bound(name, last) != math.inf:
+        raise ValueError(f"{name} has no bucket with le='+Inf', which counts all; its last is le={last[:40]!r}.")
+    return Histogram(buckets=tuple(ascending), sum=math.fsum(sample.value for sample in sums))
+
+
+def _upper_bound(name: str, text: str) -> float:
+    """The label ``le`` of a bucket as a number; one that is missing is the same as an empty one."""
+    try:
+        bound = float(text)
+    except ValueError:
+        bound = math.nan
+    if math.isnan(bound):
+        raise ValueError(f"{name} has a bucket with le={text[:40]!r}, which is no upper bound.")
+    return bound
 
 
 def _kv_cache(samples: Sequence[Sample]) -> KvCache | None:
     """Size from the labels of cache_config_info; a label that is not a number (``None`` before profiling) is unknown."""
     blocks = size = capacity = 0
     for sample in samples:
-        try:
-            total = int(sample.labels["num_gpu_blocks"])
-            size = int(sample.labels["block_size"])
-        except (KeyError, ValueError):
+        total, each = _label(sample, "num_gpu_blocks"), _label(sample, "block_size")
+        if total is None or total < 2 or not each:
             return None
-        if total < 2:
-            return None
-        exported = sample.labels.get("kv_cache_size_tokens", "")
-        tokens = int(exported) if exported.isdecimal() else total * size
+        tokens = _label(sample, "kv_cache_size_tokens") or total * each
+        size = each
         blocks += total - 1
         capacity += tokens * (total - 1) // total
     return KvCache(blocks=blocks, block_size_tokens=size, capacity_tokens=capacity) if blocks else None
+
+
+def _label(sample: Sample, name: str) -> int | None:
+    """The whole number in a label of cache_config_info; None where there is none."""
+    text = sample.labels.get(name, "")
+    if not text.isdecimal():
+        return None
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(
+            f"{_CACHE_INFO} has {name}={text[:40]!r} ({len(text)} digits; at most {_MOST_DIGITS} are possible)."
+        )
+    return int(text)
