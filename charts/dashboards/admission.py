@@ -139,7 +139,7 @@ def _limits() -> Row:
             graph(
                 "Predicted KV peak and its limit",
                 "Share of the KV capacity that the requests let through are expected to reach, and kappa, up to which they are "
-                "let through. Kappa falls with every preemption and recovers slowly.",
+                "let through. Kappa falls while preemptions throw away more than 0.3 % of the tokens, and rises slowly.",
                 Query(f"max by (pod) (kvplane_admission_kv_peak_ratio{{{CHOSEN_PODS}}})", "{{pod}} peak"),
                 Query(f"max by (pod) (kvplane_admission_kappa{{{CHOSEN_PODS}}})", "{{pod}} kappa"),
                 unit="percentunit",
@@ -147,7 +147,7 @@ def _limits() -> Row:
             graph(
                 "KV cache in use",
                 "What the engine says itself. Far below the predicted peak: outputs are shorter than those before them, and "
-                "kappa's ceiling rises. Above it: something goes round the sidecar.",
+                "kappa rises while requests wait for KV memory. Above it: something goes round the sidecar.",
                 Query(f"max by (pod) (kvplane_kv_cache_usage_ratio{{{CHOSEN_PODS}}})", _POD),
                 unit="percentunit",
                 maximum=1,

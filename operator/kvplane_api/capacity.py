@@ -77,26 +77,6 @@ def kv_bytes_per_token(facts: ModelFacts, *, kv_cache_dtype: str = "auto") -> in
     return 2 * facts.layers * facts.kv_heads * facts.head_dim * bytes_per_element(kv_cache_dtype)
 
 
-def blocks(tokens: int, block_size: int) -> int:
-    """Blocks that ``tokens`` occupy: ceil(tokens / block_size)."""
-    _positive("block_size", block_size)
-    _not_negative("tokens", tokens)
-    return -(-tokens // block_size)
-
-
-def paged_waste(tokens: int, block_size: int) -> int:
-    """Slots allocated and not used, in tokens: always less than one block per request."""
-    return blocks(tokens, block_size) * block_size - tokens
-
-
-def contiguous_waste(tokens: int, reserved_tokens: int) -> int:
-    """Slots wasted by a contiguous reservation of ``reserved_tokens`` of which ``tokens`` are used."""
-    _not_negative("tokens", tokens)
-    if tokens > reserved_tokens:
-        raise CapacityError(f"tokens must be at most reserved_tokens ({reserved_tokens}); it is {tokens}.")
-    return reserved_tokens - tokens
-
-
 def fit(
     facts: ModelFacts,
     *,

@@ -187,14 +187,14 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         "False",
         Reason.UNSCHEDULABLE,
         "No node fits a pod; the message is the scheduler's.",
-        "Add or free nodes, or ask for less in engine.resources and engine.tensorParallelSize.",
+        "Add or free nodes, or ask for less in engine.resources and engine.tensorParallelSize, or in ring.resources of a ring.",
     ),
     Meaning(
         Type.AVAILABLE,
         "False",
         Reason.IMAGE_PULL_FAILED,
         "An image, or a model image of oci://, cannot be pulled.",
-        "Correct engine.image or model.source, or give podTemplate.spec.imagePullSecrets.",
+        "Correct engine.image (ring.image of a ring) or model.source, or give podTemplate.spec.imagePullSecrets.",
     ),
     Meaning(
         Type.AVAILABLE,
@@ -215,7 +215,8 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         "False",
         Reason.OUT_OF_MEMORY,
         "The kernel killed a container for memory.",
-        "Raise the memory limit in engine.resources, or lower engine.gpuMemoryPercent on CPU engines.",
+        "Raise the memory limit in engine.resources (ring.resources of a ring that has them), or lower engine.gpuMemoryPercent on "
+        "CPU engines.",
     ),
     Meaning(
         Type.AVAILABLE,
@@ -283,8 +284,8 @@ MEANINGS: Final[tuple[Meaning, ...]] = (
         Type.PROGRESSING,
         "True",
         Reason.CHANGING_MODE,
-        "The pods of the other mode serve until those of the new one do.",
-        "Wait. Where both do not fit, free room for the new ones, or delete the service and make it again.",
+        "The pods of the other mode serve until enough of the new one do; the message has the numbers.",
+        "Wait. Where both do not fit, free room for the new ones, ask for fewer, or delete the service and make it again.",
     ),
     Meaning(Type.DEGRADED, "False", Reason.AS_ASKED, "Nothing is missing.", _NOTHING),
     Meaning(
@@ -472,8 +473,3 @@ def merge(
             }
         )
     return [*merged, *(dict(c) for c in before.values())]
-
-
-def status_of(conditions: Iterable[Mapping[str, Any]], kind: Type) -> str | None:
-    """Status of the condition of that type, None where it is not set."""
-    return next((str(c["status"]) for c in conditions if c["type"] == kind.value), None)

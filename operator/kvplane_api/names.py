@@ -64,6 +64,8 @@ PORT_ENGINE: Final = 8100
 """The engine, on 127.0.0.1 only: nothing goes round the sidecar."""
 PORT_RING_STORE: Final = 29500
 """Rendezvous of a ring, on rank 0: the store through which ranks learn each other's sockets."""
+PORT_RING_CONTROL: Final = 29501
+"""Control connections of a ring's workers to rank 0."""
 PORT_OPERATOR_HEALTH: Final = 8080
 PORT_OPERATOR_METRICS: Final = 9090
 
@@ -98,6 +100,8 @@ TERMINATION_MARGIN_SECONDS: Final = 15
 """Between the end of a drain and the kill: terminationGracePeriodSeconds = 5 + drainSeconds + 15."""
 
 # Names inside a ring.
+STRATEGY_RING: Final = "RING"
+"""Value of ``PROMPT_SPLIT_STRATEGY``, the only one that the ring engine takes."""
 _RANK: Final = re.compile(r"(?P<set>.+)-(?P<ordinal>0|[1-9][0-9]{0,3})")
 
 

@@ -525,7 +525,8 @@ class Admission(_Model):
     reservation: Literal["Expected", "Worst"] = "Expected"
     """reservation of KV memory for a request: Expected is its prompt and the output that requests like it had. Worst is
     its prompt and all that it may generate (max_tokens; without it, all of the context), so that the engine has no cause
-    to preempt; fewer run at the same time. Default: Expected. Refused for rings."""
+    to preempt, as far as prompts are token ids: those of text are estimated. Fewer run at the same time. Default: Expected.
+    Refused for rings."""
     kv_hard_cap_percent: Annotated[int, Field(ge=50, le=99)] = 95
     """kvHardCapPercent of a replica's KV memory up to which requests are let in: what is in use then, and the new prompt.
     Never learned; outputs may grow beyond it later. A prompt above it is answered 400. Default: 95. Refused for rings."""

@@ -70,11 +70,12 @@ class EngineConfig(_Wire):
     """Slots per sequence that speculative decoding needs beyond the tokens there are."""
     prefix_caching: bool = True
     kv_events: bool = False
-    """Whether the engine publishes its KV events on the socket in ``names.PATH_KV_EVENTS``."""
+    """Whether the engine publishes its KV events on the socket in ``names.PATH_KV_EVENTS``. Read once, when the sidecar starts: it
+    follows from the engine's arguments, which change with the pod."""
 
 
 class SidecarConfig(_Wire):
-    """What the operator tells a sidecar. Every field can change without a pod restart."""
+    """What the operator tells a sidecar. Every field but ``engine.kv_events`` can change without a pod restart."""
 
     schema_version: Literal[1] = 1
     served_name: str = Field(min_length=1)
@@ -128,7 +129,8 @@ class AdmissionState(_Wire):
     refused_total: int = Field(ge=0)
     """Requests refused for want of room: not those that fit no engine, nor those over a tenant's own limit."""
     shed_reservation_tokens_total: int = Field(ge=0)
-    """KV tokens that these would have reserved: demand that admission hides from the engine."""
+    """KV tokens that these would have reserved: demand that admission hides from the engine. Each attempt counts: no request says
+    that it was there before."""
 
 
 class ThrashState(_Wire):

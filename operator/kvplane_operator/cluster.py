@@ -18,7 +18,7 @@ from kubernetes.aio import client, config
 
 from kvplane_api import names
 from kvplane_operator import metrics
-from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
+from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Version
 
 Json = dict[str, Any]
 
@@ -83,8 +83,8 @@ class Listing:
     """Metadata of all objects of a kind."""
 
     resource_version: str
-    uids: dict[tuple[str, str], str]
-    """(namespace, name) to uid."""
+    objects: dict[tuple[str, str], Version]
+    """By namespace and name."""
 
 
 async def connect() -> client.ApiClient:
@@ -186,16 +186,24 @@ class Cluster:
         await self._send("POST", "Event", namespace, body=event)
 
     async def list_metadata(self, kind: str, namespace: str | None, *, selector: str | None) -> Listing:
-        """Names and uids of all objects of a kind; metadata only, from the API server's cache."""
+        """Which objects of a kind there are, in which versions; metadata only, from the API server's cache."""
         query = "resourceVersion=0" + (f"&labelSelector={selector}" if selector else "")
         answer = await self._request("GET", kind, _collection(kind, namespace), query=query, accept=_METADATA_LIST)
         return Listing(
             resource_version=answer["metadata"]["resourceVersion"],
-            uids={
-                (item["metadata"]["namespace"], item["metadata"]["name"]): item["metadata"]["uid"]
+            objects={
+                (metadata["namespace"], metadata["name"]): Version(metadata["uid"], metadata["resourceVersion"])
                 for item in answer["items"] or ()  # null where there is none
+                for metadata in (item["metadata"],)
             },
         )
+
+    async def find(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """One object as it is, by a list of that name: the right to get is not given for all kinds. None if there is none."""
+        answer = await self._request(
+            "GET", kind, _collection(kind, namespace), query=f"fieldSelector=metadata.name={name}"
+        )
+        return next(iter(answer["items"] or ()), None)
 
     async def list_pod_autoscalers(self, namespace: str | None) -> list[Manifest]:
         """All HorizontalPodAutoscalers of a namespace, or of all, from the API server's cache."""

@@ -14,7 +14,7 @@ import kopf
 
 from kvplane_api import names
 from kvplane_operator.settings import OperatorSettings
-from kvplane_operator.store import POD, SERVICE, Store, service_of
+from kvplane_operator.store import POD, SERVICE, Store
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +129,7 @@ def _register(
             told = store.remove(kind, manifest)
             if kind == SERVICE:
                 forget(metadata["uid"])
-        name = service_of(kind, metadata)
-        uid = store.uid_of(metadata["namespace"], name) if name else None
+        uid = store.service_uid(kind, metadata)
         if told and uid is not None:
             enqueue(uid)
 

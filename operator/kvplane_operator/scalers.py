@@ -2,7 +2,8 @@
 
 They are listed twice a minute, from the API server's cache, not watched: a conflict of two scalers is a mistake of somebody's
 configuration, which nobody needs to see within a second, and a watch would bring each of them whenever its status changes, up to
-every 15 s. Without the right, or where the API is not served, nobody is known to scale.
+every 15 s. Without the right, or where the API is not served, nothing is news: whoever is known to scale stays so until a listing
+succeeds that does not have it, as a refusal may pass (RBAC is read from a cache, by each API server for itself).
 
 Nothing is written before the first look: of a Deployment that somebody else scales it would be spec.replicas, and pods would
 go with all that they serve.
@@ -66,8 +67,12 @@ async def look_once(
 ) -> None:
     """One listing of each namespace that is watched; ``left_out``: in how many looks one that was refused is not asked for."""
     found: dict[tuple[str, str], tuple[Scaler, ...]] = {}
+    unlisted: set[str | None] = set()
     for namespace in settings.watch_namespaces or (None,):
-        for manifest in await _listed(cluster, namespace, left_out):
+        listed = await _listed(cluster, namespace, left_out)
+        if listed is None:
+            unlisted.add(namespace)
+        for manifest in listed or ():
             target = manifest.get("spec", {}).get("scaleTargetRef") or {}
             service = concerned(target)
             if service is not None:
@@ -75,22 +80,22 @@ async def look_once(
                 key = (metadata["namespace"], service)
                 scaler = Scaler(metadata["name"], target["kind"], target["name"])
                 found[key] = tuple(sorted((*found.get(key, ()), scaler)))
-    for uid in store.put_scalers(found):
+    for uid in store.put_scalers(found, unlisted=unlisted):
         enqueue(uid)
 
 
-async def _listed(cluster: Cluster, namespace: str | None, left_out: dict[str | None, int]) -> list[Manifest]:
-    """Those of a namespace; none where it may not be listed, which hides nothing of another one."""
+async def _listed(cluster: Cluster, namespace: str | None, left_out: dict[str | None, int]) -> list[Manifest] | None:
+    """Those of a namespace; None where it may not be listed, which hides nothing of another one."""
     if left := left_out.get(namespace, 0):
         left_out[namespace] = left - 1
-        return []
+        return None
     try:
         return await cluster.list_pod_autoscalers(namespace)
     except (NotFoundError, RefusedError) as error:
         where = f" of {namespace}" if namespace else ""
-        logger.info("HorizontalPodAutoscalers%s cannot be listed, so none is known: %s", where, error)
+        logger.info("HorizontalPodAutoscalers%s cannot be listed, so none is news: %s", where, error)
         left_out[namespace] = round(REFUSED_SECONDS / LOOK_SECONDS) - 1
-        return []
+        return None
 
 
 def concerned(target: dict[str, Any]) -> str | None:

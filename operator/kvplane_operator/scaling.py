@@ -1,9 +1,10 @@
 """The autoscaler's shell: it reads the pods, has the law decide, and hands the figure on.
 
-One loop looks twice a second whose turn it is: busy services every five seconds, quiet ones every fifteen, and any at once
-whose spec changed, or for which somebody asks by the wake annotation. A round reads all pods of a service at the same time,
-decides, and leaves the figure in the store, whence the next plan takes it; it writes no replicas itself. Then it says why, in
-an event, and now and then keeps what was learned in a ConfigMap.
+One loop looks twice a second whose turn comes before it looks again, and each round begins at its own moment: within five
+seconds of a signal a busy service has its replicas, within fifteen any. One whose spec changed, or for which somebody asks by
+the wake annotation, has its turn at once. A round reads all pods of a service at the same time, decides, and leaves the figure
+in the store, whence the next plan takes it; it writes no replicas itself. Then it says why, in an event, and now and then
+keeps what was learned in a ConfigMap.
 
 Only the leader decides, and not before it has seen all that exists: a pod that was overlooked would be taken for one that has
 just started. One that lost the Lease forgets everything: when it leads again, the children and the ConfigMap say where
@@ -33,7 +34,7 @@ from kvplane_operator.cluster import ApiError, Cluster
 from kvplane_operator.events import event_of
 from kvplane_operator.leader import NotLeadingError
 from kvplane_operator.plan.children import finished, manifest
-from kvplane_operator.plan.mode import Mode, choose
+from kvplane_operator.plan.mode import Mode, choose, other
 from kvplane_operator.plan.scaling import decides, followed, native, state_ref, with_replicas
 from kvplane_operator.plan.snapshot import Kind, Scaling, Snapshot
 from kvplane_operator.scaling_metrics import Counts, Report
@@ -43,7 +44,9 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 0.5
 QUIET_SECONDS: Final = 15.0
-"""Between two rounds of a service that nobody uses. A first request is seen so much later; then its rounds are shorter."""
+"""From a signal of a service that nobody uses to its replicas, at most; of one that is used it is the tick."""
+MARGIN_SECONDS: Final = 0.25
+"""Of these, what is left for reading the pods, deciding and writing the replicas."""
 BLIND_SECONDS: Final = 15.0
 """For so long signals must be missing before the condition says so: one slow poll is no news."""
 MAXIMUM_SECONDS: Final = 60.0
@@ -152,14 +155,15 @@ class Autoscaler:
         async with asyncio.TaskGroup() as rounds:
             while True:
                 if self._leading() and self._store.complete:
-                    for uid in self._take_due():
-                        rounds.create_task(self._round(uid))
+                    for uid, wait in self._take_due():
+                        rounds.create_task(self._round(uid, wait))
                 else:
                     for uid in list(self._tracks):
                         self._forget(uid)
                 await asyncio.sleep(LOOK_SECONDS)
 
-    def _take_due(self) -> list[str]:
+    def _take_due(self) -> list[tuple[str, float]]:
+        """Services whose turn comes before the next look, and the seconds until then."""
         now = asyncio.get_running_loop().time()
         due, there = [], set()
         for service in self._store.llmservices():
@@ -169,11 +173,12 @@ class Autoscaler:
             there.add(uid)
             metadata = service["metadata"]
             asks = (metadata["generation"], _wake(metadata.get("annotations") or {}))
-            if uid not in self._working and (now >= self._due.get(uid, now) or asks != self._asks.get(uid)):
+            at = self._due.get(uid, now) if asks == self._asks.get(uid) else now
+            if uid not in self._working and at < now + LOOK_SECONDS:
                 self._working.add(uid)
                 self._due[uid] = now + QUIET_SECONDS  # unless the decision says otherwise
                 self._asks[uid] = asks
-                due.append(uid)
+                due.append((uid, max(0.0, at - now)))
         for uid in self._due.keys() - there:
             self._forget(uid)
         return due
@@ -184,10 +189,11 @@ class Autoscaler:
         self._asks.pop(uid, None)
         self._store.scale(uid, None)
 
-    async def _round(self, uid: str) -> None:
-        """Read, decide, tell. What goes wrong with one service is tried again, and stops no other."""
-        started = asyncio.get_running_loop().time()
+    async def _round(self, uid: str, wait: float) -> None:
+        """Wait so many seconds; read, decide, tell. What goes wrong with one service is tried again, and stops no other."""
         try:
+            await asyncio.sleep(wait)
+            started = asyncio.get_running_loop().time()
             await self._read(uid)
             if not self._leading():
                 return
@@ -216,6 +222,11 @@ class Autoscaler:
         if spec.autoscaling is None:
             return None
         mode, now = choose(spec).mode, self._clock()
+        if snapshot.status.get("mode") == other(mode):
+            # Clients are led to the other pool as yet: that this one is idle says nothing of demand.
+            self._tracks.pop(uid, None)
+            self._store.scale(uid, None)
+            return None
         track = self._tracks.get(uid)
         if track is None or track.mode != mode:
             track = self._tracks[uid] = self._resumed(snapshot, mode, now=now)
@@ -266,10 +277,11 @@ class Autoscaler:
         )
 
     def _pause(self, outcome: _Outcome) -> float:
-        """Until the next round. The first is cut at random, so that services found together are not read together for ever."""
-        longest = self._tuning.tick_seconds if _busy(outcome) else QUIET_SECONDS
+        """From one round to the next. The first is cut at random, so that services found together are not read together for
+        ever."""
+        longest = (self._tuning.tick_seconds if _busy(outcome) else QUIET_SECONDS) - MARGIN_SECONDS
         first = outcome.track.counts.decisions.total() == 1
-        return longest * (random.uniform(0.3, 1.0) if first else random.uniform(0.9, 1.0))  # noqa: S311
+        return longest * (random.uniform(0.3, 1.0) if first else random.uniform(0.95, 1.0))  # noqa: S311
 
     async def _tell(self, outcome: _Outcome) -> None:
         """One sentence for each change, and not too many of them."""
@@ -318,14 +330,21 @@ def _wake(annotations: Mapping[str, str]) -> str:
 
 
 def _busy(outcome: _Outcome) -> bool:
-    """Whether there is work, a change under way, or something missing that may be back with the next poll."""
+    """Whether there is work, or was since the last look; a change under way; or something missing that may be back with the next
+    poll."""
     decision, signals = outcome.decision, outcome.signals
     if decision.panic or signals.pending or decision.desired != signals.asked:
         return True
     if signals.unread and not outcome.blind:
         return True
-    readings = (replica.reading for replica in signals.ready)
-    return any(reading is not None and (reading.running or reading.queued) for reading in readings)
+    meters = decision.history.meters
+    for replica in signals.ready:
+        reading, meter = replica.reading, meters.get(replica.name)
+        if reading is not None and (reading.running or reading.queued):
+            return True
+        if meter is not None and (meter.rates.admitted or meter.rates.refused):
+            return True
+    return False
 
 
 def _blind(track: _Track, decision: Decision, now: float) -> str:

@@ -35,7 +35,7 @@ async def served(cluster: Cluster, settings: OperatorSettings) -> str:
         )
     count = 0
     for namespace in settings.watch_namespaces or (None,):
-        count += len((await cluster.list_metadata(names.KIND, namespace, selector=None)).uids)
+        count += len((await cluster.list_metadata(names.KIND, namespace, selector=None)).objects)
     where = ", ".join(settings.watch_namespaces) or "all namespaces"
     return f"The API server serves {names.PLURAL}.{names.GROUP}; {count} of them in {where}."
 

@@ -5,13 +5,24 @@ made right after a write already sees it, and the watch event that echoes the wr
 store never asks the API server for anything. What the pods' sidecars and the autoscaler said last is kept beside them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
 from kvplane_api import names
 from kvplane_operator.plan.ring.groups import LONG_AGO, tells, time_of
-from kvplane_operator.plan.snapshot import Blocked, Kind, Manifest, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
+from kvplane_operator.plan.snapshot import (
+    Blocked,
+    Kind,
+    Manifest,
+    NodeView,
+    Reading,
+    Ref,
+    Scaler,
+    Scaling,
+    Snapshot,
+    Version,
+)
 
 SERVICE: Final = names.KIND
 POD: Final = "Pod"
@@ -82,9 +93,9 @@ class Store:
         return True
 
     def retain(
-        self, kind: str, listed: Mapping[tuple[str, str], str], *, resource_version: str, namespace: str | None
+        self, kind: str, listed: Mapping[tuple[str, str], Version], *, resource_version: str, namespace: str | None
     ) -> list[Manifest]:
-        """Forget what a complete listing (namespace and name to uid) of one or all namespaces does not have; return it.
+        """Forget what a complete listing (by namespace and name) of one or all namespaces does not have; return it.
 
         A watch that had to start over does not report what vanished meanwhile. Objects that are newer than the listing
         stay.
@@ -94,17 +105,31 @@ class Store:
             for key, held in self._objects.items()
             if key[0] == kind
             and namespace in (None, key[1])
-            and listed.get(key[1:]) != held["metadata"]["uid"]
+            and ((found := listed.get(key[1:])) is None or found.uid != held["metadata"]["uid"])
             and int(held["metadata"]["resourceVersion"]) <= int(resource_version)
         ]
         for key, _ in lost:
             self._forget(key)
         return [held for _, held in lost]
 
+    def behind(self, kind: str, listed: Mapping[tuple[str, str], Version]) -> list[tuple[str, str]]:
+        """Namespaces and names of listed objects of which this or a newer version was never taken in."""
+        return [
+            where
+            for where, version in listed.items()
+            if (held := self._objects.get((kind, *where))) is None
+            or int(held["metadata"]["resourceVersion"]) < int(version.resource_version)
+        ]
+
     def uid_of(self, namespace: str, service: str) -> str | None:
         """UID of the service of that name."""
         held = self._objects.get((SERVICE, namespace, service))
         return held["metadata"]["uid"] if held else None
+
+    def service_uid(self, kind: str, metadata: Mapping[str, Any]) -> str | None:
+        """UID of the service that an object is of, or is; None where it is of none that is known."""
+        name = service_of(kind, metadata)
+        return self.uid_of(metadata["namespace"], name) if name else None
 
     def service(self, namespace: str, name: str) -> Manifest | None:
         """The service of that name."""
@@ -163,10 +188,17 @@ class Store:
             self._scaling[uid] = scaling
         return True
 
-    def put_scalers(self, scalers: Mapping[tuple[str, str], tuple[Scaler, ...]]) -> list[str]:
-        """Take in all scalers of others, by namespace and service; the uids of the services to which that is news."""
-        news = {key for key in self._scalers.keys() | scalers.keys() if self._scalers.get(key) != scalers.get(key)}
-        self._scalers = dict(scalers)
+    def put_scalers(
+        self, scalers: Mapping[tuple[str, str], tuple[Scaler, ...]], *, unlisted: Collection[str | None] = ()
+    ) -> list[str]:
+        """Take in all scalers of others, by namespace and service; the uids of the services to which that is news.
+
+        Those of ``unlisted`` namespaces stay as they are; None among them means all namespaces.
+        """
+        kept = {key: held for key, held in self._scalers.items() if None in unlisted or key[0] in unlisted}
+        known = {**kept, **scalers}
+        news = {key for key in self._scalers.keys() | known.keys() if self._scalers.get(key) != known.get(key)}
+        self._scalers = known
         return [uid for key in sorted(news) if (uid := self.uid_of(*key)) is not None]
 
     def snapshot(

@@ -17,6 +17,7 @@ import pytest
 
 from e2e.cluster.controlplane import ControlPlane
 from e2e.kubectl import get
+from kvplane_api import names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -120,6 +121,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.kubectl("apply", "-f", str(REPOSITORY / "crds"))
         eventually(lambda: "llmservices" in cluster.kubectl("api-resources", "--api-group=kvplane.dev"), what="the CRD")
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def garbage_collector(cluster: Cluster) -> None:
+    """The garbage collector knows LLMServices: it looks for new kinds every 30 s, and does nothing for owners of others."""
+    owner = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": "none", "uid": str(uuid.uuid4())}
+    metadata = {"name": "owned-by-none", "namespace": "default", "ownerReferences": [owner]}
+    cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    eventually(lambda: not cluster.get("default", "configmap owned-by-none"), seconds=120)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable
 
+import pytest
+
 from tests.integration.conftest import (
     CHILDREN,
     Cluster,
@@ -152,6 +154,7 @@ def test_configuration_reaches_pods_without_a_rollout(cluster: Cluster, namespac
     assert [p["metadata"]["uid"] for p in cluster.get(namespace, "pods")] == [pod["metadata"]["uid"]]
 
 
+@pytest.mark.usefixtures("garbage_collector")
 def test_service_deleted_while_starting_takes_its_children_along(
     cluster: Cluster, namespace: str, operator: Operator
 ) -> None:
@@ -162,6 +165,7 @@ def test_service_deleted_while_starting_takes_its_children_along(
     eventually(lambda: not cluster.get(namespace, "pods"))
 
 
+@pytest.mark.usefixtures("garbage_collector")
 def test_service_made_again_under_the_same_name(cluster: Cluster, namespace: str, operator: Operator) -> None:
     create_chat(cluster, namespace)
     uid = cluster.get(namespace, "llmservice chat")["metadata"]["uid"]
@@ -176,6 +180,7 @@ def test_service_made_again_under_the_same_name(cluster: Cluster, namespace: str
     eventually(owned_anew)
 
 
+@pytest.mark.usefixtures("garbage_collector")
 def test_without_an_operator_deletion_still_works(cluster: Cluster, namespace: str, operator: Operator) -> None:
     create_chat(cluster, namespace)
     assert operator.stop() == 0

@@ -7,12 +7,9 @@ from hypothesis import strategies as st
 from kvplane_api.capacity import (
     CapacityError,
     ModelFacts,
-    blocks,
     bytes_per_element,
-    contiguous_waste,
     fit,
     kv_bytes_per_token,
-    paged_waste,
     ring_fit,
 )
 
@@ -33,22 +30,6 @@ memory = st.integers(1, 200).map(lambda gib: gib * GIB)
 def test_bytes_per_token_of_llama_8b() -> None:
     assert kv_bytes_per_token(LLAMA_8B) == 131_072
     assert kv_bytes_per_token(LLAMA_8B, kv_cache_dtype="fp8") == 65_536
-
-
-@pytest.mark.parametrize(("reserved", "used", "percent"), [(2048, 600, 70.7), (4096, 900, 78.0)])
-def test_waste_of_a_contiguous_reservation(reserved: int, used: int, percent: float) -> None:
-    assert round(100 * contiguous_waste(used, reserved) / reserved, 1) == percent
-
-
-@pytest.mark.parametrize(("used", "block_size", "count", "percent"), [(600, 16, 38, 1.3), (900, 32, 29, 3.0)])
-def test_waste_of_blocks(used: int, block_size: int, count: int, percent: float) -> None:
-    assert blocks(used, block_size) == count
-    assert round(100 * paged_waste(used, block_size) / (count * block_size), 1) == percent
-
-
-def test_waste_in_slots() -> None:
-    assert (blocks(600, 16) * 16, paged_waste(600, 16)) == (608, 8)
-    assert (blocks(900, 32) * 32, paged_waste(900, 32)) == (928, 28)
 
 
 def test_an_8b_model_on_80_gib() -> None:
@@ -73,9 +54,6 @@ def test_heads_are_repeated_beyond_their_number() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: blocks(1, 0), "block_size must be at least 1; it is 0."),
-        (lambda: blocks(-1, 16), "tokens must not be negative; it is -1."),
-        (lambda: contiguous_waste(11, 10), "tokens must be at most reserved_tokens (10); it is 11."),
         (lambda: fit(LLAMA_8B, context_tokens=0, accelerator_bytes=1), "context_tokens must be at least 1; it is 0."),
         (
             lambda: fit(LLAMA_8B, context_tokens=1, accelerator_bytes=0),
@@ -109,12 +87,6 @@ def test_refusals_name_bound_and_value(call: object, message: str) -> None:
 @pytest.mark.parametrize(("dtype", "size"), [("auto", 2), ("bfloat16", 2), ("float32", 4), ("fp8_e5m2", 1), ("new", 2)])
 def test_bytes_per_element(dtype: str, size: int) -> None:
     assert bytes_per_element(dtype) == size
-
-
-@given(tokens, st.integers(1, 1024))
-def test_paged_waste_is_below_one_block(used: int, block_size: int) -> None:
-    assert 0 <= paged_waste(used, block_size) < block_size
-    assert blocks(used, block_size) * block_size == used + paged_waste(used, block_size)
 
 
 @given(facts, tokens, memory, memory, st.integers(1, 16))

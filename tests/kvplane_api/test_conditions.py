@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kvplane_api.conditions import MESSAGE_LIMIT, Condition, Reason, Status, Type, merge, status_of
+from kvplane_api.conditions import MESSAGE_LIMIT, Condition, Reason, Status, Type, merge
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=1)
@@ -56,9 +56,3 @@ def test_conditions_of_others_are_kept() -> None:
 def test_long_messages_are_cut() -> None:
     (cut,) = at(NOON, available("False", Reason.ENGINE_CRASHED, "x" * 10_000))
     assert len(cut["message"]) == MESSAGE_LIMIT
-
-
-def test_status_of_a_type() -> None:
-    conditions = at(NOON, available("False", Reason.STARTING))
-    assert status_of(conditions, Type.AVAILABLE) == "False"
-    assert status_of(conditions, Type.READY) is None

@@ -38,6 +38,8 @@ class Stage:
         """Seconds until a pod is Ready."""
         self.silent: set[str] = set()
         """Pods whose sidecars do not answer; "*": none does."""
+        self.pausing = False
+        """Whether its requests are over whenever it is read."""
         self.unschedulable = False
         self.quota = 1000
         """Most pods that there may be."""
@@ -214,7 +216,7 @@ class Stage:
             if self.silent & {name, "*"}:
                 reading = failed(before, "refused")
             else:
-                reading = answered(before, self._state(name, share), at=self.now())
+                reading = answered(before, self._state(name, 0.0 if self.pausing else share), at=self.now())
             self.store.note(f"uid-of-{name}", reading)
 
     def _state(self, name: str, share: float) -> Any:

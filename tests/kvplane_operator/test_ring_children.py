@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvplane_api import names
+from kvplane_api import capacity, names
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_runtime.ring import settings as engine_settings
 from kvplane_runtime.sidecar.__main__ import parse
@@ -115,7 +115,8 @@ class TestEngine:
         assert (str(found.model), found.served_name) == ("/models", "chat")
         assert (found.host, found.port) == ("127.0.0.1", names.PORT_ENGINE)
         assert found.worker_port == names.PORT_ENGINE
-        assert found.store_port == names.PORT_RING_STORE
+        assert (found.store_port, found.control_port) == (names.PORT_RING_STORE, names.PORT_RING_CONTROL)
+        assert found.kv_percent == capacity.RING_KV_PERCENT  # by which the operator plans the ring
         assert found.context_tokens is None
 
     def test_reads_the_promised_time_where_the_sidecar_does(self) -> None:

@@ -475,6 +475,41 @@ class TestChangeOfMode:
         assert world.children[client]["spec"]["selector"][names.LABEL_POOL] == "ring"
         assert world.status["mode"] == "Ring"
 
+    def between_three_pods_and_three_rings(self) -> RingWorld:
+        """Two of the rings have formed."""
+        world = self.serving_paged()
+        world.change(replicas=3)
+        world.settle()
+        world.counts(replicas=3, ready=3)
+        world.change(mode="Ring", ring={"size": 3})
+        world.down = {(2, 0)}
+        world.run(3)
+        assert [group.formed for group in world.groups()] == [True, True, False]
+        return world
+
+    def test_all_that_is_asked_for_takes_over_not_the_first(self) -> None:
+        world = self.between_three_pods_and_three_rings()
+        assert DEPLOYMENT in world.children
+        text = "Mode Paged serves until mode Ring has its replicas ready: 2 of 3."
+        assert world.wanted("Progressing")["message"] == text
+        world.down.clear()
+        world.run(2)
+        assert DEPLOYMENT not in world.children
+        assert (world.status["mode"], world.status["readyReplicas"]) == ("Ring", 3)
+
+    def test_as_many_as_the_old_pool_has_left_take_over(self) -> None:
+        world = self.between_three_pods_and_three_rings()
+        world.counts(replicas=3, ready=2)
+        world.settle()
+        assert DEPLOYMENT not in world.children
+        assert (world.status["mode"], world.status["readyReplicas"]) == ("Ring", 2)
+
+    def test_fewer_that_are_asked_for_take_over_from_more(self) -> None:
+        world = self.between_three_pods_and_three_rings()
+        world.change(replicas=2)
+        world.settle()
+        assert DEPLOYMENT not in world.children
+
     def test_and_back(self) -> None:
         world = formed()
         del world.spec["ring"]

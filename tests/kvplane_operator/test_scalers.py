@@ -135,16 +135,44 @@ async def test_only_namespaces_that_are_watched_are_asked_for(store: Store) -> N
     assert [namespace for _, namespace in listed.asked] == ["team", "other"]
 
 
-@pytest.mark.parametrize("error", [RefusedError("forbidden", code=403), NotFoundError("no such API", code=404)])
+REFUSALS = [RefusedError("forbidden", code=403), NotFoundError("no such API", code=404)]
+
+
+@pytest.mark.parametrize("error", REFUSALS)
 async def test_without_the_right_or_the_api_nobody_is_known_and_it_is_asked_rarely(
     store: Store, error: ApiError
 ) -> None:
-    await looked(store, Listed(hpa("a", DEPLOYMENT)))
     listed = Listed()
     listed.error = error
-    await looked(store, listed, seconds=REFUSED_SECONDS + 1)
+    assert await looked(store, listed, seconds=REFUSED_SECONDS + 1) == []
     assert scalers(store) == ()
     assert len(listed.asked) == 2
+
+
+@pytest.mark.parametrize("watched", [(), ("team",)], ids=str)
+@pytest.mark.parametrize("error", REFUSALS)
+async def test_a_refusal_makes_nobody_forget_who_scales(
+    store: Store, error: ApiError, watched: tuple[str, ...]
+) -> None:
+    """A refusal may pass, and a service whose scaler is forgotten gets spec.replicas, over what that one asked for. So the
+    scaler goes only when a listing succeeds that does not have it.
+    """
+    listed = Listed(hpa("a", DEPLOYMENT))
+    await looked(store, listed, watch_namespaces=watched)
+    listed.error = error
+    assert await looked(store, listed, seconds=REFUSED_SECONDS - 1, watch_namespaces=watched) == []
+    assert scalers(store) == (Scaler("a", "Deployment", "chat"),)
+    assert await looked(store, Listed(), watch_namespaces=watched) == ["u1"]
+    assert scalers(store) == ()
+
+
+async def test_one_that_goes_is_forgotten_while_another_namespace_is_refused(store: Store) -> None:
+    watched = ("team", "other")
+    await looked(store, Listed(hpa("a", DEPLOYMENT)), watch_namespaces=watched)
+    listed = Listed()
+    listed.forbidden = {"other"}
+    assert await looked(store, listed, watch_namespaces=watched) == ["u1"]
+    assert scalers(store) == ()
 
 
 async def test_a_namespace_that_may_not_be_listed_hides_no_other(store: Store) -> None:

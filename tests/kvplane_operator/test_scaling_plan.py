@@ -238,6 +238,30 @@ class TestRings:
         world.scaling = None
         assert world.run(2).groups() == ()
 
+    def test_a_change_of_mode_that_is_taken_back_takes_no_figure_along(self) -> None:
+        """While rings serve until pods do, status tells of rings, not how many pods are to come."""
+        world = self.ring()
+        del world.spec["ring"]
+        world.change(mode="Paged")
+        world.scaling = Scaling(mode="Paged", desired=4)
+        world.run(2)
+        assert replicas(world) == 4
+        assert (world.status["mode"], world.status["desiredReplicas"]) == ("Ring", 1)
+        world.scaling = None
+        world.change(mode="Ring", ring={"size": 3})
+        world.run(2)
+        assert [group.number for group in world.groups()] == [0]
+        assert world.status["desiredReplicas"] == 1
+
+    def test_nor_does_one_that_is_not_accepted(self) -> None:
+        world = self.ring()
+        del world.spec["ring"]
+        world.change(mode="Paged", model={"source": "path:///models"})
+        world.scaling = Scaling(mode="Paged", desired=4)
+        plan = world.plan()
+        assert plan.writes == ()
+        assert (plan.status["mode"], plan.status["desiredReplicas"]) == ("Ring", 1)
+
     def test_a_figure_of_pods_is_none_of_groups(self) -> None:
         world = self.ring()
         world.scaling = Scaling(mode="Paged", desired=4)

@@ -359,7 +359,7 @@ STATES: dict[str, tuple[Callable[[], World], str, str, str, str]] = {
         "Progressing",
         "True",
         "ChangingMode",
-        "The pods of mode Ring serve until those of mode Paged do.",
+        "Mode Ring serves until mode Paged has its replicas ready: 0 of 1.",
     ),
     "as asked": (serving, "Degraded", "False", "AsAsked", "Nothing is missing."),
     "a replica is missing": (

@@ -7,7 +7,7 @@ import pytest
 
 from kvplane_api import names
 from kvplane_operator.plan.ring.stuck import writes_to_claim
-from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref, Scaler, Scaling, Snapshot
+from kvplane_operator.plan.snapshot import Kind, NodeView, Reading, Ref, Scaler, Scaling, Snapshot, Version
 from kvplane_operator.store import POD, SERVICE, Store
 
 DEPLOYMENT = Kind.DEPLOYMENT.value
@@ -158,7 +158,7 @@ def test_deletion_is_seen(store: Store) -> None:
 def test_a_listing_forgets_what_vanished_while_nobody_watched(store: Store) -> None:
     store.put(POD, pod(3, "chat-1"))
     store.put(POD, pod(4, "chat-2"))
-    lost = store.retain(POD, {("team", "chat-2"): "chat-2"}, resource_version="10", namespace=None)
+    lost = store.retain(POD, {("team", "chat-2"): Version("chat-2", "4")}, resource_version="10", namespace=None)
     assert [held["metadata"]["name"] for held in lost] == ["chat-1"]
     snapshot = store.snapshot("u1")
     assert snapshot is not None
@@ -167,7 +167,7 @@ def test_a_listing_forgets_what_vanished_while_nobody_watched(store: Store) -> N
 
 def test_a_listing_forgets_what_was_replaced_meanwhile(store: Store) -> None:
     store.put(DEPLOYMENT, child(3, uid="d1"))
-    assert store.retain(DEPLOYMENT, {("team", "chat"): "d2"}, resource_version="10", namespace=None)
+    assert store.retain(DEPLOYMENT, {("team", "chat"): Version("d2", "9")}, resource_version="10", namespace=None)
 
 
 def test_what_is_newer_than_the_listing_stays(store: Store) -> None:
@@ -179,6 +179,17 @@ def test_a_listing_of_one_namespace_says_nothing_of_others(store: Store) -> None
     store.put(POD, pod(3))
     assert store.retain(POD, {}, resource_version="10", namespace="other") == []
     assert len(store.retain(POD, {}, resource_version="10", namespace="team")) == 1
+
+
+def test_what_is_listed_and_was_not_seen_is_behind(store: Store) -> None:
+    store.put(POD, pod(3, "chat-1"))
+    store.put(POD, pod(5, "chat-2"))
+    listed = {
+        ("team", "chat-1"): Version("chat-1", "4"),
+        ("team", "chat-2"): Version("chat-2", "4"),
+        ("team", "chat-3"): Version("chat-3", "2"),
+    }
+    assert store.behind(POD, listed) == [("team", "chat-1"), ("team", "chat-3")]
 
 
 def serving(version: int, *, well: bool = True) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """Parameters of the law, tuned once in ``bench/autoscaling``; no service changes them."""
+    """Parameters of the law, one set for all services, each chosen by its reason. ``bench.autoscaling.tuning`` tries others."""
 
     tick_seconds: float = 5.0
     """Between two decisions on a service that is used. A start takes tens of seconds: deciding more often finds nothing new. Who

@@ -39,7 +39,7 @@ class Reading:
     admitted_total: float | None = None
     refused_total: float | None = None
     shed_tokens_total: float | None = None
-    """KV that refused requests would have reserved, each request counted once however often it was tried."""
+    """KV that refused requests would have reserved; one that is tried again and refused again counts again."""
     prompt_tokens_total: float | None = None
     prefix_hits_tokens_total: float | None = None
     """Of the prompts' tokens, those that the prefix cache had; ``None``: taken for none."""

@@ -4,6 +4,7 @@ A start is timed from the replica's creation to the first decision that finds it
 that decisions look ahead; the samples also say how likely a replica that is on its way will be there in time.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -37,9 +38,9 @@ class StartTimes:
         """90th percentile, nearest rank; without a start of that kind the longer of ``unknown`` and what there is."""
         samples = self._of(image_cached)
         if samples:
-            return _p90(samples)
+            return p90(samples)
         others = self.cached + self.pulled
-        return max(unknown, _p90(others)) if others else unknown
+        return max(unknown, p90(others)) if others else unknown
 
     def chance(self, age: float, *, within: float, image_cached: bool | None) -> float:
         """That a replica of this age, not yet ready, will be within the next ``within`` seconds; 1 before any was timed."""
@@ -57,5 +58,6 @@ class StartTimes:
         return self.cached if image_cached else self.pulled
 
 
-def _p90(samples: tuple[float, ...]) -> float:
+def p90(samples: Collection[float]) -> float:
+    """90th percentile, nearest rank, of one sample or more."""
     return sorted(samples)[-(-9 * len(samples) // 10) - 1]

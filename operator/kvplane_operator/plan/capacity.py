@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 from kvplane_api import names
 from kvplane_api.service import Admission
 from kvplane_api.wire import EngineSignals, SidecarState
+from kvplane_operator.autoscaler.startup import p90
 from kvplane_operator.plan.signals import Signals
 from kvplane_operator.plan.snapshot import Manifest, Snapshot
 
@@ -125,13 +126,13 @@ def _step_down(percent: int, written: int | None) -> int:
 
 
 def _startup_p90(signals: Signals) -> int | None:
-    """Nearest rank. Without pods whose sidecar was restarted: beside an engine that runs it measures no start."""
-    seconds = sorted(
+    """Without pods whose sidecar was restarted: beside an engine that runs it measures no start."""
+    seconds = [
         state.startup_seconds
         for name, state in signals.states.items()
         if state.startup_seconds is not None and not _sidecar_restarts(signals.serving[name])
-    )
-    return math.ceil(seconds[-(-9 * len(seconds) // 10) - 1]) if seconds else None
+    ]
+    return math.ceil(p90(seconds)) if seconds else None
 
 
 def _sidecar_restarts(pod: Manifest) -> int:

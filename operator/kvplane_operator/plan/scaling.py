@@ -36,6 +36,14 @@ def with_replicas(snapshot: Snapshot, spec: LLMServiceSpec) -> LLMServiceSpec:
     return spec.model_copy(update={"replicas": _asked(snapshot, spec, choose(spec).mode)})
 
 
+def with_replicas_of(snapshot: Snapshot, spec: LLMServiceSpec, mode: Mode) -> LLMServiceSpec:
+    """The spec with the replicas that the pool of ``mode`` was made to ask for, in which the service still serves. They are what
+    status tells beside that mode: read again when the change is taken back, another mode's figure would be theirs.
+    """
+    there = _of_children(snapshot, mode)
+    return spec if there is None else spec.model_copy(update={"replicas": there})
+
+
 def intruder(snapshot: Snapshot) -> Scaler | None:
     """Somebody else's scaler of a child of this service."""
     return next((scaler for scaler in snapshot.scalers if _targets_child(snapshot, scaler)), None)

@@ -1,7 +1,7 @@
 """The plan of one service: everything to write, from one snapshot, as a value.
 
-A change of mode is made before it is broken: while the new pool serves nobody yet and the old one does, the old one stays
-as it is and clients are led to it.
+A change of mode is made before it is broken: while the new pool has fewer that serve than it is asked for, and than the old
+one has, the old one stays as it is and clients are led to it.
 """
 
 from collections.abc import Collection, Mapping
@@ -68,6 +68,18 @@ class Plan:
         return any((self.writes, self.deletions, self.touched_pods, self.drains, self.pod_deletions))
 
 
+@dataclass(frozen=True)
+class _HandOver:
+    """A change of mode that is under way: the old pool serves."""
+
+    mode: Mode
+    """The new one."""
+    ready: int
+    """Replicas of it that could serve."""
+    enough: int
+    """With so many of them the old pool goes."""
+
+
 def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) -> Plan:
     """The plan for ``snapshot``. Pure: same arguments, same plan; planning again after it was applied gives no writes."""
     signals = sidecars.read(snapshot)
@@ -83,7 +95,8 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
     choice = choose(spec)
     objection = acceptance.first_objection(acceptance.AFTER_WRITING, snapshot, spec, settings)
     notes = _notes(choice, settings)
-    serving = other(choice.mode) if _hands_over(snapshot, choice.mode, spec) else choice.mode
+    change = _hand_over(snapshot, choice.mode, spec)
+    serving = other(choice.mode) if change else choice.mode
     clients = pods.selector(snapshot.name) if serving == "Paged" else ring_pods.serving_selector(snapshot.name)
     rings: RingPlan | None = None
     if choice.mode == "Ring":
@@ -97,12 +110,14 @@ def make_plan(snapshot: Snapshot, *, settings: OperatorSettings, now: datetime) 
         kept |= _of_pool(snapshot, serving)
     if scaling.decides(snapshot.spec):
         kept |= {scaling.state_ref(snapshot.name)}
+    told = scaling.with_replicas_of(snapshot, spec, serving) if change else spec
     plan = _told(
         snapshot,
-        spec,
+        told,
         choice,
         serving=serving,
-        rings=rings.rings if rings else look(snapshot, spec, acts=True, now=now),
+        change=change,
+        rings=rings.rings if rings else look(snapshot, told, acts=True, now=now),
         objection=objection,
         notes=notes,
         signals=signals,
@@ -148,9 +163,10 @@ def _status_only(
     choice = choose(spec) if spec else None
     runs = snapshot.status.get("mode")
     mode: Mode = runs if runs in ("Paged", "Ring") else (choice.mode if choice else "Paged")
-    rings = look(snapshot, spec, acts=False, now=now)
+    told = scaling.with_replicas_of(snapshot, spec, mode) if spec and choice and choice.mode != mode else spec
+    rings = look(snapshot, told, acts=False, now=now)
     plan = _told(
-        snapshot, spec, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
+        snapshot, told, choice, serving=mode, rings=rings, objection=objection, notes="", signals=signals, now=now
     )
     ended, until_ended = forced(snapshot, spec, now=now)
     return replace(plan, pod_deletions=ended, wake_after_seconds=_soonest(plan.wake_after_seconds, until_ended))
@@ -167,6 +183,7 @@ def _told(
     notes: str,
     signals: sidecars.Signals,
     now: datetime,
+    change: _HandOver | None = None,
 ) -> Plan:
     """A plan that only tells: the pool that serves speaks for the service."""
     accepted = acceptance.accepted(objection, notes=notes)
@@ -179,8 +196,8 @@ def _told(
             snapshot, rings, accepted=accepted, scaling=active, signals=signals, asleep=scaling.at_zero(spec)
         )
         others = []
-    if choice is not None and objection is None and serving != choice.mode:
-        told = _changing(told, snapshot, spec, choice.mode)
+    if change is not None and objection is None:
+        told = _changing(told, snapshot, spec, change)
     figures = capacities.figures(signals, snapshot, spec.admission if spec else None, now=now, ring=serving == "Ring")
     wanted = wanted_status(snapshot, told, figures=figures, others=others, now=now)
     return Plan(status=wanted, choice=choice, wake_after_seconds=figures.wake_after_seconds)
@@ -195,14 +212,18 @@ def _notes(choice: Choice, settings: OperatorSettings) -> str:
     return " ".join(filter(None, (choice.why, blind if choice.mode == "Ring" and not settings.read_nodes else "")))
 
 
-def _hands_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> bool:
-    """Whether the pool of the other mode has to serve on: it does serve, and the new one does not yet."""
+def _hand_over(snapshot: Snapshot, mode: Mode, spec: LLMServiceSpec) -> _HandOver | None:
+    """The change to ``mode`` while the pool of the other mode has to serve on; None where it is made, or there is none.
+
+    The new pool takes over with all that it is asked for, or with as many as the old one has left, where that is less.
+    """
     deployment = snapshot.children.get(Ref(Kind.DEPLOYMENT, snapshot.name), {})
-    serves: Mapping[Mode, bool] = {
-        "Paged": int(deployment.get("status", {}).get("readyReplicas", 0)) > 0,
-        "Ring": any(group.formed for group in groups(snapshot)),
+    ready: Mapping[Mode, int] = {
+        "Paged": int(deployment.get("status", {}).get("readyReplicas", 0)),
+        "Ring": sum(group.formed for group in groups(snapshot)),
     }
-    return spec.replicas > 0 and serves[other(mode)] and not serves[mode]
+    enough = min(spec.replicas, ready[other(mode)])
+    return _HandOver(mode, ready[mode], enough) if ready[mode] < enough else None
 
 
 def _of_pool(snapshot: Snapshot, mode: Mode) -> frozenset[Ref]:
@@ -224,12 +245,15 @@ def _asked_by_ranks(snapshot: Snapshot) -> frozenset[Ref]:
     )
 
 
-def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, mode: Mode) -> Told:
+def _changing(told: Told, snapshot: Snapshot, spec: LLMServiceSpec | None, change: _HandOver) -> Told:
     """The old pool speaks, and says what it waits for before it goes."""
     timeout = spec.engine.startup_timeout_seconds if spec else status.DEFAULT_STARTUP_SECONDS
-    new = tuple(pod for pod in snapshot.pods if (number_of(pod) is None) == (mode == "Paged"))
+    new = tuple(pod for pod in snapshot.pods if (number_of(pod) is None) == (change.mode == "Paged"))
     worst = next(iter(findings(new, startup_timeout_seconds=timeout)), None)
-    kind, text = Type.PROGRESSING, f"The pods of mode {told.mode} serve until those of mode {mode} do."
+    kind = Type.PROGRESSING
+    text = (
+        f"Mode {told.mode} serves until mode {change.mode} has its replicas ready: {change.ready} of {change.enough}."
+    )
     changing = Condition(kind, "True", Reason.CHANGING_MODE, text)
     if worst is not None and worst.reason is not Reason.STARTING:
         changing = Condition(kind, "False", Reason.ROLLOUT_STALLED, f"{text} {worst.message}")

@@ -36,6 +36,14 @@ class Ref:
         return f"{self.kind.value} {self.name}"
 
 
+@dataclass(frozen=True)
+class Version:
+    """Which object of a name, and how new."""
+
+    uid: str
+    resource_version: str
+
+
 class Obstacle(StrEnum):
     """Why a child could not be written."""
 

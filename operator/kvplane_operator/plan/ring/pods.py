@@ -19,7 +19,6 @@ from kvplane_operator.plan.ring.size import asked
 from kvplane_operator.settings import OperatorSettings
 
 COMMAND = ("kvplane-ring", "serve")
-STRATEGY = "RING"
 
 _RESERVE = {"None": "Off", "Survive": "Survive"}
 _LOST_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
@@ -85,7 +84,7 @@ def _env(spec: LLMServiceSpec, *, service: str, size: int, device: str) -> list[
     ring = asked(spec)
     values = {
         "WORLD_SIZE": str(size),
-        "PROMPT_SPLIT_STRATEGY": STRATEGY,
+        "PROMPT_SPLIT_STRATEGY": names.STRATEGY_RING,
         "KVPLANE_RING_DEVICE": device,
         "KVPLANE_RING_MODEL": sources.render(spec.model).args[0],
         "KVPLANE_RING_SERVED_NAME": spec.served_name(service),
