@@ -59,8 +59,8 @@ bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWork
 	@$(PYTHON) -m bench.operator
 
 .PHONY: bench-operator-autoscaled
-bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (12 minutes)
-	@$(PYTHON) -m bench.operator.autoscaled
+bench-operator-autoscaled: setup ## 1,000 autoscaled services on a real API server: time to a decision, CPU, memory, requests (12 minutes; QUICK=1: 50, to see that it works)
+	@$(PYTHON) -m bench.operator.autoscaled $(if $(QUICK),--quick)
 
 .PHONY: demo-ring
 demo-ring: setup ## 100,000 tokens over a ring of four processes on this machine, with their progress and memory (no root, no cluster)
@@ -75,7 +75,7 @@ bench-engine: setup ## the simulated engine beside the real vLLM: step times, pr
 	@$(PYTHON) -m bench.engine
 
 .PHONY: bench-proxy
-bench-proxy: setup ## latency and CPU that the sidecar's proxy adds, beside Go's httputil.ReverseProxy
+bench-proxy: setup ## latency and CPU that the sidecar adds, beside its proxy alone and Go's httputil.ReverseProxy (18 minutes)
 	@$(PYTHON) -m bench.proxy
 
 .PHONY: bench-thrash
@@ -89,6 +89,10 @@ bench-admission: setup ## admission beside the peers' on the real vLLM and on re
 bench-autoscaling: setup ## our autoscaler beside the peers' laws on recorded traffic, in virtual time, hours of CPU (QUICK=1: minutes)
 	@$(PYTHON) -m bench.autoscaling $(if $(QUICK),--quick)
 
+.PHONY: bench-autoscaling-spot
+bench-autoscaling-spot: setup ## one service of the real vLLM from one replica to two under a step of load, and back, on a real cluster (root; 15 minutes)
+	@$(PYTHON) -m bench.autoscaling.spot
+
 .PHONY: bench-ring
 bench-ring: setup ## the ring engine: exactness, memory, prefill, decode, first tokens, a lost rank, beside the same model unsharded and vLLM (QUICK=1: small; goes on where it ended)
 	@$(PYTHON) -m bench.ring $(if $(QUICK),--quick) $(if $(FRESH),--fresh)
@@ -98,7 +102,7 @@ bench-ring-recovery: setup ## a rank of a ring on a real cluster killed, beside 
 	@$(PYTHON) -m bench.ring_recovery $(if $(QUICK),--quick)
 
 clean: ## remove clusters, build output and .venv; keep the cache
-	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; $(PYTHON) -m e2e.cluster --name ringbench down; fi
+	@if [[ -x $(PYTHON) ]]; then $(PYTHON) -m e2e.demo down; $(PYTHON) -m e2e.cluster --name e2e down; $(PYTHON) -m e2e.cluster --name rings down; $(PYTHON) -m e2e.cluster --name ringbench down; $(PYTHON) -m e2e.cluster --name spot down; fi
 	@rm -rf .venv dist bench/results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -110,8 +110,19 @@ class Report:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.bench}-{self.started.strftime('%Y%m%dT%H%M%SZ')}.json"
         document = asdict(self) | {"started": self.started.isoformat()}
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        path.write_text(json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
         return path
+
+
+def _finite(value: object) -> object:
+    """With null for what is not known, or never came: JSON has no word for nan and infinity."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def now() -> datetime:

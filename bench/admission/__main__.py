@@ -32,8 +32,6 @@ TRIES = 3
 """Of a probe or a run with which the machine does not keep up, whatever came of it."""
 FIRST_RATES = {"chat": 20.0, "mixed": 8.0, "long": 6.0, workload.SHIFT: 1.0}
 """Where the bisection begins; of the shift: the factor on the capacities of its mixes."""
-REPLAY_ENGINE = study.Size().pairs[0][0]
-"""Whose figures the last line has; the table has all."""
 REPLAY_FILE = "replay.jsonl"
 REPLAY_QUICK = replace(study.Size(), pairs=study.Size().pairs[:2], seeds=(1,), share=0.05, tuning_share=0.02)
 
@@ -223,7 +221,7 @@ def main() -> None:
         settings={"quick": int(arguments.quick), "window_seconds": size.window_seconds, "seeds": len(size.seeds)},
         header=figures.HEADER,
         rows=figures.rows(results),
-        last_line=figures.last_line(results, replayed.figures(REPLAY_ENGINE)),
+        last_line=figures.last_line(results, replayed.figures()),
         samples=settings(size) | records.plain() | {"replay": replayed.rows()},
     )
     progress.say(f"written: {written.write()}")

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import statistics
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +110,7 @@ class Arena:
             recomputed_tokens=work.recomputed_tokens,
             machine=machine,
             met="".join("01"[goals.met(outcome)] for outcome in run.outcomes),
+            at=time.time(),
         )
 
     async def _measured(

@@ -104,6 +104,18 @@ class Results:
         computed = sum(run.computed_tokens for run in runs)
         return 100 * sum(run.recomputed_tokens for run in runs) / computed if computed else 0.0
 
+    def apart_seconds(self) -> float | None:
+        """The longest time between two runs that are compared: of one mix, load and seed; None where one was not noted."""
+        groups: dict[tuple[Cell, int], list[float | None]] = {}
+        for cell, contestants in self._runs.items():
+            for runs in contestants.values():
+                for seed, run in runs.items():
+                    groups.setdefault((cell, seed), []).append(run.at)
+        known = [[at for at in group if at is not None] for group in groups.values()]
+        if [len(group) for group in known] != [len(group) for group in groups.values()]:
+            return None
+        return max((max(group) - min(group) for group in known), default=0.0)
+
     def _behind(self, cell: Cell) -> Worst:
         caps = [name for name in self.contestants(cell) if name.startswith("cap ") or name in (NONE, VLLM_CAPS)]
         best = max(caps, key=lambda cap: self.goodput(cell, cap))
@@ -191,8 +203,15 @@ def comparison(results: Results) -> str:
             f"Worst cell against the best in-flight cap of that cell: {worst.cell}, {worst.points:+.1f} points "
             f"(best: {worst.cap}).",
             f"Below capacity ({LIGHT_LOAD:g}x), {OURS} minus no admission: {results.cost()} points.",
+            _said_apart(results.apart_seconds()),
         ]
     )
+
+
+def _said_apart(seconds: float | None) -> str:
+    if seconds is None:
+        return "When each run was made is not known of all: some that are compared may lie hours apart."
+    return f"Runs of the same traffic lie {seconds / 60:.0f} minutes apart at most."
 
 
 def _pair(medians: Sequence[float | None], tails: Sequence[float | None], form: str) -> str:

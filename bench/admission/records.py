@@ -5,11 +5,12 @@ of their own, written before the first policy runs.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import kept
 from bench.admission import goals
 from bench.admission.goals import Goals, Summary
 from bench.admission.plan import RunKey, Stage
@@ -51,6 +52,8 @@ class RunRecord:
     machine: Machine
     met: str
     """``1`` for each request that met its goals, in order of arrival: what pairing by request would need."""
+    at: float | None = None
+    """When it ended, in seconds since 1970; None where that was not noted."""
 
 
 class Records:
@@ -58,11 +61,12 @@ class Records:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._file = folder / "runs.jsonl"
         self.probes: dict[str, list[Probe]] = {}
         """Of the bisection, by mix, in order."""
         self.runs: dict[RunKey, RunRecord] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        for line in self._lines():
+        for line in kept.lines(self._file):
             if "probe" in line:
                 self.probes.setdefault(line["mix"], []).append(Probe(**line["probe"]))
             else:
@@ -80,18 +84,17 @@ class Records:
 
     def add_probe(self, mix: str, probe: Probe) -> None:
         self.probes.setdefault(mix, []).append(probe)
-        self._append({"mix": mix, "probe": asdict(probe)})
+        kept.append(self._file, {"mix": mix, "probe": asdict(probe)})
 
     def add_run(self, record: RunRecord) -> None:
         self.runs[record.key] = record
-        self._append({"run": asdict(record)})
+        kept.append(self._file, {"run": asdict(record)})
 
     def forget(self, contestant: str) -> None:
         """Takes one contestant's runs out of the records and out of the file."""
         self.runs = {key: record for key, record in self.runs.items() if key.contestant != contestant}
-        path = self._folder / "runs.jsonl"
-        lines = [line for line in self._lines() if "probe" in line or _run(line["run"]).key in self.runs]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        lines = [line for line in kept.lines(self._file) if "probe" in line or _run(line["run"]).key in self.runs]
+        self._file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def plain(self) -> dict[str, object]:
         """Everything, as JSON can hold it."""
@@ -103,22 +106,6 @@ class Records:
 
     def goodputs(self) -> dict[RunKey, float]:
         return {key: record.summary.goodput for key, record in self.runs.items()}
-
-    def _append(self, line: Mapping[str, object]) -> None:
-        with (self._folder / "runs.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        """Lines that are whole: the last one is not where a run was killed while it wrote, and it is dropped."""
-        path = self._folder / "runs.jsonl"
-        if not path.exists():
-            return
-        text = path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole)
-        for line in whole.splitlines():
-            yield json.loads(line)
 
 
 def _run(document: dict[str, Any]) -> RunRecord:

@@ -1,7 +1,10 @@
-"""``python -m bench.autoscaling``: every scaler on every variant of both traces, in virtual time."""
+"""``python -m bench.autoscaling``: every scaler on every variant of both traces, in virtual time; goes on where it ended."""
 
 import argparse
+import itertools
 import os
+import signal
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Final
 
 from bench import report
 from bench.autoscaling.dynosim import DynoSim, Told, error_percent
+from bench.autoscaling.records import Records, digest
 from bench.autoscaling.study import (
     AGAINST_HEADER,
     HEADER,
@@ -41,20 +45,23 @@ def main() -> None:
         "--dynosim",
         type=Path,
         metavar="PYTHON",
-        help="interpreter of an environment that has ai-dynamo: its simulator is asked too (bench/autoscaling/dynosim.py)",
+        default=os.environ.get("DYNOSIM") or None,
+        help="Python that has ai-dynamo, whose simulator is asked too; see bench/autoscaling/dynosim.py [$DYNOSIM]",
     )
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
     size = Size(processes=arguments.processes)
     if arguments.quick:
         size = replace(size, variants=("raw", "steps", "steady"), seeds=(1,), startups=(60.0,), highest=6)
     started, machine, progress = report.now(), report.machine(), Progress()
-    settings = chosen(_run(tuning_runs(size), size, "runs to choose settings", progress))
-    results = _run(reported_runs(size, settings), size, "runs that are reported", progress)
+    records = Records(report.RESULTS / "autoscaling" / f"{digest(size)}.jsonl")
+    settings = chosen(_run(tuning_runs(size), size, "runs to choose settings", records, progress))
+    results = _run(reported_runs(size, settings), size, "runs that are reported", records, progress)
     referee, unasked = _referee(arguments.dynosim, size, progress)
     error = error_percent([ours for _, ours, _ in referee], [theirs for _, _, theirs in referee])
     study = Study(results)
     sensitive = (OURS, *study.ranked()[:_BEST])
-    changed = _run(sensitivity_runs(size, settings, sensitive), size, "runs under other conditions", progress)
+    changed = _run(sensitivity_runs(size, settings, sensitive), size, "runs under other conditions", records, progress)
     sensitivity = sensitivity_rows([*results, *changed], size, sensitive)
     against = against_rows(study.against())
     written = report.Report(
@@ -86,7 +93,7 @@ def main() -> None:
 def _referee(python: Path | None, size: Size, progress: Progress) -> tuple[list[tuple[str, Told, Told]], str]:
     """What both simulators say; and why DynoSim said nothing, empty where it did: hours of runs are not lost by it."""
     if python is None:
-        return [], "DynoSim was not asked. Give --dynosim a Python that has ai-dynamo."
+        return [], "DynoSim was not asked. Give --dynosim (make: DYNOSIM=) a Python that has ai-dynamo."
     try:
         with progress.step("DynoSim"), tempfile.TemporaryDirectory(prefix="kvplane-dynosim-") as folder:
             return refereed(size, DynoSim(python, Path(folder))), ""
@@ -94,13 +101,15 @@ def _referee(python: Path | None, size: Size, progress: Progress) -> tuple[list[
         return [], f"DynoSim failed: {error}"
 
 
-def _run(runs: list[Run], size: Size, what: str, progress: Progress) -> list[Result]:
+def _run(runs: list[Run], size: Size, what: str, records: Records, progress: Progress) -> list[Result]:
     with progress.step(f"{len(runs)} {what}") as step:
+        done = itertools.count(1 + sum(run in records.results for run in runs))
 
-        def told(done: int) -> None:
-            step.detail = f"{done} done"
+        def keep(result: Result) -> None:
+            records.add(result)
+            step.detail = f"{next(done)} done"
 
-        return run_all(runs, size, told=told)
+        return run_all(runs, size, known=records.results, keep=keep)
 
 
 if __name__ == "__main__":

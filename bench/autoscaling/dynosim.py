@@ -11,6 +11,7 @@ that no prompt is found in a cache.
 import io
 import json
 import math
+import shutil
 import statistics
 import struct
 import subprocess
@@ -124,7 +125,8 @@ class DynoSim:
 
     def __init__(self, python: Path, folder: Path) -> None:
         """``folder``: where its files go."""
-        self._python = python
+        # Absolute, as it runs in another folder; not resolved, as a virtual environment is known by its link.
+        self._python = Path(shutil.which(python) or python).absolute()
         self._folder = folder
 
     def run(

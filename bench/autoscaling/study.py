@@ -2,19 +2,20 @@
 
 Every cell is one variant of one trace at one start-up time; within a cell all contestants get the same arrivals of each
 seed. Peers whose target depends on the engine get several and keep the one with the highest goodput on seeds and on a part of
-the traces that are not reported; ours has one set of parameters for all cells (chosen with ``tuning``, on the same). Static N for
+the traces that are not reported; ours has one set of parameters for all cells (``tuning`` tries others, on the same). Static N for
 every N gives the line that hours are measured by. Seeds are the only chance in it, so intervals are of pairs of the same seed
 (``bench.admission.intervals``).
 """
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Final
 
+from bench import report
 from bench.admission.intervals import Interval, stratified
 from bench.admission.replay.traces import load
 from bench.admission.workload import Arrival
@@ -67,6 +68,8 @@ _ENOUGH_PERCENT: Final = 99.0
 """Goodput beyond which the clairvoyant one saves hours."""
 _SERVED_PERCENT: Final = 95.0
 """Goodput from which on a static count is enough for a step."""
+_CODE_PERCENT: Final = 90.0
+"""Goodput that is asked for on the raw code trace."""
 
 
 @dataclass(frozen=True)
@@ -285,15 +288,22 @@ def sensitivity_rows(results: Iterable[Result], size: Size, names: Sequence[str]
     ]
 
 
-def run_all(runs: Sequence[Run], size: Size, *, told: Callable[[int], None]) -> list[Result]:
-    """In as many processes as the size says; ``told`` hears how many are done."""
+def run_all(
+    runs: Sequence[Run], size: Size, *, known: Mapping[Run, Result], keep: Callable[[Result], None]
+) -> list[Result]:
+    """Results of all: the ``known`` ones, and the others in as many processes as the size says; ``keep`` gets each of these."""
+    missing = [run for run in runs if run not in known]
+    found = dict(known)
     # Not forked: who says how far it is does so in a thread.
     with ProcessPoolExecutor(size.processes, mp_context=get_context("spawn")) as pool:
-        results = []
-        for result in pool.map(execute, runs, [size] * len(runs), chunksize=1):
-            results.append(result)
-            told(len(results))
-    return results
+        try:
+            for result in pool.map(execute, missing, [size] * len(missing), chunksize=1):
+                found[result.run] = result
+                keep(result)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # else its end would wait for all runs
+            raise
+    return [found[run] for run in runs]
 
 
 REFEREED: Final = ((STATIC, 2), (STATIC, 3), (STATIC, 4), ("dynamo throughput", 0), ("dynamo latency", 0))
@@ -332,18 +342,22 @@ def mean(results: Iterable[Result], field: str) -> float:
 
 
 def line(static: Sequence[tuple[float, float]], goodput: float) -> float:
-    """Hours on the line between static Ns, (goodput, hours) each, at a goodput; beyond the best, that one's hours."""
-    points = sorted(static)
+    """Hours on the line between static Ns, (goodput, hours) each, at a goodput; beyond the best, that one's hours.
+
+    An N that has no more goodput than a smaller one, as happens where both meet nearly all, is no point of the line.
+    """
+    points: list[tuple[float, float]] = []
+    for point in sorted(static, key=lambda each: (-each[0], each[1])):
+        if not points or point[1] < points[-1][1]:
+            points.append(point)
     below = (0.0, 0.0)
-    for point in points:
+    for point in reversed(points):
         if point[0] >= goodput:
             span = point[0] - below[0]
             share = (goodput - below[0]) / span if span else 1.0
             return below[1] + share * (point[1] - below[1])
-        if point[1] >= below[1]:
-            below = point
-    best = points[-1][0]
-    return min(hours for met, hours in points if met == best)
+        below = point
+    return points[0][1]
 
 
 @dataclass(frozen=True)
@@ -358,6 +372,7 @@ class Figures:
     """On steady load."""
     hours_vs_static_line: float
     code_hours_vs_static_line: float
+    """Goodput beyond _CODE_PERCENT, which is what is asked for, buys no hours."""
     capacity_after_step_minus_startup_s: float
     """The longest of all runs, from the first step to as many replicas as static ones would have to be."""
     dynosim_error_percent: float
@@ -388,14 +403,15 @@ class Study:
         self.names = [name for name in (OURS, *PEERS, CLAIRVOYANT) if any(name == each for _, each, _, _ in self._by)]
         self.peers = [name for name in self.names if name in PEERS]
 
-    def mean(self, field: str, name: str, cells: Iterable[Cell], *, gated: bool = True) -> float:
+    def mean(self, field: str, name: str, cells: Iterable[Cell]) -> float:
         """Over these cells, each cell the same weight; nan without one."""
-        means = [mean(self._by[cell, name, 0, gated], field) for cell in cells]
+        means = [mean(self._by[cell, name, 0, True], field) for cell in cells]
         return statistics.fmean(means) if means else math.nan
 
-    def against_line(self, name: str, cells: Iterable[Cell]) -> float:
-        """Hours over those of the static line at the same goodput, mean over cells; nan without one."""
-        ratios = [self._against_line(name, cell) for cell in cells]
+    def against_line(self, name: str, cells: Iterable[Cell], *, enough: float = 100.0) -> float:
+        """Hours over those of the static line at the same goodput, or at ``enough`` where that is less, mean over cells; nan
+        without one."""
+        ratios = [self._over_line(cell, self._by[cell, name, 0, True], enough=enough) for cell in cells]
         return statistics.fmean(ratios) if ratios else math.nan
 
     def best_peer(self) -> str:
@@ -415,8 +431,11 @@ class Study:
             code_goodput_percent=self.mean("goodput_percent", OURS, code),
             reversals_per_h=self.mean("reversals_per_hour", OURS, steady),
             hours_vs_static_line=self.against_line(OURS, followed),
-            code_hours_vs_static_line=self.against_line(OURS, code),
-            capacity_after_step_minus_startup_s=max(self._late(OURS), default=math.nan),
+            code_hours_vs_static_line=self.against_line(OURS, code, enough=_CODE_PERCENT),
+            capacity_after_step_minus_startup_s=max(
+                (late for cell in self.cells for late in self._late(cell, self._by.get((cell, OURS, 0, True), ()))),
+                default=math.nan,
+            ),
             dynosim_error_percent=dynosim_error_percent,
         )
 
@@ -429,7 +448,7 @@ class Study:
         return [self._against(peer) for peer in self.ranked()]
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The Pareto table: one line for each cell, contestant and admission."""
+        """The Pareto table: one line for each cell, contestant and admission; static N is a contestant for each N."""
         return [
             (
                 cell.trace,
@@ -437,18 +456,26 @@ class Study:
                 f"{cell.startup:.0f}",
                 name,
                 "kvplane" if gated else "vllm",
-                _spread(self._by[cell, name, 0, gated], "goodput_percent", digits=1),
-                _spread(self._by[cell, name, 0, gated], "hours", digits=2),
-                f"{self._against_line(name, cell, gated=gated):.2f}",
-                self._regret(name, cell, gated=gated),
-                f"{self.mean('lost_percent', name, [cell], gated=gated):.1f}",
-                f"{self.mean('reversals_per_hour', name, [cell], gated=gated):.1f}",
+                _spread(results, "goodput_percent", digits=1),
+                _spread(results, "hours", digits=2),
+                f"{self._over_line(cell, results):.2f}",
+                self._regret(cell, results),
+                f"{mean(results, 'lost_percent'):.1f}",
+                f"{mean(results, 'reversals_per_hour'):.1f}",
+                report.number(max(self._late(cell, results), default=math.nan)),
             )
             for cell in self.cells
-            for name in self.names
-            for gated in (True, False)
-            if (cell, name, 0, gated) in self._by
+            for name, gated, results in self._contestants(cell)
         ]
+
+    def _contestants(self, cell: Cell) -> Iterator[tuple[str, bool, list[Result]]]:
+        """What stands in the table, whether behind our admission, and its results."""
+        for name in self.names:
+            for gated in (True, False):
+                if (results := self._by.get((cell, name, 0, gated))) is not None:
+                    yield name, gated, results
+        for count, results in self._static(cell):
+            yield f"{STATIC} {count}", True, results
 
     def _against(self, peer: str) -> Against:
         pairs = {
@@ -464,24 +491,23 @@ class Study:
             hours_ratio=Interval(math.exp(ratio.mean), math.exp(ratio.low), math.exp(ratio.high)),
         )
 
-    def _against_line(self, name: str, cell: Cell, *, gated: bool = True) -> float:
-        static = [(mean(results, "goodput_percent"), mean(results, "hours")) for _, results in self._static(cell)]
-        hours = self.mean("hours", name, [cell], gated=gated)
-        on_line = line(static, self.mean("goodput_percent", name, [cell], gated=gated))
-        return hours / on_line if on_line else math.inf
+    def _over_line(self, cell: Cell, results: Sequence[Result], *, enough: float = 100.0) -> float:
+        """Hours over those of the static line at the same goodput, or at ``enough`` where that is less."""
+        static = [(mean(each, "goodput_percent"), mean(each, "hours")) for _, each in self._static(cell)]
+        on_line = line(static, min(enough, mean(results, "goodput_percent")))
+        return mean(results, "hours") / on_line if on_line else math.inf
 
-    def _regret(self, name: str, cell: Cell, *, gated: bool) -> str:
+    def _regret(self, cell: Cell, results: Sequence[Result]) -> str:
         """Hours over those of who knows all."""
         if (cell, CLAIRVOYANT, 0, True) not in self._by:
             return "none"
-        return f"{self.mean('hours', name, [cell], gated=gated) / self.mean('hours', CLAIRVOYANT, [cell]):.2f}"
+        return f"{mean(results, 'hours') / self.mean('hours', CLAIRVOYANT, [cell]):.2f}"
 
-    def _late(self, name: str) -> list[float]:
+    def _late(self, cell: Cell, results: Iterable[Result]) -> list[float]:
         """Seconds beyond a start from each first step until enough replicas were ready."""
         return [
             result.step.seconds_to(self._enough(cell, result.run.seed)) - cell.startup
-            for cell in self.cells
-            for result in self._by.get((cell, name, 0, True), ())
+            for result in results
             if result.step is not None
         ]
 
@@ -522,6 +548,7 @@ HEADER: Final = (
     "vs_clairvoyant",
     "lost_%",
     "reversals/h",
+    "late_s",
 )
 SENSITIVITY_HEADER: Final = (
     "trace",

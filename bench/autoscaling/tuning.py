@@ -1,7 +1,7 @@
 """``python -m bench.autoscaling.tuning FIELD=VALUE,VALUE …``: our law with other parameters, on traffic that is not reported.
 
-Fields are those of ``Tuning``. One is changed at a time, the others stay; the first line is as it is. It is for choosing the one
-set of parameters that ``make bench-autoscaling`` then reports: no claim is made from its figures.
+Fields are those of ``Tuning``. One is changed at a time, the others stay; the first line is as it is. It says what the one set of
+parameters that ``make bench-autoscaling`` reports might be exchanged for, and its table belongs into docs/autoscaling.md.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """How faithful the simulated engine is: fitted on the real vLLM, then both under the same load; `make bench-engine`.
 
 1. Clients in closed loops over a grid of lengths and counts keep the real engine busy while it records its schedule; the
-   step times are fitted on every other step.
+   step times are fitted on every other step. What was computed to warm the engine up is not among them.
 2. Poisson arrivals of mixed lengths, more than the KV cache holds, go to the real engine and through the simulated one.
+   A part of the grid is measured before each of these loads: the speed of a shared processor changes within minutes.
 3. Printed: errors of the fit, times to the first token and per token, preemptions and the usage of the KV cache.
 """
 
@@ -19,11 +20,12 @@ from typing import Final
 
 from bench import report
 from bench.engine import load
-from bench.engine.fit import FITS, Fit, fit_step_time
+from bench.engine.fit import FITS, Fit, fit_step_time, ratios
 from bench.engine.load import Job, Seen
 from bench.engine.model import EngineConfig
 from bench.engine.record import VLLM, recording_engine
-from bench.engine.schedule import Recording, Step, differences, parse, renumbered
+from bench.engine.runs import during, frontend_seconds, real_run
+from bench.engine.schedule import Recording, differences, parse, renumbered
 from bench.engine.simulate import Run, simulate, usage_rmse
 from e2e.cluster.progress import Progress
 
@@ -38,6 +40,8 @@ GRID: Final = tuple(
 )
 """Clients, prompt and output tokens: what fits the KV cache."""
 LONE_PROMPT: Final = 16
+WARM_UP_SECONDS: Final = 1.5
+"""For each length of prompts: what is compiled, allocated and read for the first time, is."""
 
 
 @dataclass(frozen=True)
@@ -45,59 +49,48 @@ class Size:
     """How much is measured."""
 
     grid_seconds: float = 4.0
+    """Of each of its points, over all parts."""
     rates: tuple[float, ...] = (3.0, 5.0, 8.0)
     load_seconds: float = 30.0
 
 
-async def measure(size: Size, file: Path, progress: Progress) -> tuple[list[Seen], list[tuple[list[Job], list[Seen]]]]:
-    """Drives the real engine; lone requests, and for each rate the jobs and what clients saw. The schedule is in ``file``."""
-    engine = recording_engine(CONFIG, file, progress)
-    async with engine:
-        await load.keep_busy(
-            engine.url, engine.model, clients=4, prompt_tokens=100, output_tokens=16, seconds=3.0, seed=0
-        )
-        lone: list[Seen] = []
-        for number, (clients, prompt, output) in enumerate(GRID):
-            with progress.step(f"{clients} clients, {prompt} + {output} tokens"):
-                seen = await load.keep_busy(
-                    engine.url, engine.model, clients=clients, prompt_tokens=prompt, output_tokens=output,
-                    seconds=size.grid_seconds, seed=number,
+@dataclass(frozen=True)
+class Measured:
+    """What clients saw; times on the monotonic clock."""
+
+    grid: list[list[Seen]]
+    """Of each point in each part, in the order in which they were measured."""
+    lone: list[list[Seen]]
+    """Those of them that are of lone requests with a prompt of LONE_PROMPT tokens."""
+    runs: list[tuple[list[Job], list[Seen]]]
+    """For each rate."""
+
+
+async def measure(size: Size, file: Path, progress: Progress) -> Measured:
+    """Drives the real engine; its schedule is in ``file``. No two points have a seed in common, so none finds another's prompts."""
+    measured = Measured([], [], [])
+    async with recording_engine(CONFIG, file, progress) as engine:
+        with progress.step("warm-up"):
+            for prompt in sorted({prompt for _, prompt, _ in GRID}):
+                await load.keep_busy(
+                    engine.url, engine.model, clients=2, prompt_tokens=prompt, output_tokens=8,
+                    seconds=WARM_UP_SECONDS, seed=10_000 + prompt,
                 )  # fmt: skip
-            if clients == 1 and prompt == LONE_PROMPT:
-                lone = seen
-        runs = []
-        for number, rate in enumerate(size.rates):
-            jobs = load.mixed(rate=rate, seconds=size.load_seconds, seed=number, sharing=0.3)
+        for part, rate in enumerate(size.rates):
+            for number, (clients, prompt, output) in enumerate(GRID):
+                with progress.step(f"{clients} clients, {prompt} + {output} tokens"):
+                    seen = await load.keep_busy(
+                        engine.url, engine.model, clients=clients, prompt_tokens=prompt, output_tokens=output,
+                        seconds=size.grid_seconds / len(size.rates), seed=100 * part + number,
+                    )  # fmt: skip
+                measured.grid.append(seen)
+                if clients == 1 and prompt == LONE_PROMPT:
+                    measured.lone.append(seen)
+            jobs = load.mixed(rate=rate, seconds=size.load_seconds, seed=part, sharing=0.3)
             with progress.step(f"{len(jobs)} requests, {rate:g} a second"):
-                runs.append((jobs, await load.drive(engine.url, engine.model, jobs, seed=number)))
-            await asyncio.sleep(0.5)  # the recorder's last lines
-    return lone, runs
-
-
-def real_run(jobs: Sequence[Job], seen: Sequence[Seen], steps: Sequence[Step]) -> Run:
-    """What the real engine made of a load; ``steps`` are those of this load."""
-    start = min(each.sent - each.job.at for each in seen)
-    usable = CONFIG.num_gpu_blocks - 1
-    return Run(
-        ttft=tuple(each.first_token - (start + each.job.at) for each in seen),
-        tpot=tuple(
-            (each.last_token - each.first_token) / (job.output_tokens - 1)
-            for each, job in zip(seen, jobs, strict=True)
-            if job.output_tokens > 1
-        ),
-        preemptions=sum(len(step.preempted) for step in steps),
-        usage=(
-            *((step.at - start, 1 - step.free / usable) for step in steps),
-            (max(each.last_token for each in seen) - start, 0.0),
-        ),
-        seconds=max(each.last_token for each in seen) - start,
-    )
-
-
-def during(steps: Sequence[Step], seen: Sequence[Seen]) -> list[Step]:
-    """The steps between the first request and the last answer."""
-    begin, end = min(each.sent for each in seen), max(each.last_token for each in seen)
-    return [step for step in steps if begin <= step.at <= end]
+                measured.runs.append((jobs, await load.drive(engine.url, engine.model, jobs, seed=1000 + part)))
+        await asyncio.sleep(0.5)  # the recorder's last lines
+    return measured
 
 
 def main() -> None:
@@ -110,32 +103,32 @@ def main() -> None:
     started, machine, progress = report.now(), report.machine(), Progress()
     with tempfile.TemporaryDirectory(prefix="kvplane-bench-") as folder:
         file = Path(folder) / "schedule"
-        lone, runs = asyncio.run(measure(size, file, progress))
+        measured = asyncio.run(measure(size, file, progress))
         with file.open() as lines:
             steps = parse(lines)
 
-    loaded = [during(steps, seen) for _, seen in runs]
-    ahead = [step for step in steps if step.at < loaded[0][0].at]
-    step_time, quality = fit_step_time(ahead)
-    core = statistics.median(
-        step.seconds for step in during(ahead, lone) if step.seconds and step.prefill_tokens == LONE_PROMPT
-    )
+    loaded = [during(steps, seen) for _, seen in measured.runs]
+    gridded = [step for seen in measured.grid for step in during(steps, seen)]
+    step_time, quality = fit_step_time(gridded)
+    lone = [each for seen in measured.lone for each in seen]
     fit = Fit(
         vllm=VLLM,
         machine=str(machine),
         date=started.date().isoformat(),
         step_time=step_time,
-        frontend_seconds=max(0.0, statistics.median(each.first_token - each.sent for each in lone) - core),
+        frontend_seconds=frontend_seconds(lone, [step for seen in measured.lone for step in during(steps, seen)]),
         mape_percent=quality.mape_percent,
         r_squared=quality.r_squared,
-        steps=len(ahead),
+        bias_percent=quality.bias_percent,
+        interrupted_percent=quality.interrupted_percent,
+        steps=len(gridded),
     )
     pairs = [
         (
-            real_run(jobs, seen, part),
+            real_run(jobs, seen, part, config=CONFIG),
             simulate(jobs, config=CONFIG, step_time=step_time, frontend_seconds=fit.frontend_seconds),
         )
-        for (jobs, seen), part in zip(runs, loaded, strict=True)
+        for (jobs, seen), part in zip(measured.runs, loaded, strict=True)
     ]
     for part in loaded:
         decided = differences(Recording(VLLM, CONFIG, renumbered(part))) or ["every decision is the same"]
@@ -143,8 +136,12 @@ def main() -> None:
     progress.say(
         f"{fit.steps} steps: {1e3 * step_time.base:.2f} ms + {1e6 * step_time.per_prefill_token:.1f} us a prefill token + "
         f"{1e6 * step_time.per_decode:.1f} us a decode + {1e6 * step_time.per_context_token:.3f} us a context token; "
-        f"MAPE {fit.mape_percent:.1f} %, R^2 {fit.r_squared:.2f}"
+        f"MAPE {fit.mape_percent:.1f} %, R^2 {fit.r_squared:.2f}, bias {fit.bias_percent:+.1f} %, "
+        f"{fit.interrupted_percent:.1f} % interrupted"
     )
+    for name, found in (("the grid", gridded), *zip((f"{rate:g}/s" for rate in size.rates), loaded, strict=True)):
+        told = "; ".join(f"{kind} {ratio:.2f} ({count})" for kind, (count, ratio) in ratios(found, step_time).items())
+        progress.say(f"predicted / measured time of a step, median, {name}: {told}")
     if arguments.write_fit:
         progress.say(f"written: {fit.write(arguments.write_fit)}")
     written = report.Report(
@@ -182,6 +179,7 @@ def summary(fit: Fit, pairs: Sequence[tuple[Run, Run]]) -> dict[str, report.Valu
     """The last line. ``ttft_error``: of the median, in percent, mean of the loads; the usage's error is a share of 1."""
     return {
         "fit_mape": fit.mape_percent,
+        "fit_r2": fit.r_squared,
         "ttft_error": statistics.fmean(
             100 * abs(statistics.median(simulated.ttft) / statistics.median(real.ttft) - 1) for real, simulated in pairs
         ),

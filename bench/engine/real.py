@@ -66,7 +66,9 @@ class RealEngine:
         self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
         self.model: Final = "demo"
         self._layers = layers
-        self._extra_environment = {**(extra_environment or {}), **(_paced(pace) if pace else {})}
+        self._extra_environment = dict(extra_environment or {})
+        if pace:
+            self._extra_environment |= environment_of(pace, path=self._extra_environment.get("PYTHONPATH"))
         self._extra_args, self._log, self._progress = tuple(extra_args), log, progress or Progress(quiet=True)
         self._process: asyncio.subprocess.Process | None = None
         self._output: IO[bytes] | None = None
@@ -157,11 +159,17 @@ class RealEngine:
         return text[-4000:].decode(errors="replace")
 
 
-def _paced(pace: StepTime) -> dict[str, str]:
+def environment_of(pace: StepTime, *, path: str | None) -> dict[str, str]:
+    """The variables by which vLLM keeps a pace; ``path``: the PYTHONPATH that is wanted besides.
+
+    Raises:
+        ValueError: the pace has a price by context.
+    """
     given = asdict(pace)
     if given.pop("per_context_token"):
         raise ValueError("A pace by context is not told to the plugin; give a StepTime without it.")
-    return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": str(PLUGIN)}
+    where = str(PLUGIN) if path is None else f"{PLUGIN}{os.pathsep}{path}"
+    return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": where}
 
 
 def _free_port() -> int:

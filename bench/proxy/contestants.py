@@ -1,4 +1,4 @@
-"""The processes of the benchmark: the engine, our proxy, Go's proxy, and the loads that are run against each."""
+"""The processes of the benchmark: the engine, our sidecar, its proxy alone, Go's proxy, and the loads that each is given."""
 
 import json
 import os
@@ -12,13 +12,16 @@ from typing import Any
 
 from bench.operator.process import Process
 from bench.proxy.figures import Load, Spread
+from bench.proxy.sidecar import Sidecar
 from e2e.cluster import cache, toolchain
 from e2e.cluster.errors import BuildError
 from e2e.cluster.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GO_MODULE = Path(__file__).resolve().parent / "go"
-_START_SECONDS = 10.0
+RECORDED = REPOSITORY / "tests/sidecar/expositions/vllm-0.32.0.recorded.txt"
+"""The metrics of a running vLLM, after which the engine makes its own: as many lines for the sidecar to read."""
+_START_SECONDS = 30.0
 
 
 def build(progress: Progress) -> Path:
@@ -45,10 +48,22 @@ def build(progress: Progress) -> Path:
 class Contestant:
     """Something that a load can be sent to."""
 
-    def __init__(self, name: str, command: Callable[[int], list[str]], log: Path) -> None:
-        """``command`` makes the command line for a port."""
+    def __init__(
+        self,
+        name: str,
+        command: Callable[[int], list[str]],
+        log: Path,
+        *,
+        ready: Callable[[], bool] = lambda: True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``command`` makes the command line for a port; ``ready``: whether what listens there may be measured yet;
+        ``check`` raises RuntimeError where a load that has ended is not to be counted.
+        """
         self.name = name
-        self.port = _free_port()
+        self.check = check
+        self.port = free_port()
+        self._ready = ready
         self._process = Process(command(self.port), {"PYTHONPATH": _python_path()}, log=log)
 
     @property
@@ -56,16 +71,15 @@ class Contestant:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Returns when it accepts connections; raises RuntimeError if it ended, TimeoutError if it never does."""
+        """Returns when it may be measured; raises RuntimeError if it ended, TimeoutError if it takes too long."""
         self._process.start()
         give_up = time.monotonic() + _START_SECONDS
         while time.monotonic() < give_up:
             self._process.check()
-            with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if self._listens() and self._ready():
+                return
             time.sleep(0.05)
-        raise TimeoutError(f"{self.name} accepts no connections on port {self.port} after {_START_SECONDS:g} s.")
+        raise TimeoutError(f"{self.name} serves nobody on port {self.port} after {_START_SECONDS:g} s.")
 
     def stop(self) -> None:
         self._process.kill()
@@ -73,18 +87,31 @@ class Contestant:
     def cpu_seconds(self) -> float:
         return self._process.cpu_seconds()
 
+    def _listens(self) -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", self.port)) == 0
+
 
 def engine(program: Path, folder: Path) -> Contestant:
     """What stands behind the proxies; measured by itself it is the direct run."""
-    return Contestant("direct", lambda port: [str(program), "engine", f"127.0.0.1:{port}"], folder / "engine.log")
-
-
-def kvplane(behind: Contestant, folder: Path) -> Contestant:
-    """The proxy of the sidecar."""
     return Contestant(
-        "kvplane",
-        lambda port: [sys.executable, "-m", "bench.proxy.ours", str(port), str(behind.port)],
-        folder / "kvplane.log",
+        "direct",
+        lambda port: [str(program), "engine", f"127.0.0.1:{port}", str(RECORDED)],
+        folder / "engine.log",
+    )
+
+
+def kvplane(sidecar: Sidecar, folder: Path) -> Contestant:
+    """The sidecar."""
+    return Contestant("kvplane", sidecar.command, folder / "kvplane.log", ready=sidecar.ready, check=sidecar.check)
+
+
+def proxy_alone(behind: Contestant, folder: Path) -> Contestant:
+    """The proxy of the sidecar, with nothing that decides."""
+    return Contestant(
+        "kvplane without admission",
+        lambda port: [sys.executable, "-m", "bench.proxy.alone", str(port), str(behind.port)],
+        folder / "proxy-alone.log",
     )
 
 
@@ -100,7 +127,7 @@ def reverse_proxy(program: Path, behind: Contestant, folder: Path) -> Contestant
 def run_load(program: Path, contestant: Contestant, *arguments: str | int) -> Load:
     """One load (see main.go) against one contestant, whose CPU time is taken at the edges of the load's window.
 
-    Raises RuntimeError if the load failed, or if any request did: figures of a run with errors say nothing.
+    Raises RuntimeError if the load failed, or if any request did, or was refused: figures of a run with errors say nothing.
     """
     kind, *numbers = map(str, arguments)
     with subprocess.Popen([program, kind, contestant.url, *numbers], stdout=subprocess.PIPE, text=True) as load:
@@ -111,6 +138,7 @@ def run_load(program: Path, contestant: Contestant, *arguments: str | int) -> Lo
             document = json.loads(line)
             if document in ("begin", "end"):
                 edges.append(contestant.cpu_seconds())
+    contestant.check()
     if load.returncode or len(edges) != 2:
         raise RuntimeError(f"The load {kind} against {contestant.name} ended with status {load.returncode}.")
     if document["errors"]:
@@ -134,7 +162,8 @@ def _spread(document: dict[str, Any]) -> Spread:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that is free now."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -1,8 +1,9 @@
 """What was measured, and the figures that are made of it. Pure."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bench import report
 
@@ -37,11 +38,14 @@ class Load:
 
 @dataclass(frozen=True)
 class Round:
-    """Direct, ours and the peer's, one right after the other."""
+    """One right after the other, in this order."""
 
     direct: Load
     ours: Load
+    """The sidecar's."""
     peer: Load
+    alone: Load
+    """The sidecar's proxy's, without admission."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,22 @@ class Level:
     rounds: Sequence[Round]
 
 
-def added_p99_ms(level: Level, *, peer: bool = False) -> tuple[float, float]:
+Choice = Callable[[Round], Load]
+"""One contestant's load of a round."""
+
+_DIRECT: Final = "direct"
+_CHOICES: Final[dict[str, Choice]] = {
+    _DIRECT: lambda one: one.direct,
+    "kvplane": lambda one: one.ours,
+    "its proxy without admission": lambda one: one.alone,
+    "ReverseProxy": lambda one: one.peer,
+}
+"""By the name in the table, in its order."""
+
+
+def added_p99_ms(level: Level, choice: Choice) -> tuple[float, float]:
     """(first byte, chunk): p99 over the direct run's p99 of the same round; the median of the rounds."""
-    loads = [(one.peer if peer else one.ours, one.direct) for one in level.rounds]
+    loads = [(choice(one), one.direct) for one in level.rounds]
     return (
         statistics.median(load.first_byte.p99_ms - direct.first_byte.p99_ms for load, direct in loads),
         statistics.median(load.chunk.p99_ms - direct.chunk.p99_ms for load, direct in loads),
@@ -72,8 +89,9 @@ def rows(levels: Sequence[Level]) -> list[tuple[str, ...]]:
     """One line of the table for each number of streams and contestant."""
     lines: list[tuple[str, ...]] = []
     for level in levels:
-        for name, loads in _columns(level):
-            added = None if name == "direct" else added_p99_ms(level, peer=name != "kvplane")
+        for name, choice in _CHOICES.items():
+            loads = [choice(one) for one in level.rounds]
+            added = None if name == _DIRECT else added_p99_ms(level, choice)
             first_byte, chunk = [load.first_byte for load in loads], [load.chunk for load in loads]
             lines.append(
                 (
@@ -84,7 +102,7 @@ def rows(levels: Sequence[Level]) -> list[tuple[str, ...]]:
                     _n(statistics.median(spread.median_ms for spread in chunk)),
                     _n(statistics.median(spread.p99_ms for spread in chunk)),
                     "" if added is None else _n(added[1]),
-                    "" if name == "direct" else _n(cpu_us(loads)),
+                    "" if name == _DIRECT else _n(cpu_us(loads)),
                 )
             )
     return lines
@@ -93,10 +111,11 @@ def rows(levels: Sequence[Level]) -> list[tuple[str, ...]]:
 def request_rows(level: Level) -> list[tuple[str, ...]]:
     """The lines of requests that are not streamed."""
     lines: list[tuple[str, ...]] = []
-    for name, loads in _columns(level):
+    for name, choice in _CHOICES.items():
+        loads = [choice(one) for one in level.rounds]
         whole = [load.first_byte for load in loads]
         p50, p99 = (statistics.median(times) for times in zip(*((s.median_ms, s.p99_ms) for s in whole), strict=True))
-        cpu = "" if name == "direct" else f"{_n(cpu_us(loads, per_request=True))} a request"
+        cpu = "" if name == _DIRECT else f"{_n(cpu_us(loads, per_request=True))} a request"
         lines.append((f"not streamed, {level.streams} connections, {name}", _n(p50), _n(p99), "", "", "", "", cpu))
     return lines
 
@@ -113,18 +132,10 @@ HEADER = (
 )
 
 
-def _columns(level: Level) -> list[tuple[str, list[Load]]]:
-    return [
-        ("direct", [one.direct for one in level.rounds]),
-        ("kvplane", [one.ours for one in level.rounds]),
-        ("ReverseProxy", [one.peer for one in level.rounds]),
-    ]
-
-
 def summary(levels: Sequence[Level], requests: Level, *, judged: int) -> dict[str, report.Value]:
     """The last line: the figures at ``judged`` streams, above which engine and load take too much of the machine."""
     level = next(level for level in levels if level.streams == judged)
-    first_byte, chunk = added_p99_ms(level)
+    first_byte, chunk = added_p99_ms(level, lambda one: one.ours)
     return {
         "ttfb_added_p99_ms": first_byte,
         "chunk_added_p99_ms": chunk,

@@ -11,7 +11,7 @@ from typing import Final
 from bench import report
 from bench.ring import decode, exact, faults, figures, latency, prefill, sizes
 from bench.ring.figures import Measured
-from bench.ring.records import Records
+from bench.ring.records import Records, code
 from bench.ring.sizes import Size
 from e2e.cluster.progress import Progress
 
@@ -37,10 +37,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes are ended
     size = sizes.QUICK if arguments.quick else Size()
     folder = arguments.folder or report.RESULTS / f"ring-{'quick' if arguments.quick else 'full'}"
-    started, machine, progress = report.now(), report.machine(), Progress()
+    now, progress = report.now(), Progress()
     if arguments.fresh and folder.exists():
-        folder.rename(folder.with_name(f"{folder.name}-{started:%Y%m%dT%H%M%SZ}"))
-    records = Records(folder, size)
+        folder.rename(folder.with_name(f"{folder.name}-{now:%Y%m%dT%H%M%SZ}"))
+    records = Records(folder, size, code=code(), machine=report.machine(), now=now)
     for name in arguments.only or ROWS:
         if name not in records.rows:
             records.add(name, ROWS[name](size, progress))
@@ -50,8 +50,8 @@ def main() -> None:
     results = figures.results(records.rows)
     written = report.Report(
         bench="ring",
-        machine=machine,
-        started=started,
+        machine=records.machine,
+        started=records.started,
         settings={"quick": int(arguments.quick), "long_tokens": size.long_tokens, "first_tokens": size.first_tokens},
         header=figures.HEADER,
         rows=results.rows(),

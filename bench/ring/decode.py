@@ -10,7 +10,8 @@ from bench.ring.sizes import Size
 from e2e.cluster.progress import Progress
 
 SPARE = 100
-"""Tokens below the length at which it begins: the cache grows by copies, and none shall fall into what is timed."""
+"""Tokens below the length at which it begins, and room for as many: the cache grows by copies, and none shall fall into what
+is timed."""
 
 
 def measure(size: Size, progress: Progress) -> Decode:
@@ -21,7 +22,7 @@ def measure(size: Size, progress: Progress) -> Decode:
         for length in size.decode_lengths:
             key, filled = str(length), length - SPARE
             one[key], two[key] = [], []
-            crew.all("fill", tokens=filled)
+            crew.all("fill", tokens=filled, room=SPARE)
             crew.all("decode", count=2)
             crew.first("decode_alone", count=2)
             for number in range(1, size.decode_pairs + 1):

@@ -1,5 +1,6 @@
 """Curves over time as SVG, for the documentation. Pure; the same values give the same bytes."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,12 +30,18 @@ class Panel:
 def rates(counter: Points, *, every: float) -> list[tuple[float, float]]:
     """How fast a counter grew, over steps of at least ``every`` seconds; the time is the middle of each."""
     found = []
-    began, before = counter[0]
-    for at, value in counter[1:]:
+    points = iter(counter)
+    began, before = next(points, (0.0, 0.0))
+    for at, value in points:
         if at - began >= every:
             found.append(((at + began) / 2, (value - before) / (at - began)))
             began, before = at, value
     return found
+
+
+def moves(counter: Points) -> list[tuple[float, float]]:
+    """The points at which a counter was seen to have moved, for one that moves in jumps."""
+    return [later for earlier, later in itertools.pairwise(counter) if later[1] != earlier[1]]
 
 
 def svg(panels: Sequence[Panel], *, seconds: float, marks: Mapping[str, float]) -> str:

@@ -20,6 +20,8 @@ RANKS: Final = 4
 VICTIM: Final = 2
 """Opposite of rank 0: not the neighbour that notices a closed connection first."""
 UNDER_WAY_TOKENS: Final = 20
+DRILL_SECONDS: Final = 300.0
+"""Of one drill; a stream that is stuck carries comments for ever."""
 SIGNALS: Final = {"kill": signal.SIGKILL, "hang": signal.SIGSTOP}
 
 
@@ -38,7 +40,8 @@ async def measure(size: Size, progress: Progress) -> Faults:
                     ids = prompt(size.fault_prompt, vocabulary=vocabulary, seed=number)
                     with progress.step(f"a rank of {RANKS} lost by {kind}, {size.fault_prompt} tokens") as step:
                         expected = await asyncio.to_thread(unsharded.greedy, ids, size.fault_tokens)
-                        drill = await _drill(served, kind, ids, expected)
+                        async with asyncio.timeout(DRILL_SECONDS):
+                            drill = await _drill(served, kind, ids, expected)
                         step.detail = f"noticed {drill.detect_seconds:.2f} s, works {drill.reform_seconds:.2f} s"
                     drills.append(drill)
                     await _heal(served, kind)

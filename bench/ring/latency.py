@@ -1,15 +1,17 @@
 """Times to the first token of real processes: a long prompt beside the peers', and short ones beside a long prefill."""
 
 import asyncio
-import os
+import random
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.engine import environment
 from bench.ring import models, peers, sizes
 from bench.ring.figures import Beside, FirstToken
 from bench.ring.peers import Unsharded
-from bench.ring.ranks import prompt
+from bench.ring.ranks import LONGEST_SECONDS, processors, prompt
 from bench.ring.served import NAME, Answer, Served, stretched, write
 from bench.ring.sizes import Size
 from e2e.cluster.progress import Progress
@@ -17,8 +19,6 @@ from e2e.cluster.progress import Progress
 DEMO_VOCABULARY = 8192
 DEMO_LAYERS = 4
 SHORT_TOKENS = 64
-PAUSE_SECONDS = 0.2
-"""Between two short requests."""
 
 
 async def first_token(size: Size, progress: Progress) -> FirstToken:
@@ -37,6 +37,7 @@ async def first_token(size: Size, progress: Progress) -> FirstToken:
                 Served(model, ranks=2, logs=logs, settings=sizes.SETTINGS) as served,
                 peers.vllm(tokens=tokens, positions=positions, progress=progress) as engine,
             ):
+                await served.formed(range(served.ranks))  # while vLLM starts it has no processor to itself
                 for number in range(size.first_pairs + 1):
                     ids = prompt(tokens, vocabulary=DEMO_VOCABULARY, seed=number)
                     with progress.step(f"first token of {tokens}: {number}/{size.first_pairs}") as step:
@@ -58,6 +59,11 @@ async def beside(size: Size, progress: Progress) -> Beside:
     seeds = iter(range(10**6))
     idle: list[float] = []
     loaded: list[float] = []
+    pauses = random.Random(0)
+
+    async def pause() -> None:
+        """Before a short request, up to a slice: after a fixed time all would come at the same moment of a window."""
+        await asyncio.sleep(pauses.uniform(0.0, sizes.WINDOW_SECONDS))
 
     async def short() -> float:
         ids = prompt(SHORT_TOKENS, vocabulary=vocabulary, seed=next(seeds))
@@ -67,27 +73,34 @@ async def beside(size: Size, progress: Progress) -> Beside:
         model = write(models.LONG, Path(folder) / "model")
         logs = Path(folder) / "logs"
         logs.mkdir()
-        async with Served(model, ranks=len(os.sched_getaffinity(0)), logs=logs, settings=sizes.SETTINGS) as served:
+        async with Served(model, ranks=len(processors()), logs=logs, settings=sizes.SETTINGS) as served:
             await _prefill(served, size.beside_tokens // 4, vocabulary, seed=1)  # the cost of a window is learned
             with progress.step(f"{size.idle_requests} short requests, idle"):
                 for _ in range(size.idle_requests):
+                    await pause()
                     idle.append(await short())
-                    await asyncio.sleep(PAUSE_SECONDS)
             for number in range(1, size.beside_prefills + 1):
                 with progress.step(f"short requests beside {size.beside_tokens} tokens: {number}") as step:
                     long = asyncio.create_task(_prefill(served, size.beside_tokens, vocabulary, seed=1 + number))
                     before = len(loaded)
+                    await pause()
                     while not long.done():
-                        seconds = await short()
-                        if not long.done():
-                            loaded.append(seconds)
-                        await asyncio.sleep(PAUSE_SECONDS)
+                        loaded.append(await short())
+                        await pause()
                     step.detail = f"{len(loaded) - before} in {(await long).first_seconds or 0.0:.1f} s"
+            nobody_was_lost(await served.ring())
     return Beside(size.beside_tokens, sizes.WINDOW_SECONDS, idle, loaded)
 
 
+def nobody_was_lost(ring: Mapping[str, Any]) -> None:
+    """Raises RuntimeError where ``/state`` says that the ring has taken a rank for lost: all of them were only busy."""
+    if lost := ring["reforms"]["lost"]:
+        raise RuntimeError(f"Busy ranks were taken for lost: {lost} re-forms of a ring of which nobody was killed.")
+
+
 async def _prefill(served: Served, tokens: int, vocabulary: int, *, seed: int) -> Answer:
-    answer = await served.ask(prompt(tokens, vocabulary=vocabulary, seed=-seed), count=1)
+    async with asyncio.timeout(LONGEST_SECONDS):
+        answer = await served.ask(prompt(tokens, vocabulary=vocabulary, seed=-seed), count=1)
     if answer.error is not None:
         raise RuntimeError(f"A prompt of {tokens} tokens failed: {answer.error}.")
     return answer

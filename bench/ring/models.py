@@ -1,4 +1,4 @@
-"""The models that are measured: Llamas with random weights, wide enough that the dense layers count, and a slim one."""
+"""The models that are measured: Llamas with random weights, wide enough that the dense layers count, a slim and a wide one."""
 
 from typing import Any, Final
 
@@ -23,3 +23,13 @@ LONG: Final = _llama(
     vocab_size=512,
 )
 """Small enough for 100,000 tokens on two processors in a minute: nearly all of it is attention."""
+PICTURE: Final = _llama(
+    hidden_size=1536,
+    intermediate_size=6144,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    num_hidden_layers=2,
+    vocab_size=512,
+)
+"""As in large models, nearly all of a token's work is in the dense layers, until tens of thousands are before it."""

@@ -106,7 +106,10 @@ class Unsharded:
 
 
 def vllm(*, tokens: int, positions: int, progress: Progress) -> RealEngine:
-    """vLLM with the demo's model, its context stretched to ``positions``, set for one prompt of ``tokens`` in one step."""
+    """vLLM with the demo's model, its context stretched to ``positions``, set for one prompt of ``tokens`` in one step.
+
+    It computes on all processors, as the ring does; :mod:`bench.engine.environment` leaves one to whoever asks.
+    """
     most = -(-(tokens + BLOCK_TOKENS) // BLOCK_TOKENS) * BLOCK_TOKENS
     return RealEngine(
         blocks=most // BLOCK_TOKENS + 2,
@@ -118,6 +121,7 @@ def vllm(*, tokens: int, positions: int, progress: Progress) -> RealEngine:
             "--no-enable-prefix-caching",
             *("--hf-overrides", json.dumps({"max_position_embeddings": positions})),
         ),
+        extra_environment={"OMP_NUM_THREADS": str(len(processors()))},
         progress=progress,
     )
 

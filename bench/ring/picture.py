@@ -1,7 +1,9 @@
 """``python -m bench.ring.picture``: what a ring looks like from outside, as the picture in docs/ring.md.
 
 Four ranks compute one long prompt and decode; sampled are each process's CPU time and the bytes that it has sent. A ring
-that is well shows curves that lie on one another, and a plateau of traffic.
+that is well shows curves that lie on one another, and a plateau of traffic: what is sent is in proportion to the tokens that are
+computed. Their pace is even while the dense layers are most of their work, so the model is wide; behind a past that is long for a
+model attention slows them down, and traffic falls with them.
 """
 
 import argparse
@@ -17,16 +19,18 @@ import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.ring import models, sizes
-from bench.ring.drawing import Panel, rates, svg
+from bench.ring.drawing import Panel, moves, rates, svg
 from bench.ring.ranks import processors, prompt
 from bench.ring.served import Answer, Served, write
 from e2e.cluster.progress import Progress
 
 RANKS: Final = 4
 SAMPLE_SECONDS: Final = 0.25
-LOAD_EVERY: Final = 1.0
-TRAFFIC_EVERY: Final = 2.5
-"""Longer than a window: the counters move at its end."""
+LOAD_EVERY: Final = 2.0
+TRAFFIC_EVERY: Final = 4.0
+"""From one end of a window to another. Counters move there, and are seen to move up to a sample later."""
+SETTINGS: Final = {**sizes.SETTINGS, "KVPLANE_RING_WINDOW_TOKENS": "64"}
+"""Loopback hides the exchange of short windows. With the default the first two would take many seconds, unseen until they end."""
 OUTPUT_TOKENS: Final = 100
 FILE: Final = Path(__file__).resolve().parents[2] / "docs" / "images" / "ring-load.svg"
 
@@ -64,26 +68,27 @@ def _cpu_seconds(pid: int) -> float:
 async def record(tokens: int, progress: Progress) -> str:
     """The picture of one request."""
     with tempfile.TemporaryDirectory(prefix="kvplane-bench-ring-") as folder:
-        model = write(models.LONG, Path(folder) / "model")
+        model = write(models.PICTURE, Path(folder) / "model")
         logs = Path(folder) / "logs"
         logs.mkdir()
         async with (
-            Served(model, ranks=RANKS, logs=logs, settings=sizes.SETTINGS) as served,
+            Served(model, ranks=RANKS, logs=logs, settings=SETTINGS) as served,
             aiohttp.ClientSession() as session,
         ):
             recording, answer = Recording(), Answer()
-            ids = prompt(tokens, vocabulary=models.LONG.options["vocab_size"], seed=1)
+            ids = prompt(tokens, vocabulary=models.PICTURE.options["vocab_size"], seed=1)
             with progress.step(f"{tokens} tokens over {RANKS} ranks"):
                 asking = asyncio.create_task(served.ask(ids, count=OUTPUT_TOKENS, into=answer))
                 while not asking.done():
                     await recording.sample(served, session)
                     await asyncio.sleep(SAMPLE_SECONDS)
+                await asking  # for what it may have met
             end = recording.now
     if answer.first_seconds is None or answer.error is not None:
         raise RuntimeError(f"The request failed: {answer.error}.")
     load = {name: rates(samples, every=LOAD_EVERY) for name, samples in recording.cpu_seconds.items()}
     sent = {
-        name: [(at, rate / 1e6) for at, rate in rates(samples, every=TRAFFIC_EVERY)]
+        name: [(at, rate / 1e6) for at, rate in rates(moves(samples), every=TRAFFIC_EVERY)]
         for name, samples in recording.sent_bytes.items()
     }
     most = max((rate for points in sent.values() for _, rate in points), default=0.0)
@@ -101,7 +106,7 @@ async def record(tokens: int, progress: Progress) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.ring.picture", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=100_000, help="of the prompt [%(default)s]")
+    parser.add_argument("--tokens", type=int, default=20_000, help="of the prompt [%(default)s]")
     arguments = parser.parse_args()
     drawn = asyncio.run(record(arguments.tokens, Progress()))
     FILE.parent.mkdir(exist_ok=True)

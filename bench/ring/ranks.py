@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 
 from kvplane_runtime.ring import attention, communicator
+from kvplane_runtime.ring.architectures import Architecture
 from kvplane_runtime.ring.cache import Shard
 from kvplane_runtime.ring.communicator import Pending, Ring
 from kvplane_runtime.ring.layout import Layout
@@ -150,11 +151,14 @@ class Rank:
             self.prefill(tokens, window, seed)
         return spent
 
-    def fill(self, tokens: int) -> None:
-        """Random KV as a prefill of so many tokens would leave it: on the ring, and all of it on rank 0 alone as well."""
-        self._fill(self._model, self._rank, self._size, tokens)
+    def fill(self, tokens: int, room: int) -> None:
+        """Random KV as a prefill of so many tokens would leave it: on the ring, and all of it on rank 0 alone as well.
+
+        There is room for so many more before a shard has to grow.
+        """
+        self._fill(self._model, self._rank, self._size, tokens, room)
         if self._rank == 0:
-            self._fill(self._alone, 0, 1, tokens)
+            self._fill(self._alone, 0, 1, tokens, room)
 
     def decode(self, count: int) -> list[float]:
         """Seconds of each of the next ``count`` tokens after what was filled, on the ring."""
@@ -174,14 +178,11 @@ class Rank:
         """The most memory that this process has had."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def _fill(self, model: RingModel, rank: int, ranks: int, tokens: int) -> None:
-        shape = model.architecture
-        layout, shard = Layout(ranks), Shard(shape.layers)
-        layout.append_window(0, tokens)
-        for layer in range(shape.layers):
-            key = torch.randn(shape.key_heads, layout.tokens(rank), shape.head_dim)
-            shard.write(layer, 0, key, torch.randn_like(key))
-        model._layouts[0], model._shards[0] = layout, shard
+    @staticmethod
+    def _fill(model: RingModel, rank: int, ranks: int, tokens: int, room: int) -> None:
+        model._layouts[0], model._shards[0] = random_kv(
+            model.architecture, rank=rank, ranks=ranks, tokens=tokens, room=room
+        )
 
     def _decode(self, model: RingModel, count: int) -> list[float]:
         seconds = []
@@ -194,6 +195,16 @@ class Rank:
     def _run(self, model: RingModel, **what: Any) -> StepResult:
         epoch = self._link.epoch if model is self._model else 0
         return model.run(Step(epoch=epoch, number=0, **what))
+
+
+def random_kv(shape: Architecture, *, rank: int, ranks: int, tokens: int, room: int) -> tuple[Layout, Shard]:
+    """A sequence of so many tokens, and what this rank holds of it; ``room``: slots behind, which nobody counts yet."""
+    layout, shard = Layout(ranks), Shard(shape.layers)
+    layout.append_window(0, tokens)
+    for layer in range(shape.layers):
+        key = torch.randn(shape.key_heads, layout.tokens(rank) + room, shape.head_dim)
+        shard.write(layer, 0, key, torch.randn_like(key))
+    return layout, shard
 
 
 @dataclass(frozen=True)

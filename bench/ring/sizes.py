@@ -19,7 +19,8 @@ class Size:
     prefill_tokens: int = 8192
     prefill_pairs: int = 5
     link_tokens: int = 4096
-    link_rounds: int = 5
+    link_rounds: int = 15
+    """A pair takes two seconds, and two percent are to be told."""
     long_tokens: int = 100_000
     long_window: int = 16_384
     long_pairs: int = 3
@@ -50,12 +51,12 @@ QUICK: Final = Size(
     decode_lengths=(1024, 16_384, 32_768),
     decode_pairs=2,
     decode_tokens=3,
-    first_tokens=1000,
+    first_tokens=5000,
     first_pairs=2,
-    fault_prompt=2000,
+    fault_prompt=10_000,
     fault_tokens=150,
     fault_rounds=1,
-    beside_tokens=12_000,
+    beside_tokens=30_000,
     beside_prefills=1,
     idle_requests=15,
 )

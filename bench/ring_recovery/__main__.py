@@ -12,13 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bench import lws, report
+from bench.cluster import with_kvplane
 from bench.ring_recovery import ours, theirs
 from bench.ring_recovery.figures import Results
-from e2e.cluster.cluster import Cluster
 from e2e.cluster.progress import Progress
-from e2e.cluster.spec import ClusterSpec
 from e2e.rings.drill import Work
-from e2e.stack import Stack, prepare_images, prepare_machine
+from e2e.stack import prepare_images, prepare_machine
 from e2e.tests.fleet import unpacked_model
 from tests.ring.tiny import wrong
 
@@ -45,23 +44,16 @@ def run(size: Size, folder: Path, progress: Progress) -> Results:
     model: Any = AutoModelForCausalLM.from_pretrained(
         unpacked_model(images, folder), dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
-    cluster = Cluster(ClusterSpec(name="ringbench", nodes=RANKS), progress=progress)
-    cluster.load(images.all)
-    cluster.up(recreate=True)
-    try:
-        stack = Stack.on(cluster.kubeconfig, progress)
-        work = Work(size.prompt_tokens, size.output_tokens)
-        same: dict[str, Any] = {"ranks": RANKS, "victim": VICTIM, "work": work, "rounds": size.rounds}
+    work = Work(size.prompt_tokens, size.output_tokens)
+    same: dict[str, Any] = {"ranks": RANKS, "victim": VICTIM, "work": work, "rounds": size.rounds}
 
-        def mistakes(prompt: list[int], tokens: list[int]) -> list[int]:
-            return wrong(model, prompt, tokens)
+    def mistakes(prompt: list[int], tokens: list[int]) -> list[int]:
+        return wrong(model, prompt, tokens)
 
-        with progress.step("kvplane: its operator"):
-            stack.install(images, {"replicas": "1", "rbac.nodes": "true"})
+    values = {"replicas": "1", "rbac.nodes": "true"}
+    with with_kvplane("ringbench", nodes=RANKS, images=images, values=values, progress=progress) as (cluster, stack):
         faults, leaders = ours.measure(stack, cluster, images, mistakes, progress=progress, **same)
         peers = theirs.measure(stack, cluster, images, mistakes, folder=folder, progress=progress, **same)
-    finally:
-        cluster.down()
     return Results(ranks=RANKS, peer=lws.NAME, ours=faults, rank_0=leaders, theirs=peers)
 
 

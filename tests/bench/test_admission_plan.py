@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,11 @@ class TestFigures:
         text = figures.comparison(Results(self._runs()))
         assert "long 2.4x, -5.0 points (best: cap 6)" in text
         assert "+10.0 [+10.0, +10.0]" in text
+
+    def test_the_comparison_says_how_far_apart_in_time_its_runs_lie(self) -> None:
+        noted = [
+            replace(run, at=1000.0 + (600.0 if run.key == RunKey(Stage.MAIN, OURS, "chat", 1.6, 1) else 0.0))
+            for run in self._runs()
+        ]
+        assert "of the same traffic lie 10 minutes apart at most" in figures.comparison(Results(noted))
+        assert "may lie hours apart" in figures.comparison(Results([*noted[1:], replace(noted[0], at=None)]))

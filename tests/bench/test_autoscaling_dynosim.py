@@ -11,7 +11,8 @@ import pytest
 
 from bench.admission.workload import Arrival
 from bench.autoscaling import dynosim
-from bench.autoscaling.dynosim import Told
+from bench.autoscaling.dynosim import DynoSim, Told
+from bench.autoscaling.simulate import Goals
 from bench.engine.presets import PRESETS
 
 PRESET = PRESETS["32b-h100"]
@@ -46,6 +47,18 @@ def test_arguments_are_json() -> None:
     arguments = dynosim.engine_arguments(PRESET, startup_seconds=60.0, profile=Path("/x.npz"))
     assert json.loads(json.dumps(arguments))["startup_time"] == 60.0
     assert json.loads(json.dumps(dynosim.planner("latency", highest=10)))["optimization_target"] == "latency"
+
+
+def test_its_python_may_be_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in another folder."""
+    python = tmp_path / "venv" / "python"
+    python.parent.mkdir()
+    python.write_text("""#!/bin/sh\necho '{"goodput_completed_requests": 1, "gpu_hours": 0.5}' > report.json\n""")
+    python.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    simulator = DynoSim(Path("venv/python"), tmp_path / "files")
+    found = simulator.run([Arrival(0.5, 513, 7, 256)], PRESET, goals=Goals(), startup_seconds=60.0, workers=1)
+    assert found == Told(100.0, 0.5)
 
 
 def test_a_report_is_counted_by_what_was_offered() -> None:

@@ -127,6 +127,11 @@ class TestLine:
     def test_between_two_counts(self, goodput: float, hours: float) -> None:
         assert line(self.POINTS, goodput) == pytest.approx(hours)
 
+    @pytest.mark.parametrize(("goodput", "hours"), [(99.85, 4.0 + 4.0 * 9.85 / 9.9), (99.95, 10.0)])
+    def test_a_count_that_a_smaller_one_beats_is_no_point_of_it(self, goodput: float, hours: float) -> None:
+        points = ((90.0, 4.0), (99.9, 8.0), (99.8, 9.0), (100.0, 12.0))
+        assert line(points, goodput) == pytest.approx(hours)
+
 
 def test_a_peers_best_setting_is_the_one_with_the_most_goodput() -> None:
     tried = [
@@ -191,6 +196,12 @@ class TestFigures:
         assert figures.code_hours_vs_static_line == pytest.approx(6 / 8)
         assert figures.code_goodput_percent == pytest.approx(90.0)
 
+    def test_goodput_on_code_beyond_what_is_asked_for_buys_no_hours(self) -> None:
+        ours = [result(OURS, 95.0, 6.0), result(OURS, 95.0, 9.0, cell=CODE)]
+        figures = Study([*self.STATIC, *ours, result("hpa", 92.0, 8.0)]).figures()
+        assert figures.hours_vs_static_line == pytest.approx(6 / 10)
+        assert figures.code_hours_vs_static_line == pytest.approx(9 / 8)
+
     def test_reversals_are_those_of_steady_load(self) -> None:
         steady_ = result(OURS, 100.0, 6.0, cell=STEADY, reversals=0.0)
         others = [result("hpa", 92.0, 8.0), result(OURS, 95.0, 6.0, reversals=7.0)]
@@ -214,9 +225,21 @@ class TestFigures:
     def test_rows_have_the_headers_columns(self) -> None:
         rows = self.STUDY.rows()
         assert {len(row) for row in rows} == {len(HEADER)}
-        assert len(rows) == 7
         assert rows[0][:3] == ("code", "raw", "60")
-        assert dict(zip(HEADER, rows[-1], strict=True))["scaler"] == CLAIRVOYANT
+        assert len([row for row in rows if row[0] == "code"]) == 6
+        told = [dict(zip(HEADER, row, strict=True)) for row in rows if row[0] == "conv"]
+        assert [row["scaler"] for row in told] == [
+            OURS,
+            "hpa",
+            "knative",
+            CLAIRVOYANT,
+            "static 1",
+            "static 2",
+            "static 3",
+        ]
+        assert [row["hours"] for row in told[-3:]] == ["4.00", "8.00", "12.00"]
+        assert [row["vs_static"] for row in told[-3:]] == ["1.00"] * 3
+        assert {row["late_s"] for row in told} == {"none"}
 
 
 class TestCapacityAfterAStep:
@@ -227,10 +250,13 @@ class TestCapacityAfterAStep:
         for number, settled in ((1, 40.0), (2, 96.0), (3, 100.0))
     )
 
-    def late(self, *ready: tuple[float, int]) -> float:
+    def study(self, *ready: tuple[float, int]) -> Study:
         ours = result(OURS, 95.0, 6.0, cell=STEPPED, step=stepped(97.0, *ready))
-        peer = result("hpa", 92.0, 8.0, cell=STEPPED, step=stepped(97.0, (0.0, 3)))
-        return Study([*self.STATIC, ours, peer]).figures().capacity_after_step_minus_startup_s
+        peer = result("hpa", 92.0, 8.0, cell=STEPPED, step=stepped(97.0, (0.0, 1), (90.0, 3)))
+        return Study([*self.STATIC, ours, peer])
+
+    def late(self, *ready: tuple[float, int]) -> float:
+        return self.study(*ready).figures().capacity_after_step_minus_startup_s
 
     def test_counted_from_a_start(self) -> None:
         assert self.late((0.0, 1), (68.0, 2), (300.0, 3)) == pytest.approx(8.0)
@@ -240,6 +266,16 @@ class TestCapacityAfterAStep:
 
     def test_what_never_comes_takes_the_whole_step(self) -> None:
         assert self.late((0.0, 1)) == pytest.approx(STEP_SECONDS - 60.0)
+
+    def test_of_every_contestant_in_the_table(self) -> None:
+        rows = [dict(zip(HEADER, row, strict=True)) for row in self.study((0.0, 1), (68.0, 2)).rows()]
+        assert {row["scaler"]: row["late_s"] for row in rows} == {
+            OURS: "8.00",
+            "hpa": "30.0",
+            "static 1": "1140",
+            "static 2": "-60.0",
+            "static 3": "-60.0",
+        }
 
 
 class TestOtherConditions:

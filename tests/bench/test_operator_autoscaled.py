@@ -7,8 +7,9 @@ from dataclasses import replace
 import aiohttp
 import pytest
 
+from bench import report
 from bench.operator.autoscaled import figures, fleet
-from bench.operator.autoscaled.__main__ import Decisions, Fleet, Size
+from bench.operator.autoscaled.__main__ import Decisions, Fleet, Scrapes, Size
 from bench.operator.autoscaled.figures import Outcome, Window
 from bench.operator.autoscaled.sidecars import Load, Sidecars, state_of
 from bench.operator.requests import Requests
@@ -108,6 +109,16 @@ def test_the_first_sight_of_more_replicas_is_the_decision() -> None:
     assert decisions.moments == {"a": 2.0}
 
 
+async def test_a_scrape_that_fails_is_counted_and_ends_nothing() -> None:
+    sidecars = Sidecars({"10.77.0.1": ("svc-0-0", Load.QUIET)})
+    async with sidecars.serving() as url:
+        scrapes = Scrapes(f"{url}/10.77.0.1/state")
+        assert "svc-0-0" in await scrapes.text()
+        assert (scrapes.made, scrapes.failed) == (1, 0)
+    assert await scrapes.text() == ""
+    assert (scrapes.made, scrapes.failed) == (2, 1)
+
+
 EXPOSITION = """\
 # TYPE kvplane_autoscaler_round_seconds histogram
 kvplane_autoscaler_round_seconds_bucket{le="0.01"} 50.0
@@ -137,6 +148,10 @@ class TestQuantiles:
         before = {0.01: 50.0, 0.1: 50.0, math.inf: 50.0}
         assert figures.since(self.COUNTS, before) == {0.01: 0.0, 0.1: 40.0, math.inf: 50.0}
 
+    def test_of_a_window_that_was_seen_at_one_end_only_nothing_is_known(self) -> None:
+        assert figures.since(self.COUNTS, figures.buckets("")) == {}
+        assert figures.since(figures.buckets(""), self.COUNTS) == {}
+
     def test_nothing_counted_is_not_known(self) -> None:
         assert math.isnan(figures.quantile({}, 0.5))
         assert math.isnan(figures.quantile({math.inf: 0.0}, 0.5))
@@ -158,6 +173,9 @@ class TestTold:
         ),
         busy=(1.0, 4.0, 2.0),
         quiet=(9.0, 3.0),
+        undecided=(),
+        scrapes=24,
+        scrapes_failed=1,
     )
 
     def test_the_last_line(self) -> None:
@@ -175,3 +193,12 @@ class TestTold:
         assert told["… most of them"] == "APPLY configmaps 1.00/s, PUT leases 0.40/s"
         assert told["tick: p50 / p99, ms"] == "10.0 / 100"
         assert told["overload → Deployment, busy: median / p99 / most, s"] == "2.00 / 4.00 / 4.00"
+        assert told["… without a decision"] == "0 of 5"
+        assert told["scrapes that failed"] == "1 of 24"
+
+    def test_a_service_without_a_decision_leaves_its_figures_unknown_and_is_counted(self) -> None:
+        outcome = replace(self.OUTCOME, quiet=(9.0, math.inf), undecided=("svc-7",))
+        told = dict(figures.rows(outcome))
+        assert told["overload → Deployment, quiet before: median / p99 / most, s"] == "none / none / none"
+        assert told["… without a decision"] == "1 of 5"
+        assert "busy_decided_s=4.00 all_decided_s=none" in report.last_line("x", figures.last_line(outcome))

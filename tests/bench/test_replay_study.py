@@ -93,16 +93,26 @@ def test_a_gain_is_over_the_best_peer_and_paired_by_seed() -> None:
     gain = done.gain(cell)
     assert gain.mean == 10.0
     assert gain.high - gain.mean == pytest.approx(12.706 * 1.0)
-    figures = done.figures("8b-h100")
+    figures = done.figures()
     assert (figures.gain_1_6_points, figures.gain_2_4_points) == (10.0, 25.0)
     assert figures.recomputed_percent == pytest.approx(0.2), "of two runs"
     assert figures.code_goodput_percent == 60.0
 
 
+def test_of_all_engines_the_worst_one_counts() -> None:
+    done = made()
+    low = done.runs[Cell("8b-h100", CONV, 1.6)]
+    worse = {**low, OURS: [result(84.0, recomputed=80), result(86.0)]}
+    both = replace(done, runs={**done.runs, Cell("32b-h100", CONV, 1.6): worse})
+    assert both.figures().gain_1_6_points == 5.0
+    assert both.figures().recomputed_percent == pytest.approx(4.0)
+    assert (both.figures().gain_2_4_points, both.figures().code_goodput_percent) == (25.0, 60.0)
+
+
 def test_what_was_not_replayed_has_no_figure() -> None:
     done = made()
     rest = replace(done, runs={cell: runs for cell, runs in done.runs.items() if cell.trace == CODE})
-    assert math.isnan(rest.figures("8b-h100").gain_1_6_points)
+    assert math.isnan(rest.figures().gain_1_6_points)
 
 
 def test_the_table_marks_the_best_peer() -> None:

@@ -98,6 +98,18 @@ def test_the_file_has_everything(tmp_path: Path) -> None:
     assert document["samples"] == {"kvplane": {"idle": [1, 2]}}
 
 
+def test_the_file_is_json_also_where_a_figure_is_not_known(tmp_path: Path) -> None:
+    unknown = {"seconds": math.nan, "runs": [(1.5, math.inf)]}
+    text = _report(last_line={"error_percent": math.nan}, samples=unknown).write(tmp_path).read_text()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    document = json.loads(text, parse_constant=refuse)
+    assert document["last_line"] == {"error_percent": None}
+    assert document["samples"] == {"seconds": None, "runs": [[1.5, None]]}
+
+
 def test_the_machine_is_read_from_proc(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: AMD EPYC 9B14\n")
     (tmp_path / "meminfo").write_text("MemTotal:       25165824 kB\nMemFree: 1 kB\n")

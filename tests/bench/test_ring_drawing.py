@@ -4,12 +4,20 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.ring.drawing import Panel, rates, svg
+from bench.ring.drawing import Panel, moves, rates, svg
 
 
 def test_rates_are_of_steps_of_at_least_so_long() -> None:
     counter = [(0.0, 0.0), (0.5, 5.0), (1.0, 10.0), (1.5, 10.0), (2.0, 30.0), (2.2, 31.0)]
     assert rates(counter, every=1.0) == [(0.5, 10.0), (1.5, 20.0)]
+
+
+def test_a_counter_that_moves_in_jumps_has_a_steady_rate_from_jump_to_jump() -> None:
+    jumps = [(step * 0.25, 9.0 * (step // 4)) for step in range(40)]
+    assert moves(jumps)[:2] == [(1.0, 9.0), (2.0, 18.0)]
+    assert {rate for _, rate in rates(moves(jumps), every=2.5)} == {9.0}
+    assert len({rate for _, rate in rates(jumps, every=2.5)}) > 1, "from sample to sample it would not be steady"
+    assert rates(moves([(0.0, 1.0), (1.0, 1.0)]), every=1.0) == []
 
 
 def test_a_picture_has_a_curve_for_each_line_within_its_panel() -> None:

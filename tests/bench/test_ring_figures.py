@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +23,11 @@ from bench.ring.figures import (
     Results,
     paired,
 )
-from bench.ring.records import Records
+from bench.ring.records import Records, code
 from bench.ring.sizes import QUICK, Size
+
+MACHINE = report.Machine(cpus=2, cpu_model="EPYC", memory_gib=24.0, kernel="6.18", python="3.11.7", load_average=0.25)
+NOW = datetime(2026, 11, 21, 3, 4, 5, tzinfo=UTC)
 
 EXACTNESS = Exactness(
     {f"a{number}": {"2": 1e-6, "4": 2e-6 if number else 4e-5} for number in range(21)},
@@ -114,29 +119,71 @@ def test_every_architecture_is_listed() -> None:
     assert EXACTNESS.listing().count("| a") == 1 + 21
 
 
+def kept(folder: Path, **changed: Any) -> Records:
+    given: dict[str, Any] = {"size": QUICK, "code": "c", "machine": MACHINE, "now": NOW, **changed}
+    return Records(folder, **given)
+
+
 def test_rows_are_found_again(tmp_path: Path) -> None:
-    records = Records(tmp_path, QUICK)
+    records = kept(tmp_path)
     for name, measured in zip(
         figures.KINDS, (EXACTNESS, PREFILL, EXPOSED, LONG, DECODE, FIRST, FAULTS, BESIDE), strict=True
     ):
         records.add(name, measured)
-    assert figures.results(Records(tmp_path, QUICK).rows) == RESULTS
+    assert figures.results(kept(tmp_path).rows) == RESULTS
+
+
+def test_rows_that_are_found_again_have_the_date_and_the_load_of_the_first(tmp_path: Path) -> None:
+    kept(tmp_path)
+    busier = replace(MACHINE, load_average=2.0)
+    records = kept(tmp_path, machine=busier, now=NOW + timedelta(days=3))
+    assert (records.started, records.machine) == (NOW, MACHINE)
 
 
 def test_a_line_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
-    Records(tmp_path, QUICK).add("prefill", PREFILL)
+    kept(tmp_path).add("prefill", PREFILL)
     with (tmp_path / "rows.jsonl").open("a") as file:
         file.write('{"row": "long", "measu')
-    records = Records(tmp_path, QUICK)
+    records = kept(tmp_path)
     assert list(records.rows) == ["prefill"]
     records.add("beside", BESIDE)
-    assert list(Records(tmp_path, QUICK).rows) == ["prefill", "beside"]
+    assert list(kept(tmp_path).rows) == ["prefill", "beside"]
 
 
-def test_rows_of_another_size_are_not_mixed_in(tmp_path: Path) -> None:
-    Records(tmp_path, QUICK)
-    with pytest.raises(ValueError, match="rows of another size"):
-        Records(tmp_path, Size())
+@pytest.mark.parametrize(
+    ("what", "changed"),
+    [
+        ("size", {"size": Size()}),
+        ("engine", {"code": "d"}),
+        ("machine", {"machine": replace(MACHINE, cpus=4)}),
+    ],
+)
+def test_rows_of_another_size_engine_or_machine_are_not_mixed_in(
+    tmp_path: Path, what: str, changed: dict[str, Any]
+) -> None:
+    kept(tmp_path)
+    with pytest.raises(ValueError, match=f"rows of another {what}; give another --folder, or --fresh"):
+        kept(tmp_path, **changed)
+
+
+def test_rows_without_a_date_are_of_another_engine(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"size": asdict(QUICK)}) + "\n")
+    with pytest.raises(ValueError, match="rows of another engine"):
+        kept(tmp_path)
+
+
+def test_another_engine_has_another_digest(tmp_path: Path) -> None:
+    engine = tmp_path / "runtime" / "kvplane_runtime" / "ring" / "windows.py"
+    engine.parent.mkdir(parents=True)
+    found = {code(tmp_path)}
+    for text in ("1", "2"):
+        engine.write_text(text)
+        found.add(code(tmp_path))
+    (tmp_path / "bench" / "ring").mkdir(parents=True)
+    (tmp_path / "bench" / "ring" / "drawing.py").write_text("how it looks")
+    assert code(tmp_path) in found
+    assert len(found) == 3
+    assert code() not in found
 
 
 def test_what_is_not_measured_yet_is_named() -> None:

@@ -30,11 +30,6 @@ def main() -> None:
     done = study(size, Results(file), progress.say)
     for (preset, trace), rate in done.capacity.items():
         progress.say(f"{preset} {trace}: 1.0x is {rate:.2f} requests a second")
-    figures = {
-        f"{preset}_{name}": value
-        for preset in dict.fromkeys(preset for preset, _ in size.pairs)
-        for name, value in asdict(done.figures(preset)).items()
-    }
     written = report.Report(
         bench="replay",
         machine=machine,
@@ -42,7 +37,7 @@ def main() -> None:
         settings={name: str(value) for name, value in asdict(size).items()},
         header=HEADER,
         rows=done.rows(),
-        last_line=figures,
+        last_line=asdict(done.figures()),
     )
     progress.say(f"written: {written.write()}")
     print(written.text())

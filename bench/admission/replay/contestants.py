@@ -20,6 +20,9 @@ from bench.admission.replay.ours import Kvplane
 NONE: Final = "none"
 OURS: Final = "kvplane"
 
+_STALE_SECONDS: Final = 5.0
+"""Between two scrapes of a gateway that reads a monitoring system instead of the engine."""
+
 Make = Callable[[int, Goals, Engine], Policy]
 """A policy by its setting; families without one ignore it."""
 
@@ -50,6 +53,12 @@ FAMILIES: Final[dict[str, Family]] = {
             UtilizationDetector(kv_cache_utilization=setting / 100), limit_seconds=goals.ttft_seconds
         ),
         (10, 20, 40, 60, 80, 95),
+    ),
+    "gateway, 5 s stale": Family(
+        lambda setting, goals, engine: FlowControl(
+            UtilizationDetector(staleness_seconds=2 * _STALE_SECONDS, scrape_seconds=_STALE_SECONDS),
+            limit_seconds=goals.ttft_seconds,
+        )
     ),
     "gateway requests": Family(
         lambda setting, goals, engine: FlowControl(

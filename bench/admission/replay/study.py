@@ -175,19 +175,21 @@ class Study:
         runs = self.runs[cell][family]
         return 100 * sum(r.recomputed_tokens for r in runs) / max(1, sum(r.computed_tokens for r in runs))
 
-    def figures(self, preset: str) -> figures.Replay:
-        """What the benchmark's last line says of one engine; nan for what was not replayed.
+    def figures(self) -> figures.Replay:
+        """What the benchmark's last line says: of all engines the worst; nan for what was not replayed.
 
-        The code trace at the lower load; recomputed tokens in the worst cell.
+        Gains on the conversation trace, goodput on the code trace at the lower load; recomputed tokens of any cell.
         """
-        low, high = (Cell(preset, CONV, load) for load in LOADS)
-        code = Cell(preset, CODE, LOADS[0])
+        low, high = ([self.gain(cell).mean for cell in self._of(CONV, load)] for load in LOADS)
         return figures.Replay(
-            gain_1_6_points=self.gain(low).mean if low in self.runs else math.nan,
-            gain_2_4_points=self.gain(high).mean if high in self.runs else math.nan,
-            recomputed_percent=max(self.recomputed_percent(cell, OURS) for cell in self.runs if cell.preset == preset),
-            code_goodput_percent=self.goodput(code, OURS) if code in self.runs else math.nan,
+            gain_1_6_points=min(low, default=math.nan),
+            gain_2_4_points=min(high, default=math.nan),
+            recomputed_percent=max((self.recomputed_percent(cell, OURS) for cell in self.runs), default=math.nan),
+            code_goodput_percent=min((self.goodput(cell, OURS) for cell in self._of(CODE, LOADS[0])), default=math.nan),
         )
+
+    def _of(self, trace: str, load: float) -> list[Cell]:
+        return [cell for cell in self.runs if (cell.trace, cell.load) == (trace, load)]
 
     def rows(self) -> list[tuple[str, ...]]:
         """Lines of the table under HEADER; the best peer of each cell is marked."""

@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import http.client
+import math
 import random
 import shutil
 import signal
@@ -109,24 +111,52 @@ async def measure(size: Size, control_plane: ControlPlane, progress: Progress) -
         with progress.step("all pods read"):
             await _until(all_of_them.sidecars.all_read, operator.process, "All pods were not read")
             await asyncio.sleep(size.settle_seconds)
-        async with _scraped(operator, size.scrape_seconds):
+        async with _scraped(operator.scrapes, size.scrape_seconds):
             with progress.step("steady load"):
                 window = await _steady(all_of_them, size, client, operator, noise=noise)
-            with progress.step(f"{2 * size.overloads} overloads"):
-                busy, quiet = await _overloads(all_of_them, size, client, operator.process)
-    return Outcome(len(all_of_them.names), len(all_of_them.of(all_of_them.names)), window, busy, quiet)
+            with progress.step(f"{2 * size.overloads} overloads") as step:
+                waited = await _overloads(all_of_them, size, client, operator.process)
+                undecided = [name for name, seconds in waited.items() if math.isinf(seconds)]
+                step.detail = f"without a decision within {_UNDECIDED_SECONDS:.0f} s: {', '.join(undecided) or 'none'}"
+    return Outcome(
+        services=len(all_of_them.names),
+        pods=len(all_of_them.of(all_of_them.names)),
+        window=window,
+        busy=[waited[name] for name in all_of_them.busy if name in waited],
+        quiet=[waited[name] for name in all_of_them.quiet if name in waited],
+        undecided=undecided,
+        scrapes=operator.scrapes.made,
+        scrapes_failed=operator.scrapes.failed,
+    )
+
+
+@dataclass
+class Scrapes:
+    """Looks at the operator's metrics. One that fails is counted: minutes of measuring are not lost by it."""
+
+    url: str
+    made: int = 0
+    failed: int = 0
+
+    async def text(self) -> str:
+        """What it exports now; empty where that cannot be had."""
+        self.made += 1
+        try:
+            return await asyncio.to_thread(self._fetch)
+        except (OSError, http.client.HTTPException):
+            self.failed += 1
+            return ""
+
+    def _fetch(self) -> str:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.url, timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
 
 
 @dataclass(frozen=True)
 class _Operator:
     process: Process
-    metrics_url: str
-
-    def metrics(self) -> str:
-        """What it exports now."""
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(self.metrics_url, timeout=10) as answer:
-            text: str = answer.read().decode()
-            return text
+    scrapes: Scrapes
 
 
 @asynccontextmanager
@@ -135,18 +165,19 @@ async def _operator(control_plane: ControlPlane, sidecars: str) -> AsyncIterator
     command = [sys.executable, "-m", "bench.operator.autoscaled.under_test"]
     process = Process(command, environment, log=control_plane.logs / "operator.log")
     try:
-        yield _Operator(process, f"http://127.0.0.1:{environment['KVPLANE_OPERATOR_METRICS_PORT']}/metrics")
+        url = f"http://127.0.0.1:{environment['KVPLANE_OPERATOR_METRICS_PORT']}/metrics"
+        yield _Operator(process, Scrapes(url))
     finally:
         process.kill()
 
 
 @asynccontextmanager
-async def _scraped(operator: _Operator, seconds: float) -> AsyncIterator[None]:
+async def _scraped(scrapes: Scrapes, seconds: float) -> AsyncIterator[None]:
     """What a Prometheus costs the operator, while in the context."""
 
     async def scrape() -> None:
         while True:
-            await asyncio.to_thread(operator.metrics)
+            await scrapes.text()
             await asyncio.sleep(seconds)
 
     scraping = asyncio.create_task(scrape())
@@ -199,7 +230,7 @@ async def _made(found: Fleet, size: Size, client: Client, process: Process) -> N
 
 async def _steady(found: Fleet, size: Size, client: Client, operator: _Operator, *, noise: float) -> Window:
     found.sidecars.forget()
-    rounds = figures.buckets(await asyncio.to_thread(operator.metrics))
+    rounds = figures.buckets(await operator.scrapes.text())
     before, cpu, begin = await client.requests(), operator.process.cpu_seconds(), time.perf_counter()
     await asyncio.sleep(size.steady_seconds)
     after, cpu_after, end = await client.requests(), operator.process.cpu_seconds(), time.perf_counter()
@@ -209,14 +240,14 @@ async def _steady(found: Fleet, size: Size, client: Client, operator: _Operator,
         noise_per_second=noise,
         rss_mb=operator.process.rss_mb(),
         cpu_cores=(cpu_after - cpu) / (end - begin),
-        rounds=figures.since(figures.buckets(await asyncio.to_thread(operator.metrics)), rounds),
+        rounds=figures.since(figures.buckets(await operator.scrapes.text()), rounds),
         busy_gaps=found.sidecars.gaps(found.of(found.busy)),
         quiet_gaps=found.sidecars.gaps(found.of(found.quiet)),
     )
 
 
-async def _overloads(found: Fleet, size: Size, client: Client, process: Process) -> tuple[list[float], list[float]]:
-    """Seconds to the decision, of busy services and of quiet ones."""
+async def _overloads(found: Fleet, size: Size, client: Client, process: Process) -> dict[str, float]:
+    """Seconds to the decision of each service that was overloaded; infinite where none came."""
     random_ = random.Random(1)
     busy, quiet = (random_.sample(names, min(size.overloads, len(names))) for names in (found.busy, found.quiet))
     plan = sorted((random_.uniform(0, size.spread_seconds), name) for name in (*busy, *quiet))
@@ -228,28 +259,26 @@ async def _overloads(found: Fleet, size: Size, client: Client, process: Process)
             told[name] = time.perf_counter()
             for ip in found.ips[name]:
                 found.sidecars.tell(ip, Load.OVERLOADED)
-        await _until(
-            lambda: told.keys() <= decisions.moments.keys(),
-            process,
-            "There are services without a decision",
-            seconds=_UNDECIDED_SECONDS,
-        )
-    waited = {name: decisions.moments[name] - since for name, since in told.items()}
-    return [waited[name] for name in busy], [waited[name] for name in quiet]
+        await _holds(lambda: told.keys() <= decisions.moments.keys(), process, seconds=_UNDECIDED_SECONDS)
+    return {name: decisions.moments.get(name, math.inf) - since for name, since in told.items()}
 
 
-async def _until(
-    holds: Callable[[], Any], process: Process, otherwise: str, *, seconds: float = _LONGEST_SECONDS
-) -> None:
-    """Wait until it holds, asking twice a second; a process that ended is an error and not a long wait."""
+async def _until(holds: Callable[[], Any], process: Process, otherwise: str) -> None:
+    """Wait until it holds; raises RuntimeError, with a sentence, where it takes too long."""
+    if not await _holds(holds, process, seconds=_LONGEST_SECONDS):
+        raise RuntimeError(f"{otherwise} within {_LONGEST_SECONDS:.0f} s.")
+
+
+async def _holds(holds: Callable[[], Any], process: Process, *, seconds: float) -> bool:
+    """Whether it holds within so long, asking twice a second; a process that ended is an error and not a long wait."""
     end = time.perf_counter() + seconds
     while True:
         answer = holds()
         if await answer if asyncio.iscoroutine(answer) else answer:
-            return
+            return True
         process.check()
         if time.perf_counter() > end:
-            raise RuntimeError(f"{otherwise} within {seconds:.0f} s.")
+            return False
         await asyncio.sleep(0.5)
 
 

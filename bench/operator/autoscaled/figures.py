@@ -46,6 +46,11 @@ class Outcome:
     """Seconds from the overload of a busy service to its Deployment with more replicas."""
     quiet: Sequence[float]
     """The same of services that had nothing to do before."""
+    undecided: Sequence[str]
+    """Services that had no decision while it was waited for; their seconds are infinite."""
+    scrapes: int
+    """Looks at the operator's metrics."""
+    scrapes_failed: int
 
 
 def buckets(exposition: str, histogram: str = ROUND) -> Buckets:
@@ -60,8 +65,8 @@ def buckets(exposition: str, histogram: str = ROUND) -> Buckets:
 
 
 def since(after: Buckets, before: Buckets) -> Buckets:
-    """What was added."""
-    return {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
+    """What was added; nothing is known of it where nothing is known of before."""
+    return {} if not before else {bound: count - before.get(bound, 0.0) for bound, count in after.items()}
 
 
 def quantile(counts: Buckets, q: float) -> float:
@@ -80,7 +85,7 @@ def quantile(counts: Buckets, q: float) -> float:
 
 
 def last_line(outcome: Outcome) -> dict[str, report.Value]:
-    """Of busy services the 99th percentile; of all the longest."""
+    """Of busy services the 99th percentile; of all the longest; infinite where it is that of a service without a decision."""
     return {
         "busy_decided_s": report.percentile(outcome.busy, 0.99),
         "all_decided_s": max([*outcome.busy, *outcome.quiet]),
@@ -105,6 +110,8 @@ def rows(outcome: Outcome) -> list[tuple[str, str]]:
         ("between two reads, quiet: median / p99, s", _spread(window.quiet_gaps)),
         ("overload → Deployment, busy: median / p99 / most, s", _spread(outcome.busy, most=True)),
         ("overload → Deployment, quiet before: median / p99 / most, s", _spread(outcome.quiet, most=True)),
+        ("… without a decision", f"{len(outcome.undecided)} of {len(outcome.busy) + len(outcome.quiet)}"),
+        ("scrapes that failed", f"{outcome.scrapes_failed} of {outcome.scrapes}"),
     ]
 
 

@@ -1,7 +1,7 @@
 // Command bench-proxy is what stands around a proxy under test: the engine behind it, the load before it, and the peer
-// beside it, Go's own httputil.ReverseProxy.
+// beside it, Go's own httputil.ReverseProxy. EXPOSITION is a file with metrics recorded from vLLM.
 //
-//	bench-proxy engine ADDRESS
+//	bench-proxy engine ADDRESS EXPOSITION
 //	bench-proxy reverse-proxy ADDRESS ENGINE-URL
 //	bench-proxy streams URL STREAMS CHUNKS INTERVAL-US SECONDS
 //	bench-proxy requests URL CONNECTIONS REQUESTS
@@ -19,7 +19,7 @@ func main() {
 	}
 	switch arguments := os.Args[2:]; os.Args[1] {
 	case "engine":
-		serveEngine(arguments[0])
+		serveEngine(arguments[0], arguments[1])
 	case "reverse-proxy":
 		serveReverseProxy(arguments[0], arguments[1])
 	case "streams":

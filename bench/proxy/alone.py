@@ -1,6 +1,7 @@
-"""``python -m bench.proxy.ours PORT ENGINE-PORT``: the proxy as the sidecar runs it, with a gate that lets everything in.
+"""``python -m bench.proxy.alone PORT ENGINE-PORT``: the sidecar's proxy without the sidecar, behind a gate that lets all in.
 
-Requests are read and answers are metered as admission does it; only the decision is missing.
+Requests are read and answers are metered as in the sidecar. What is missing is what the sidecar costs beyond its proxy:
+decisions, the accounts that they are made by, and all that is asked of the engine and of the sidecar itself.
 """
 
 import asyncio
