@@ -26,10 +26,10 @@ from e2e.prometheus import Prometheus, watching
 from e2e.prometheus import running as running_prometheus
 from e2e.rings.ring import Ring
 from e2e.rings.service import SIZE, ring_service
-from e2e.rings.times import PROGRESS, TOLD
 from e2e.stack import Images, Stack, prepare_images
 from e2e.tests.client import address
 from e2e.tests.fleet import reachable, unpacked_model
+from e2e.times import PROGRESS
 from kvplane_api import names
 from tests.ring.tiny import wrong
 
@@ -39,14 +39,6 @@ RESTART_BUDGET: Final = 3
 REFORM_GRACE_SECONDS: Final = 5
 _LIMITS: Final = "limits"
 """A ConfigMap: the one thing outside of the spec that decides whether rank 0 of group 0 can start."""
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What was measured, after all tests."""
-    if TOLD:
-        terminalreporter.section("rings")
-        for line in TOLD:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

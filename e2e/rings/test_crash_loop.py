@@ -9,8 +9,8 @@ import pytest
 from e2e.rings.conftest import RESTART_BUDGET, SERVICE, Service
 from e2e.rings.ring import restarts
 from e2e.rings.service import SIZE
-from e2e.rings.times import tell
 from e2e.tests.sidecar import eventually
+from e2e.times import tell
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -1,14 +1,16 @@
 """One ring on three nodes: Ready, exact beyond what a rank holds, and visible by rank."""
 
+import time
+
 from e2e.prometheus import Prometheus
 from e2e.rings.conftest import Mistakes, Service
 from e2e.rings.drill import Work
 from e2e.rings.ring import Ring
 from e2e.rings.service import KV_TOKENS, SIZE
 from e2e.rings.streams import ask
-from e2e.rings.times import tell
 from e2e.stack import Stack
 from e2e.tests.sidecar import eventually
+from e2e.times import tell
 from kvplane_api import names
 
 WORK = Work(prompt_tokens=2600, output_tokens=200)
@@ -33,10 +35,14 @@ def test_a_prompt_longer_than_a_rank_holds_is_answered_as_by_one_process(
     ring: Ring, where: str, mistakes: Mistakes, prometheus: Prometheus
 ) -> None:
     prompt, before = WORK.prompt(seed=1), _sent(ring)
+    asked = time.monotonic()
     answer = ask(where, ring.service, prompt, count=WORK.output_tokens)
     assert answer.error is None
     assert mistakes(prompt, answer.tokens) == []
-    tell(f"{len(prompt)} tokens on ranks of {KV_TOKENS}: {len(answer.tokens)} tokens, none wrong")
+    tell(
+        f"{len(prompt)} tokens on ranks of {KV_TOKENS}: the first token {answer.at[0] - asked:.2f} s, all {len(answer.tokens)} "
+        f"{answer.at[-1] - asked:.2f} s, none wrong"
+    )
 
     of_rank_0 = f'namespace="{ring.namespace}", service="{ring.service}", pod="{ring.name(0)}"'
 

@@ -15,8 +15,8 @@ from e2e.rings.conftest import REFORM_GRACE_SECONDS, Mistakes
 from e2e.rings.drill import Lost, Work, lose_a_rank, lose_rank_0
 from e2e.rings.ring import Ring, await_true, engine_processes, restarts
 from e2e.rings.service import SIZE
-from e2e.rings.times import tell
 from e2e.stack import SYSTEM_NAMESPACE, Stack
+from e2e.times import tell
 
 WORK = Work()
 VICTIM = 2
@@ -42,7 +42,7 @@ def _judge(what: str, lost: Lost, mistakes: Mistakes, *, whole_seconds: float = 
     assert lost.answer.error is None
     assert mistakes(lost.prompt, lost.answer.tokens) == []
     assert share <= RECOMPUTED_TIMES_N
-    assert lost.pause.seconds <= NEXT_TOKEN_SECONDS
+    assert lost.next_token_seconds <= NEXT_TOKEN_SECONDS
     assert lost.whole_seconds <= whole_seconds
 
 

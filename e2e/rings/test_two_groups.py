@@ -10,10 +10,10 @@ from e2e.rings.conftest import SERVICE, Mistakes, Service
 from e2e.rings.drill import Work
 from e2e.rings.ring import Ring, restarts
 from e2e.rings.service import SIZE
-from e2e.rings.times import tell
 from e2e.rings.watching import PodWatch, most_short_at_once
 from e2e.stack import SYSTEM_NAMESPACE, Stack
 from e2e.tests.sidecar import eventually
+from e2e.times import tell
 from kvplane_api import names
 
 WORK = Work(output_tokens=200)

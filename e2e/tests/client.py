@@ -1,12 +1,15 @@
 """Clients of the OpenAI API as users write them: one that asks once, and callers that ask on and on and count what they get.
 
-A caller reconnects when the server has closed its idle connection, and comes back up to twice when a refusal says when,
-as OpenAI's own clients do. Its request is lost when a stream is cut, or anything but 200 and 429 comes back.
+A caller reconnects when the server has closed its idle connection, and comes back when a refusal says when: up to twice
+unless told otherwise, as OpenAI's own clients do. Its request is lost when a stream is cut, when anything but 200 and 429
+comes back, and when a server takes it and gives no answer. Drains are judged by callers that come back once.
 """
 
 import http.client
 import json
 import random
+import select
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +24,8 @@ FIRST_TOKEN: Final = 5
 VOCABULARY: Final = 8192
 RETRIES: Final = 2
 """Of a refused request: what OpenAI's clients do by default."""
+CROSSING_SECONDS: Final = 0.1
+"""In which a request that crosses with the end of its idle connection comes to nothing; one that was taken up is there longer."""
 _HEADERS: Final = {"Content-Type": "application/json"}
 
 
@@ -81,6 +86,19 @@ class Refusal:
         return int(self.headers["retry-after"])
 
 
+@dataclass(frozen=True)
+class Answered:
+    """A request that got its whole answer; moments of the monotonic clock."""
+
+    asked: float
+    """When it was asked for first: refusals and waits come after it."""
+    first: float
+    """When the first token came."""
+    ended: float
+    tokens: int
+    """Of the answer."""
+
+
 @dataclass
 class Load:
     """Callers that stream completions one after another, as long as the context lasts.
@@ -97,18 +115,28 @@ class Load:
     """Each request asks for a length of its own from here to `max_tokens`; None: for `max_tokens`."""
     pause_seconds: float = 0.0
     """Of each caller, between an answer and its next request."""
-    done: int = 0
-    """Whole answers."""
+    retries: int = RETRIES
+    """Of each refused request."""
+    answers: list[Answered] = field(default_factory=list)
+    """Those that came whole, as they came."""
     refusals: list[Refusal] = field(default_factory=list)
     came_back: int = 0
-    """Requests that were refused, and asked again as often as Retry-After said and a client does ..."""
+    """Requests that were refused, and asked again when Retry-After said, up to `retries` times ..."""
     got_in: int = 0
     """... and those of them that had their answer then."""
     lost: list[str] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    """From a request to the end of its answer, refusals and waits included."""
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """How many whole answers came."""
+        return len(self.answers)
+
+    @property
+    def seconds(self) -> list[float]:
+        """From each request to the end of its answer, refusals and waits included."""
+        return [round(each.ended - each.asked, 2) for each in self.answers]
 
     def __enter__(self) -> "Load":
         self._threads = [threading.Thread(target=self._run, args=(bool(n % 2),)) for n in range(self.workers)]
@@ -116,8 +144,12 @@ class Load:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """No caller asks for more; what is under way goes on to its end."""
         self._stop.set()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         for thread in self._threads:
             thread.join()
 
@@ -137,61 +169,72 @@ class Load:
 
     def _turn(self, connection: http.client.HTTPConnection) -> None:
         """One request, and again while it is refused."""
-        began, body, tries = time.monotonic(), self._body(), 1
-        while (refused := _ask(connection, body)) is not None:
-            self.refusals.append(refused)
+        asked, wanted, tries = time.monotonic(), self._wanted(), 1
+        while isinstance(came := _ask(connection, json.dumps(wanted).encode()), Refusal):
+            self.refusals.append(came)
             connection.close()  # another replica may have room
-            if tries > RETRIES:
+            if tries > self.retries:
                 self.came_back += 1
                 return
-            if self._stop.wait(refused.retry_after):
+            if self._stop.wait(came.retry_after):
                 return
             tries += 1
-        self.done += 1
-        self.seconds.append(round(time.monotonic() - began, 2))
+        self.answers.append(Answered(asked, came, time.monotonic(), wanted["max_tokens"]))
         if tries > 1:
             self.came_back += 1
             self.got_in += 1
 
-    def _body(self) -> bytes:
-        body = {
+    def _wanted(self) -> dict[str, Any]:
+        return {
             "model": self.model,
             "prompt": tokens(self.prompt_tokens),
             "max_tokens": random.randint(self.min_tokens or self.max_tokens, self.max_tokens),  # noqa: S311  lengths, not secrets
             "ignore_eos": True,
             "stream": True,
         }
-        return json.dumps(body).encode()
 
 
-def _ask(connection: http.client.HTTPConnection, body: bytes) -> Refusal | None:
-    """Reads a whole stream, or says how it was refused; raises if neither comes."""
+def _ask(connection: http.client.HTTPConnection, body: bytes) -> Refusal | float:
+    """Reads a whole stream, and says when its first token came; or says how it was refused. Raises if neither comes."""
     with closing(_send(connection, body)) as answer:
         if answer.status == 429:
             return Refusal({name.lower(): value for name, value in answer.getheaders()}, json.loads(answer.read()))
         assert answer.status == 200, f"{answer.status}: {answer.read()[:500]!r}"
-        last = b""
+        first, last = 0.0, b""
         for line in answer:
             if line.startswith(b"data: [DONE]"):
                 answer.read()  # to its end, so that the connection can be used again
                 reason = json.loads(last[6:])["choices"][0]["finish_reason"]
                 assert reason == "length", f"the stream ended before its last token: {reason}"
-                return None
+                return first
             if line.startswith(b"data: "):
-                last = line
+                first, last = first or time.monotonic(), line
     raise AssertionError("the stream was cut: it ended without [DONE]")
 
 
 def _send(connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:
-    """The head of an answer; on a new connection if the server had closed the one that was kept."""
-    kept = connection.sock is not None
+    """The head of an answer; on a new connection if the server has closed the one that was kept.
+
+    That is seen before the connection is used, or else the server closes it while the request is on its way (RFC 9112,
+    section 9.5): then the request was nobody's, and is sent again. A server that took it up and dropped it has lost it.
+    """
+    if connection.sock is not None and _ended(connection.sock):
+        connection.close()
+    kept, sent_at = connection.sock is not None, time.monotonic()
     try:
         return _request(connection, body)
     except (ConnectionResetError, BrokenPipeError):
-        if not kept:
+        if not kept or time.monotonic() - sent_at > CROSSING_SECONDS:
             raise
         connection.close()
         return _request(connection, body)
+
+
+def _ended(idle: socket.socket) -> bool:
+    """Whether the other side has closed a connection on which nothing is awaited: what can be read of it is its end."""
+    poll = select.poll()
+    poll.register(idle, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _request(connection: http.client.HTTPConnection, body: bytes) -> http.client.HTTPResponse:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from e2e.cluster.cluster import Cluster
-from e2e.cluster.progress import Progress
 from e2e.cluster.spec import ClusterSpec
 from e2e.prometheus import Prometheus, watching
 from e2e.prometheus import running as running_prometheus
@@ -26,8 +25,7 @@ from e2e.tests import overload as overloads
 from e2e.tests.elastic import Elastic
 from e2e.tests.fleet import Fleet
 from e2e.tests.overload import Overload
-
-PROGRESS = Progress()
+from e2e.times import PROGRESS, tell
 
 
 @pytest.fixture(scope="session")
@@ -134,5 +132,9 @@ def elastic(
     namespace = make_namespace()
     with PROGRESS.step("autoscaling"):
         found = scaling.run(stack, cluster, images, prometheus, namespace)
+    tell(
+        f"autoscaling: a second replica asked for {found.asked_seconds:.2f} s after the overload; woken "
+        f"{' s and '.join(f'{seconds:.2f}' for seconds in found.wake_seconds)} s after the annotation"
+    )
     stack.kubectl("delete", "namespace", namespace, "--wait=false")
     return found

@@ -8,15 +8,20 @@ keep enough.
 While they start the operator is told that starts take five seconds, and restarted: the way down waits for two of them. From
 then on a light load goes on almost without a pause, so that the service is always a busy one, and whatever is lost on the way
 down is seen.
+
+A replica that is asked for under load and takes over its part needs minutes more: `make bench-autoscaling-spot`, which uses what
+is here.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from e2e.cluster.api import Json
 from e2e.cluster.cluster import Cluster
 from e2e.prometheus import Prometheus
 from e2e.stack import SYSTEM_NAMESPACE, Images, Stack, cpu_service
@@ -97,29 +102,31 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
     """Let it happen."""
     began = int(time.time())
     stack.apply(service(namespace, images))
-    _until(lambda: stack.conditions(namespace, NAME).get("ScalingActive", {}).get("status") == "True", "undecided")
-    first_wake = _wake(stack, namespace, "first", replicas=MOST_REPLICAS)
+    until(lambda: stack.conditions(namespace, NAME).get("ScalingActive", {}).get("status") == "True", "undecided")
+    until(lambda: bool(stack.get(namespace, "deployment", NAME)), "no Deployment")
+    first_wake = _wake(stack, cluster, namespace, "first", replicas=MOST_REPLICAS)
     _scale(stack, namespace, minReplicas=1)
     _shorten_starts(stack, prometheus, namespace)
     stack.wait_ready(namespace, NAME)
     reachable(stack, namespace, NAME)
     where = address(stack, namespace, NAME)
     answer = complete(where, NAME, max_tokens=4)
-    with Load(where, NAME, workers=3, max_tokens=100, pause_seconds=0.1) as light:
-        _until(lambda: max(_told(prometheus, namespace, "requests"), default=0.0) > 0, "its requests are not seen")
+    with light_load(where) as light:
+        until(lambda: max(_told(prometheus, namespace, "requests"), default=0.0) > 0, "its requests are not seen")
         blind = _cut(stack, cluster, prometheus, namespace)
         seen_again = _seen_again(stack, namespace)
         costs: dict[str, int | None] = {}
-        _until(lambda: _gone(stack, namespace, costs), "two replicas did not become one")
+        until(lambda: _gone(stack, namespace, costs), "two replicas did not become one")
         time.sleep(2)
-        with Load(where, NAME, workers=20, prompt_tokens=64, min_tokens=120, max_tokens=360) as step:
-            asked_seconds = _asked_after_overload(stack, namespace)
+        ip = sidecar.pod_ip(stack, namespace, NAME)
+        with step_load(where) as step:
+            asked_seconds = asked_after_overload(cluster, namespace, ip)
             # Enough is known: it is called off before its engine takes the cores.
             _scale(stack, namespace, maxReplicas=1, scaleToZeroAfterSeconds=_ZERO_AFTER_SECONDS)
             time.sleep(_STEP_SECONDS)
-    _until(lambda: not sidecar.pods(stack, namespace, NAME), "it did not go to zero")
-    second_wake = _wake(stack, namespace, "second", replicas=1)
-    _until(lambda: [reason for reason, _ in _events(stack, namespace)].count("Woken") == 2, "no event", seconds=30)
+    until(lambda: not sidecar.pods(stack, namespace, NAME), "it did not go to zero")
+    second_wake = _wake(stack, cluster, namespace, "second", replicas=1)
+    until(lambda: [reason for reason, _ in events(stack, namespace)].count("Woken") == 2, "no event", seconds=30)
     return Elastic(
         prometheus=prometheus,
         namespace=namespace,
@@ -133,12 +140,13 @@ def run(stack: Stack, cluster: Cluster, images: Images, prometheus: Prometheus, 
         victim_cost=min((cost for cost in costs.values() if cost is not None), default=None),
         wake_seconds=(first_wake, second_wake),
         answer=answer,
-        events=_events(stack, namespace),
+        events=events(stack, namespace),
     )
 
 
-def service(namespace: str, images: Images) -> dict[str, Any]:
-    """Asleep; two replicas when it wakes up; little KV memory, so that twenty callers are too many for one."""
+def service(namespace: str, images: Images, *, replicas: int = 0, **autoscaling: int) -> dict[str, Any]:
+    """Asleep; two replicas when it wakes up; little KV memory, so that twenty callers are too many for one. ``autoscaling``: fields
+    that go over what it says."""
     engine = {
         "blockSize": BLOCK_TOKENS,
         "maxSequences": MAX_SEQUENCES,
@@ -148,14 +156,25 @@ def service(namespace: str, images: Images) -> dict[str, Any]:
             "limits": {"cpu": _ENGINE_CORES, "memory": "6Gi"},
         },
     }
-    scaling = {
+    scaling: dict[str, Any] = {
         "policy": "Native",
         "minReplicas": MOST_REPLICAS,
         "maxReplicas": MOST_REPLICAS,
         "scaleToZeroAfterSeconds": _NEVER_SECONDS,
         "scaleDownWindowSeconds": _NEVER_SECONDS,
+        **autoscaling,
     }
-    return cpu_service(NAME, namespace, f"oci://{images.model}", engine=engine, replicas=0, autoscaling=scaling)
+    return cpu_service(NAME, namespace, f"oci://{images.model}", engine=engine, replicas=replicas, autoscaling=scaling)
+
+
+def light_load(where: str) -> Load:
+    """A few callers, far from filling one replica."""
+    return Load(where, NAME, workers=3, max_tokens=100, pause_seconds=0.1)
+
+
+def step_load(where: str) -> Load:
+    """Twice as many callers as one replica has room for."""
+    return Load(where, NAME, workers=20, prompt_tokens=64, min_tokens=120, max_tokens=360)
 
 
 def _shorten_starts(stack: Stack, prometheus: Prometheus, namespace: str) -> None:
@@ -167,24 +186,24 @@ def _shorten_starts(stack: Stack, prometheus: Prometheus, namespace: str) -> Non
         data: dict[str, str] = found.get("data", {})
         return data
 
-    _until(lambda: kept().get(KEY_WOKEN) == "first", "the wake-up was not kept", seconds=30)
+    until(lambda: kept().get(KEY_WOKEN) == "first", "the wake-up was not kept", seconds=30)
     learned = json.loads(kept()[KEY_STATE]) | {"starts_pulled": [_STARTUP_SECONDS] * SAMPLES}
     patch = json.dumps({"data": {KEY_STATE: json.dumps(learned)}})
     stack.kubectl("patch", "configmap", name, "-n", namespace, "--type=merge", f"--patch={patch}")
     stack.kubectl("delete", "pods", "-n", SYSTEM_NAMESPACE, "-l", _OPERATOR)
     horizon = _STARTUP_SECONDS + Tuning().tick_seconds
-    _until(lambda: horizon in _told(prometheus, namespace, "horizon_seconds"), "what was kept is not read", seconds=60)
+    until(lambda: horizon in _told(prometheus, namespace, "horizon_seconds"), "what was kept is not read", seconds=60)
 
 
-def _asked_after_overload(stack: Stack, namespace: str) -> float:
-    """Seconds; 0 where it was asked for before the overload was seen here."""
-    ip = sidecar.pod_ip(stack, namespace, NAME)
+def asked_after_overload(cluster: Cluster, namespace: str, ip: str) -> float:
+    """Seconds from the first look at the only replica, at that address, that shows too much for one, to a Deployment of two; 0
+    where this was seen first."""
     since: float | None = None
     end = time.monotonic() + 120
     while True:
         if since is None and _too_few(sidecar.state(ip)):
             since = time.monotonic()
-        if _asked(stack, namespace) > 1:
+        if asked(cluster, namespace) > 1:
             return 0.0 if since is None else time.monotonic() - since
         assert time.monotonic() < end, sidecar.state(ip)
         time.sleep(0.2)
@@ -208,7 +227,7 @@ def _told(prometheus: Prometheus, namespace: str, figure: str) -> list[float]:
 def _cut(stack: Stack, cluster: Cluster, prometheus: Prometheus, namespace: str) -> Blind:
     """As soon as it is blind, and says so, only that keeps the second replica; the cut lasts until the alert fires too."""
     began, start = int(time.time()), time.monotonic()
-    asked: set[int] = set()
+    seen: set[int] = set()
     conditions: set[tuple[str, str, str]] = set()
     free_since: float | None = None
 
@@ -221,18 +240,18 @@ def _cut(stack: Stack, cluster: Cluster, prometheus: Prometheus, namespace: str)
 
     with _hidden(stack, cluster, namespace):
         while not over():
-            asked.add(_asked(stack, namespace))
+            seen.add(asked(cluster, namespace))
             found = stack.conditions(namespace, NAME).items()
             conditions |= {(kind, each["status"], each["reason"]) for kind, each in found}
             if free_since is None and ("ScalingActive", "False", "ScalerBlind") in conditions:
                 _scale(stack, namespace, scaleDownWindowSeconds=_WINDOW_SECONDS)
                 free_since = time.monotonic()
             time.sleep(1)
-        asked.add(_asked(stack, namespace))
+        seen.add(asked(cluster, namespace))
         free_seconds = 0.0 if free_since is None else time.monotonic() - free_since
-    ended = int(time.time())
+    ended = math.ceil(time.time())  # not before the last evaluation
     fired = prometheus.fired(start=began, end=ended)
-    return Blind(began, ended, free_seconds, frozenset(asked), frozenset(conditions), frozenset(fired))
+    return Blind(began, ended, free_seconds, frozenset(seen), frozenset(conditions), frozenset(fired))
 
 
 @contextmanager
@@ -254,7 +273,7 @@ def _seen_again(stack: Stack, namespace: str) -> dict[str, dict[str, Any]]:
         found = stack.conditions(namespace, NAME)
         return {kind: found[kind] for kind in ("SignalsFresh", "ScalingActive")}
 
-    _until(lambda: {each["status"] for each in conditions().values()} == {"True"}, "signals are not back", seconds=60)
+    until(lambda: {each["status"] for each in conditions().values()} == {"True"}, "signals are not back", seconds=60)
     return conditions()
 
 
@@ -267,11 +286,11 @@ def _gone(stack: Stack, namespace: str, costs: dict[str, int | None]) -> bool:
     return len(found) == 1
 
 
-def _wake(stack: Stack, namespace: str, value: str, *, replicas: int) -> float:
-    assert _asked(stack, namespace) == 0
+def _wake(stack: Stack, cluster: Cluster, namespace: str, value: str, *, replicas: int) -> float:
+    assert asked(cluster, namespace) == 0
     began = time.monotonic()
     stack.kubectl("annotate", "llms", NAME, "-n", namespace, "--overwrite", f"{names.ANNOTATION_WAKE}={value}")
-    _until(lambda: _asked(stack, namespace) == replicas, "it was not woken", seconds=30, every=0.1)
+    until(lambda: asked(cluster, namespace) == replicas, "it was not woken", seconds=30, every=0.1)
     return time.monotonic() - began
 
 
@@ -281,12 +300,22 @@ def _scale(stack: Stack, namespace: str, **autoscaling: int) -> None:
     stack.kubectl("patch", "llms", NAME, "-n", namespace, "--type=merge", f"--patch={patch}")
 
 
-def _asked(stack: Stack, namespace: str) -> int:
+def asked(cluster: Cluster, namespace: str) -> int:
     """Replicas that the Deployment asks for."""
-    return int(stack.get(namespace, "deployment", NAME)["spec"]["replicas"])
+    return int(_deployment(cluster, namespace)["spec"]["replicas"])
 
 
-def _events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
+def ready(cluster: Cluster, namespace: str) -> int:
+    """Replicas that serve, as the Deployment counts them."""
+    return int(_deployment(cluster, namespace)["status"].get("readyReplicas", 0))
+
+
+def _deployment(cluster: Cluster, namespace: str) -> Json:
+    """Not by kubectl, which takes a part of a second of a core that engines need."""
+    return cluster.api.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/{NAME}")
+
+
+def events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
     """Reason and message of each event about the service."""
     found = ((event["involvedObject"], event) for event in stack.get(namespace, "events"))
     return tuple(
@@ -296,7 +325,7 @@ def _events(stack: Stack, namespace: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _until(holds: Callable[[], bool], otherwise: str, *, seconds: float = _LONGEST_SECONDS, every: float = 0.5) -> None:
+def until(holds: Callable[[], bool], otherwise: str, *, seconds: float = _LONGEST_SECONDS, every: float = 0.5) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"{otherwise} within {seconds:.0f} s"

@@ -3,7 +3,7 @@
 | service | its model comes from | admission |
 |---|---|---|
 | volume | a persistent volume, read-only | as a user gets it, except for the promises |
-| directory | a directory of the node | reservation: Worst; nobody waits longer than 3 s |
+| directory | a directory of the node | reservation: Worst; only 10 may wait |
 | hub | a hub that asks for a token | as a user gets it, but only 4 may wait |
 
 They start together, since each start takes most of a core for half a minute.
@@ -74,7 +74,7 @@ def running(
                 "directory",
                 privileged,
                 f"path://{model}",
-                admission={"reservation": "Worst", "queue": {"maxWaitSeconds": 3}},
+                admission={"reservation": "Worst", "queue": {"maxRequests": 10, "maxWaitSeconds": 60}},
             ),
             _from_hub(restricted, url),
         )

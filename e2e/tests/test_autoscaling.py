@@ -9,12 +9,16 @@ from e2e.tests.elastic import Elastic
 DASHBOARD = "kvplane / Autoscaling"
 STEP_SECONDS = 10
 TICK_SECONDS = 5.0
+"""From a signal to the Deployment: reading, deciding and writing are within it."""
+AGE_SECONDS = 1.0
+"""A sidecar looks at its engine once a second: while the load of one replica is just passed, it may tell here of too much and
+the operator, whose turn it is then, of enough. Looking at the Deployment from here is within it too: it is done every 0.2 s."""
 BUSY_SECONDS = 3.0
-"""For reading, deciding and writing, and for looking from here, on two cores that engines load."""
+"""For kubectl, which asks for a wake-up, and for deciding and writing, on two cores that engines load."""
 
 
 def test_the_second_replica_is_asked_for_within_a_tick_of_the_overload(elastic: Elastic) -> None:
-    assert elastic.asked_seconds <= TICK_SECONDS + BUSY_SECONDS
+    assert elastic.asked_seconds <= TICK_SECONDS + AGE_SECONDS
 
 
 def test_the_step_is_served_and_nothing_is_lost_on_the_way_down(elastic: Elastic) -> None:

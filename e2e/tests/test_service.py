@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from e2e.tests.client import address, complete, stream
 from e2e.tests.sidecar import eventually, pod_ip, pods, value
 from e2e.tests.sidecar import state as sidecar_state
 from kvplane_api import names
-from kvplane_api.service import LLMServiceSpec
+from kvplane_api.service import LLMServiceSpec, Speculative
 from kvplane_operator.plan.engine_args import engine_args
 
 
@@ -74,7 +74,7 @@ def test_what_the_sidecar_says_reaches_the_status(stack: Stack, chat: str) -> No
 
 
 def test_vllms_own_parser_takes_every_flag(stack: Stack, chat: str) -> None:
-    """What the operator renders from each sample, and from a spec with every engine field, in the engine's own image."""
+    """What the operator renders from each sample and from specs with every engine field, asked in the engine's own image."""
     script = (REPOSITORY / "e2e" / "check_engine_args.py").read_text()
     lists = [engine_args(LLMServiceSpec.parse(spec), served_name="any") for spec in _specs()]
     pod = pods(stack, chat, "chat")[0]["metadata"]
@@ -93,7 +93,7 @@ def _specs() -> list[dict[str, Any]]:
         if document["kind"] == names.KIND and document["spec"].get("mode") != "Ring"
     ]
     assert samples
-    every_field = {
+    every_field: dict[str, Any] = {
         "model": {"source": "hf://acme/tiny@v1", "servedName": "tiny"},
         "context": {"maxTokens": 2048},
         "engine": {
@@ -105,13 +105,18 @@ def _specs() -> list[dict[str, Any]]:
             "maxBatchedTokens": 4096,
             "maxSequences": 16,
             "prefixCaching": "Disabled",
-            "speculative": {"method": "Ngram", "tokens": 3},
             "kvOffload": {"cpuMemory": "1536Mi"},
             "kvTransfer": {"kv_connector": "LMCacheConnectorV1", "kv_role": "kv_both"},
             "extraArgs": ["--enforce-eager"],
         },
     }
-    return [*samples, every_field]
+    methods = [
+        {"method": "Ngram", "tokens": 3},
+        {"method": "Draft", "tokens": 3, "model": "acme/small"},
+        {"method": "Eagle3", "tokens": 3, "model": "/models/head"},
+    ]
+    assert {each["method"] for each in methods} == set(get_args(Speculative.model_fields["method"].annotation))
+    return [*samples, *(every_field | {"engine": every_field["engine"] | {"speculative": each}} for each in methods)]
 
 
 def test_engine_that_dies_comes_back(stack: Stack, cluster: Cluster, chat: str) -> None:
