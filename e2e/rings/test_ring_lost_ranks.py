@@ -105,7 +105,7 @@ def test_a_node_that_is_cut_off_and_comes_back(
     healed = time.monotonic()
     await_true(
         lambda: not engine_processes(cluster, node, zombie),
-        what=lambda: f"the zombie still runs: {engine_processes(cluster, node, zombie)}",
+        what=lambda: f"the zombie still runs: {engine_processes(cluster, node, zombie)}, while cut off {left}",
         seconds=ZOMBIE_SECONDS,
     )
     tell(f"the rank on the healed node is gone after {time.monotonic() - healed:.1f} s")

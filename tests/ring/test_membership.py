@@ -27,9 +27,9 @@ LIMITS = Limits(heartbeat=1.0, stop=10.0, form=30.0, gather=10.0, exclude=5.0)
 IDENTITY = Identity(world_size=4, version="1.0", config_hash="c")
 
 
-def candidate(ordinal: int, process: str = "", *, epoch: int = -1, **identity: Any) -> Candidate:
+def candidate(ordinal: int, process: str = "", *, pod: str = "", epoch: int = -1, **identity: Any) -> Candidate:
     changed = Identity(**{"world_size": 4, "version": "1.0", "config_hash": "c", **identity})
-    return Candidate(ordinal, f"pod-{ordinal}", process or f"p{ordinal}", changed, epoch)
+    return Candidate(ordinal, pod or f"pod-{ordinal}", process or f"p{ordinal}", changed, epoch)
 
 
 def leader(size: int = 4, *, epoch: int = -1) -> Membership:
@@ -244,6 +244,22 @@ def test_a_second_process_waits_for_the_first_and_then_takes_its_place_for_good(
     assert only(ring.stopped(1, 2.0), Form).links == (0, 1, 10, 3)
     refusal = only(ring.joined(11, candidate(2), 3.0), Refuse)
     assert refusal.reason == ("Rank 2 (pod pod-2) was away, and another process has taken its place; it must end.")
+
+
+def test_a_process_of_a_pod_that_another_pod_replaced_is_sent_away_while_that_one_is_there() -> None:
+    """A node was cut off and is back: its kubelet starts the container again until it hears that the pod is gone."""
+    ring = formed()
+    ring.disconnected(2, 1.0)
+    assert only(ring.stopped(1, 1.0), Form).ordinals == (0, 1, 3)
+    ring.joined(9, candidate(2, "new", pod="made-anew"), 2.0)
+    for link in (1, 3):
+        ring.done(link, 1, BUILT, 2.0)
+    refusal = only(ring.joined(10, candidate(2, "restarted"), 3.0), Refuse)
+    assert refusal.reason == "Rank 2 (pod pod-2) was deleted, and pod made-anew has taken its place; it must end."
+    assert ring.joined(11, candidate(2, "again", pod="made-anew"), 3.5) == [], "a second process of the pod that is there"
+    ring.disconnected(11, 4.0)
+    ring.disconnected(9, 4.0)
+    assert ring.joined(12, candidate(2, "restarted"), 5.0) == [], "better than nobody"
 
 
 def test_who_falls_silent_while_it_waits_is_let_go_and_no_ring_is_formed_for_it() -> None:

@@ -169,9 +169,10 @@ class Membership:
         self._excluded: dict[str, tuple[float, float]] = {}
         """By process, until when it is left out, and how long the last exclusion was."""
         self._strikes: list[float] = []
-        self._counted: dict[int, str] = {leader.ordinal: leader.process}
-        """The process that was counted last for each ordinal."""
+        self._counted: dict[int, Candidate] = {leader.ordinal: leader}
+        """Who was counted last for each ordinal."""
         self._replaced: set[str] = set()
+        """Processes whose place another one took, and the UIDs of pods whose place another pod took."""
         self._sent = BUILT
         """The last step that was sent in the current ring."""
         self._self_stopped = True
@@ -331,6 +332,10 @@ class Membership:
             )
         if candidate.process in self._replaced:
             return "was away, and another process has taken its place; it must end."
+        member = self._at(candidate.ordinal)
+        if candidate.pod in self._replaced and member is not None and member.candidate.pod != candidate.pod:
+            # Its node was cut off, and its kubelet, which does not know yet, has started the container again.
+            return f"was deleted, and pod {member.candidate.pod} has taken its place; it must end."
         return None
 
     def _silent(self, member: _Member, now: float) -> str | None:
@@ -398,10 +403,12 @@ class Membership:
     def _welcome(self, member: _Member, now: float) -> list[Action]:
         """Counts a process; a ring that runs stops for it at the next step."""
         candidate = member.candidate
-        last = self._counted.get(candidate.ordinal, candidate.process)
-        if last != candidate.process:
-            self._replaced.add(last)
-        self._counted[candidate.ordinal] = candidate.process
+        last = self._counted.get(candidate.ordinal, candidate)
+        if last.process != candidate.process:
+            self._replaced.add(last.process)
+        if last.pod != candidate.pod:
+            self._replaced.add(last.pod)
+        self._counted[candidate.ordinal] = candidate
         self._members[member.link] = member
         return self._fence(f"rank {candidate.ordinal} is ready to join", now, abort=self.phase is Phase.FORMING)
 
