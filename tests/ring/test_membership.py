@@ -256,7 +256,9 @@ def test_a_process_of_a_pod_that_another_pod_replaced_is_sent_away_while_that_on
         ring.done(link, 1, BUILT, 2.0)
     refusal = only(ring.joined(10, candidate(2, "restarted"), 3.0), Refuse)
     assert refusal.reason == "Rank 2 (pod pod-2) was deleted, and pod made-anew has taken its place; it must end."
-    assert ring.joined(11, candidate(2, "again", pod="made-anew"), 3.5) == [], "a second process of the pod that is there"
+    assert ring.joined(11, candidate(2, "again", pod="made-anew"), 3.5) == [], (
+        "a second process of the pod that is there"
+    )
     ring.disconnected(11, 4.0)
     ring.disconnected(9, 4.0)
     assert ring.joined(12, candidate(2, "restarted"), 5.0) == [], "better than nobody"

@@ -330,6 +330,10 @@ class Membership:
                 f"has the configuration {its.config_hash}, rank 0 has {mine.config_hash}; "
                 "give all ranks the same model, dtype and KVPLANE_RING_* settings."
             )
+        return self._out_of_date(candidate)
+
+    def _out_of_date(self, candidate: Candidate) -> str | None:
+        """Why its time is over: another process or pod has its place."""
         if candidate.process in self._replaced:
             return "was away, and another process has taken its place; it must end."
         member = self._at(candidate.ordinal)
