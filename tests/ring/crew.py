@@ -73,6 +73,9 @@ class FakeRing:
     room: Room
     reason: str | None = None
 
+    def waited(self) -> float:
+        return 0.0
+
     def abort(self, reason: str = "it was aborted") -> None:
         self.reason = self.reason or reason
 
@@ -182,7 +185,7 @@ class Process:
         self.ended: str | None = None
         self.refused: str | None = None
         self.model = FakeModel(self)
-        self.place = Place(model=self.model, build=self._build)
+        self.place = Place(model=self.model, build=self._build, clock=lambda: time.monotonic() + crew.later)
         self.join = messages.Join(
             messages.Member(ordinal, f"pod-{ordinal}", self.name, HOST),
             crew.size,
@@ -324,7 +327,7 @@ class Crew:
         self.closed = False
         self.port = 0
         self.later = 0.0
-        """Seconds that the leader's clock is ahead."""
+        """Seconds that the leader's clock, and that by which ranks tell whether they hang, is ahead."""
         self.hooks: list[Callable[[Process, messages.Step], None]] = []
         self.nonsense: set[int] = set()
         """Sequences whose logits are no numbers when they decode."""

@@ -51,6 +51,7 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.known = STATE
+        self.hangs: str | None = None
         self.refusal: Refusal | None = None
         """Given to every request."""
         self.fails: Refusal | None = None
@@ -94,6 +95,9 @@ class FakeEngine:
 
     def state(self) -> State:
         return self.known
+
+    def hung(self) -> str | None:
+        return self.hangs
 
     def set(self, **changes: object) -> None:
         self.known = replace(self.known, **changes)  # type: ignore[arg-type]  # each test names fields of State

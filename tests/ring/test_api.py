@@ -302,6 +302,17 @@ async def test_health_is_that_of_the_ring(served: Served) -> None:
     )
 
 
+@pytest.mark.parametrize("formed", [True, False])
+async def test_a_rank_0_that_hangs_is_told_from_one_that_waits(served: Served, formed: bool) -> None:
+    """Also while it drains: what it waits for will not end."""
+    served.engine.set(formed=formed)
+    served.engine.hangs = "A step does not end."
+    for draining in (False, True):
+        served.api.draining = draining
+        status, text = await served.get("/health")
+        assert (status, json.loads(text)) == (500, {"ready": False, "reason": "A step does not end."})
+
+
 async def test_requests_wait_for_a_ring_that_forms_again_but_not_for_the_first(served: Served) -> None:
     served.engine.set(formed=False)
     assert (await served.post(COMPLETIONS, HI))[0] == 200

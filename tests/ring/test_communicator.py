@@ -148,6 +148,23 @@ def test_a_peer_that_computes_alone_is_waited_for(rings: Rings) -> None:
         one.abort()
 
 
+def test_a_wait_counts_while_it_lasts(rings: Rings) -> None:
+    ring = rings.form(2)
+    assert ring[0].waited() == 0
+    waiting = threading.Thread(target=lambda: ring[0].post(receives=[(torch.empty(8), 1)]).wait())
+    waiting.start()
+    end = time.monotonic() + 10
+    while not (so_far := ring[0].waited()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert ring[0].traffic.waited_seconds == 0
+    ring[1].post(sends=[(torch.ones(8), 0)]).wait()
+    waiting.join(10)
+    assert ring[0].waited() == ring[0].traffic.waited_seconds >= so_far
+    for one in ring:
+        one.abort()
+
+
 def test_a_ring_that_is_not_complete_does_not_form(rings: Rings) -> None:
     with pytest.raises(
         RingBrokenError, match=r"The ring of epoch 9002 did not form: rank 0 of 2 waited 0.3 s"

@@ -1,6 +1,7 @@
 """The engine with a model that is none, over real control connections: whatever fails, the tokens are the right ones."""
 
 import contextlib
+import re
 import threading
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -10,8 +11,9 @@ import pytest
 
 from kvplane_runtime.ring import messages
 from kvplane_runtime.ring.admission import Refusal
+from kvplane_runtime.ring.communicator import PATIENT_SECONDS
 from kvplane_runtime.ring.control import Gone
-from kvplane_runtime.ring.engine import About, Leader, Promise, Shutdown
+from kvplane_runtime.ring.engine import About, Leader, Promise, RingEngine, Shutdown
 from kvplane_runtime.ring.membership import BUILT, Fence, Formed, Limits
 from kvplane_runtime.ring.requests import Policy
 from tests.ring.crew import Crew, LeaderProcess, Process, WorkerProcess, answer
@@ -115,6 +117,33 @@ def test_a_rank_that_lives_and_never_ends_a_step_in_which_nobody_needs_it_is_lef
         assert crew.leader.leader.state.members == (0, 2, 3)
     finally:
         crew.close()
+
+
+def test_a_rank_0_that_never_ends_a_step_by_itself_says_so(crew: Crew) -> None:
+    """The others wait for it, and beat: nobody else would notice."""
+    crew.formed(0, 1, 2, 3)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hook(process: Process, step: messages.Step) -> None:
+        if process.ordinal == 0:
+            crew.hooks.remove(hook)
+            reached.set()
+            go_on.wait(20)
+
+    crew.hooks.append(hook)
+    got = crew.ask(prompt(200), 12)
+    assert reached.wait(20)
+    engine = RingEngine(leader=crew.leader.leader, inbox=crew.leader.inbox)
+    crew.later = PATIENT_SECONDS - 60
+    assert engine.hung() is None
+    crew.later = PATIENT_SECONDS + 60
+    assert re.fullmatch(r"A step of this rank, .* has taken \d+ s, longer than 600 s: it hangs\.", engine.hung() or "")
+    crew.later = 0.0
+    go_on.set()
+    assert got.over.wait(20)
+    assert got.tokens == answer(prompt(200), 12)
+    crew.later = 10 * PATIENT_SECONDS
+    assert engine.hung() is None, "it waits for requests"
 
 
 def test_a_rank_that_stood_still_keeps_what_nobody_computed_anew(crew: Crew) -> None:

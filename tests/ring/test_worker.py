@@ -1,6 +1,7 @@
 """A rank's place in its rings, and a worker that follows: no step runs in a ring that is over, and no ring is left open."""
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -24,6 +25,11 @@ class Ring:
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.reason: str | None = None
+        self.seconds = 0.0
+        """Waited."""
+
+    def waited(self) -> float:
+        return self.seconds
 
     def abort(self, reason: str = "it was aborted") -> None:
         self.reason = self.reason or reason
@@ -57,8 +63,13 @@ def form(epoch: int) -> messages.Form:
     return messages.Form(epoch, 1, [MEMBER], "s:1", [messages.Table.of(5, [1, 2, 3], [[], [messages.Positions(0, 3)]])])
 
 
-def place(model: Model, build: Callable[[messages.Form], Any] = lambda form: Ring(form.epoch)) -> Place:
-    return Place(model=model, build=build)
+def place(
+    model: Model,
+    build: Callable[[messages.Form], Any] = lambda form: Ring(form.epoch),
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> Place:
+    return Place(model=model, build=build, form_seconds=20.0, clock=clock)
 
 
 def test_a_ring_that_was_built_after_its_fence_is_closed() -> None:
@@ -201,30 +212,88 @@ def test_a_worker_has_to_show_what_it_holds_and_what_its_steps_cost() -> None:
     assert mine.account == WorkerAccount(epoch=3, kv_tokens=7, traffic=RankTraffic(2, 2.0, 1.5, 0.5, 16))
 
 
+class Slow(Model):
+    """Runs a step for as long as its test says."""
+
+    def __init__(self, passes: Callable[[Ring], None], *broken: int) -> None:
+        super().__init__(*broken)
+        self._passes = passes
+        self._ring: Ring | None = None
+
+    def bind(self, ring: Any, layouts: Mapping[int, Layout] | None = None) -> None:
+        super().bind(ring, layouts)
+        self._ring = ring
+
+    def run(self, step: messages.Step) -> StepResult:
+        assert self._ring is not None
+        self._passes(self._ring)
+        return super().run(step)
+
+
 @pytest.mark.parametrize("broken", [(), (0,)], ids=["done", "broken"])
 def test_a_worker_whose_step_does_not_end_says_so(broken: tuple[int, ...]) -> None:
     now = 100.0
     said: list[str | None] = []
 
-    class Slow(Model):
-        def run(self, step: messages.Step) -> StepResult:
-            nonlocal now
+    def passes(ring: Ring) -> None:
+        nonlocal now
+        for seconds in (0.0, PATIENT_SECONDS, 1.0):
+            now += seconds
             said.append(mine.hung())
-            now += PATIENT_SECONDS
-            said.append(mine.hung())
-            now += 1
-            said.append(mine.hung())
-            return super().run(step)
 
     inbox: SimpleQueue[messages.AnyMessage | Severed | Left] = SimpleQueue()
     for order in (form(3), messages.Step(3, 0), Left()):
         inbox.put(order)
     tether: Any = Tether()
-    join = messages.Join(MEMBER, 3, "1/c", 100)
-    mine = Worker(place=place(Slow(*broken)), tether=tether, inbox=inbox, join=join, clock=lambda: now)
+    where = place(Slow(passes, *broken), clock=lambda: now)
+    mine = Worker(place=where, tether=tether, inbox=inbox, join=messages.Join(MEMBER, 3, "1/c", 100))
     assert mine.hung() is None
     mine.run()
-    hangs = "A step of this rank has been under way for 601 s, longer than 600 s: it hangs."
+    hangs = "A step of this rank, without its waits for others, has taken 601 s, longer than 600 s: it hangs."
+    assert said == [None, None, hangs]
+    assert mine.hung() is None
+
+
+def test_what_a_step_waits_for_others_is_no_hang() -> None:
+    """However long: a slow network makes many waits, and each has its own limit."""
+    now = 100.0
+    said: list[str | None] = []
+
+    def passes(ring: Ring) -> None:
+        nonlocal now
+        for seconds, waited in ((1.0, 0.0), (3 * PATIENT_SECONDS, 3 * PATIENT_SECONDS), (PATIENT_SECONDS, 0.0)):
+            now += seconds
+            ring.seconds += waited
+            said.append(mine.hung())
+
+    mine = place(Slow(passes), clock=lambda: now)
+    mine.form(form(3))
+    said.append(mine.hung())
+    mine.run(messages.Step(3, 0))
+    now += 10 * PATIENT_SECONDS
+    hangs = "A step of this rank, without its waits for others, has taken 601 s, longer than 600 s: it hangs."
+    assert said == [None, None, None, hangs]
+    assert mine.hung() is None, "between two steps it waits for orders"
+    said.clear()
+    mine.run(messages.Step(3, 1))
+    assert said == [None, None, hangs], "each step is counted by itself, and by its own waits"
+
+
+def test_a_rank_that_does_not_get_into_a_ring_says_so() -> None:
+    """It may wait for the store and for the others, each as long as the limit of forming is; what it does itself comes on top."""
+    now = 100.0
+    said: list[str | None] = []
+
+    def build(form: messages.Form) -> Any:
+        nonlocal now
+        for seconds in (40.0, PATIENT_SECONDS, 1.0):
+            now += seconds
+            said.append(mine.hung())
+        return Ring(form.epoch)
+
+    mine = place(Model(), build, clock=lambda: now)
+    mine.form(form(3))
+    hangs = "The way of this rank into a ring has taken 641 s, longer than 640 s: it hangs."
     assert said == [None, None, hangs]
     assert mine.hung() is None
 

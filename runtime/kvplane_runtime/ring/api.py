@@ -4,7 +4,7 @@
 ``/v1/completions``         text or token ids, several prompts, ``n``; streamed (SSE) or whole
 ``/v1/chat/completions``    through the model's chat template
 ``/v1/models``              the one model, with ``max_model_len``: what the ring takes when it is empty and whole
-``/health``                 200 while the ring is formed and takes requests, else 503 with the reason, as JSON
+``/health``                 200 while the ring is formed and takes requests, 500 if rank 0 hangs, else 503; JSON with the reason
 ``/state``                  :class:`kvplane_runtime.ring.state.RingState` as JSON
 ``/metrics``                for Prometheus: vLLM's names for what every engine has, ``kvplane_ring_*`` for the rest
 ``/version``                this program's
@@ -80,6 +80,9 @@ class Engine(Protocol):
 
     def state(self) -> State:
         """The ring now."""
+
+    def hung(self) -> str | None:
+        """What shows that rank 0's own model hangs, so that only a restart helps, in a sentence; None while it does not."""
 
 
 @dataclass(slots=True)
@@ -398,7 +401,9 @@ class Api:
         }
 
     async def health(self, _: web.Request) -> web.Response:
-        """``GET /health``: readiness."""
+        """``GET /health``: readiness; 500 where this process has to be started anew for it."""
+        if (hung := self._engine.hung()) is not None:
+            return health.hangs(hung)
         known = self._engine.state()
         if self.draining:
             return health.answer("The engine drains.")

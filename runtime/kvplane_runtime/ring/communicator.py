@@ -110,13 +110,15 @@ class Pending:
         if self.ring._streams is not None:
             self.ring._follow(self)
             return
-        begin = time.perf_counter()
-        self.ring._queue_up(self)
+        ring = self.ring
+        begin = ring._waits_since = time.perf_counter()
+        ring._queue_up(self)
         self.done.acquire()
         self.done.release()
-        self.ring.traffic.waited_seconds += time.perf_counter() - begin
+        ring.traffic.waited_seconds += time.perf_counter() - begin
+        ring._waits_since = None
         if self.broken:
-            raise self.ring._reason()
+            raise ring._reason()
 
 
 class _Streams:
@@ -170,6 +172,8 @@ class Ring:
         self._guard = threading.Lock()
         """Of what is under way and of the end: what was posted before the end is waited for, and after it nothing is."""
         self._under_way: set[Pending] = set()
+        self._waits_since: float | None = None
+        """Since when the model's thread waits for others; None while it does not."""
         self._broken: RingBrokenError | None = None
         self._queue: SimpleQueue[Pending | None] = SimpleQueue()
         if group is not None:
@@ -311,6 +315,13 @@ class Ring:
         """Raises RingBrokenError if the ring works no more."""
         if self._broken is not None:
             raise self._reason()
+
+    def waited(self) -> float:
+        """Seconds that the model's thread waited for others so far, a wait under way included (on a GPU: as far as the ring has
+        settled). From any thread.
+        """
+        since = self._waits_since  # read first: a wait that ends now counts twice for a moment, rather than not at all
+        return self.traffic.waited_seconds + (0.0 if since is None else time.perf_counter() - since)
 
     @property
     def broken(self) -> RingBrokenError | None:

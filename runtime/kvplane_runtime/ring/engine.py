@@ -153,6 +153,10 @@ class Leader:
         self._place.leave()
         self._publish(self._scheduler.fail_all(self._over))
 
+    def hung(self) -> str | None:
+        """As :meth:`worker.Place.hung`. From any thread."""
+        return self._place.hung()
+
     def _new_scheduler(self, ranks: int, capacity: int) -> Scheduler:
         whole = self._about.world_size
         return Scheduler(policy=self._policy, ranks=ranks, whole=whole, capacity=capacity, uniform=self._uniform)
@@ -471,6 +475,10 @@ class RingEngine:
     def state(self) -> State:
         """See :class:`api.Engine`."""
         return self._leader.state
+
+    def hung(self) -> str | None:
+        """See :class:`api.Engine`."""
+        return self._leader.hung()
 
 
 def _rows(result: StepResult) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

@@ -162,7 +162,7 @@ def _follow(settings: Settings) -> int:
     )
     tether.start()
     model, join = _load(settings, lambda loaded, total: tether.send(messages.Loading(settings.ordinal, loaded, total)))
-    place = Place(model=model, build=partial(_build, settings=settings))
+    place = Place(model=model, build=partial(_build, settings=settings), form_seconds=settings.limits.form)
     fences.append(place.fence)
     worker = Worker(place=place, tether=tether, inbox=inbox, join=join)
     asked = WorkerApi(
@@ -209,7 +209,7 @@ def _lead(settings: Settings) -> int:
         raise _taken("KVPLANE_RING_STORE_PORT", settings.store_port, error) from error
     model, join = _load(settings, lambda loaded, total: log.info("Loaded %d of %d MiB.", loaded >> 20, total >> 20))
     inbox: SimpleQueue[Any] = SimpleQueue()
-    place = Place(model=model, build=partial(_build, settings=settings))
+    place = Place(model=model, build=partial(_build, settings=settings), form_seconds=settings.limits.form)
     hub = Hub(
         join=join,
         host=settings.address,

@@ -4,7 +4,8 @@ All ranks do the same through :class:`Place`, rank 0 too; a worker's orders come
 things are never done here: wait where a fence could not wake it, go on in a ring that was fenced, and forget KV. A rank
 that lost its ring, or rank 0, keeps tokens, layouts and KV, and offers them with its next ``Join``.
 
-What a worker is at the moment may be asked from any thread: its ``account`` is a value that is replaced, never changed.
+What a worker is at the moment may be asked from any thread: its ``account`` is a value that is replaced, never changed. So
+may any rank be asked whether its model's thread hangs (:meth:`Place.hung`).
 """
 
 import contextlib
@@ -12,13 +13,13 @@ import logging
 import threading
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Final, Protocol
 
 from kvplane_runtime.ring import messages
-from kvplane_runtime.ring.communicator import PATIENT_SECONDS, Ring, RingBrokenError
+from kvplane_runtime.ring.communicator import FORM_SECONDS, PATIENT_SECONDS, Ring, RingBrokenError
 from kvplane_runtime.ring.control import Left, Severed, Tether
 from kvplane_runtime.ring.layout import Layout
 from kvplane_runtime.ring.membership import BUILT
@@ -27,6 +28,9 @@ from kvplane_runtime.ring.ranges import Run
 from kvplane_runtime.ring.state import WorkerAccount
 
 log = logging.getLogger(__name__)
+
+BUILD_WAITS: Final = 2
+"""Times the limit of forming that the building of a ring may wait for others: for the store, and for its members."""
 
 
 class Model(Protocol):
@@ -84,13 +88,39 @@ def layout(table: messages.Table) -> Layout:
     return Layout(len(table.held), held=map(runs, table.held), length=len(table.tokens))
 
 
-class Place:
-    """This process's place in one ring after another. All but :meth:`fence` is for the model's thread."""
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What the model's thread does, and since when."""
 
-    def __init__(self, *, model: Model, build: Callable[[messages.Form], Ring]) -> None:
-        """``build`` makes the ring of a form; it may take its time, and raises RingBrokenError."""
+    name: str
+    since: float
+    longest: float
+    """Seconds after which it hangs, waits in ``ring`` not counted."""
+    ring: Ring | None
+    waited: float
+    """In ``ring``, before it began."""
+
+
+class Place:
+    """This process's place in one ring after another. All but :meth:`fence` and :meth:`hung` is for the model's thread."""
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        build: Callable[[messages.Form], Ring],
+        form_seconds: float = FORM_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``build`` makes the ring of a form; it waits for others for at most ``BUILD_WAITS`` times ``form_seconds``, and raises
+        RingBrokenError.
+        """
         self._model = model
         self._build = build
+        self._form_seconds = form_seconds
+        self._clock = clock
+        self._task: _Task | None = None
+        """None between two tasks, however long: then the model's thread waits for orders, and is well."""
         self._guard = threading.Lock()
         self._void = -1
         """Rings of earlier epochs are over."""
@@ -110,9 +140,10 @@ class Place:
         """
         self.leave()
         self.heard_of = form.epoch
-        ring = self._built(form)
-        self._model.bind(ring, {table.sequence: layout(table) for table in form.tables})
-        self._tokens.restore(form.tables)
+        with self._at_work("The way of this rank into a ring", PATIENT_SECONDS + BUILD_WAITS * self._form_seconds):
+            ring = self._built(form)
+            self._model.bind(ring, {table.sequence: layout(table) for table in form.tables})
+            self._tokens.restore(form.tables)
         with self._guard:
             self._ring = ring
             void = self._void
@@ -122,9 +153,34 @@ class Place:
 
     def run(self, step: messages.Step) -> StepResult:
         """Runs a step of the ring it is in. Raises RingBrokenError; what was held before is held then."""
-        result = self._model.run(step)
-        self._tokens.apply(step)
+        with self._at_work("A step of this rank, without its waits for others,", PATIENT_SECONDS):
+            result = self._model.run(step)
+            self._tokens.apply(step)
         return result
+
+    def hung(self) -> str | None:
+        """What shows that the model's thread hangs, in a sentence; None while it does not. From any thread.
+
+        Only what this rank does by itself counts: who waits for others, in a step or for orders, is woken by fences and limits.
+        A long prompt, or its refill after a loss, is many steps.
+        """
+        task = self._task
+        if task is None:
+            return None
+        waited = 0.0 if task.ring is None else task.ring.waited() - task.waited
+        seconds = self._clock() - task.since - waited
+        if seconds <= task.longest:
+            return None
+        return f"{task.name} has taken {seconds:.0f} s, longer than {task.longest:g} s: it hangs."
+
+    @contextlib.contextmanager
+    def _at_work(self, name: str, longest: float) -> Iterator[None]:
+        ring = self._ring
+        self._task = _Task(name, self._clock(), longest, ring, 0.0 if ring is None else ring.waited())
+        try:
+            yield
+        finally:
+            self._task = None
 
     def fence(self, epoch: int, reason: str) -> None:
         """From any thread: rings before ``epoch`` are over; whoever waits in one is woken."""
@@ -210,17 +266,13 @@ class Worker:
         tether: Tether,
         inbox: "SimpleQueue[messages.AnyMessage | Severed | Left]",
         join: messages.Join,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``join`` is what it says of itself; its epoch and tables are filled in here."""
         self._place = place
         self._tether = tether
         self._inbox = inbox
         self._self = join
-        self._clock = clock
         self._rank = -1
-        self._step_since: float | None = None
-        """When the step under way began; None between steps."""
         self.account = WorkerAccount()
         """As it was after the last order."""
 
@@ -242,17 +294,8 @@ class Worker:
         return f"The ring of epoch {epoch} does not work yet: not all of its ranks are inside."
 
     def hung(self) -> str | None:
-        """What shows that the model's thread hangs, in a sentence; None while it does not.
-
-        Rank 0 has given up a step that takes longer than the limit, and this rank is in no ring until it ends.
-        """
-        since = self._step_since
-        seconds = 0.0 if since is None else self._clock() - since
-        if seconds <= PATIENT_SECONDS:
-            return None
-        return (
-            f"A step of this rank has been under way for {seconds:.0f} s, longer than {PATIENT_SECONDS:g} s: it hangs."
-        )
+        """As :meth:`Place.hung`. Rank 0 has given up a step that takes so long, and this rank is in no ring until it ends."""
+        return self._place.hung()
 
     def run(self) -> str | None:
         """Follows until it has left (None), or is refused (why)."""
@@ -305,7 +348,6 @@ class Worker:
     def _step(self, step: messages.Step) -> None:
         if step.epoch != self._place.epoch:
             return
-        self._step_since = self._clock()
         try:
             result = self._place.run(step)
         except RingBrokenError as error:
@@ -316,8 +358,6 @@ class Worker:
             traffic = self.account.traffic.plus(said.traffic)
             self.account = replace(self.account, kv_tokens=result.held_tokens, traffic=traffic)
             self._tether.send(said)
-        finally:
-            self._step_since = None
 
 
 def done(step: messages.Step, rank: int, result: StepResult) -> messages.Done:
