@@ -98,6 +98,10 @@ class EngineSignals(_Wire):
     kv_cache_capacity_tokens: int | None = None
     requests_running: int | None = None
     requests_waiting: int | None = None
+    waiting_prompt_tokens: int | None = None
+    """Still to be computed for the requests that wait, what is cached left out. Only a ring tells it."""
+    waiting_kv_tokens: int | None = None
+    """KV tokens that these may come to hold, as far as the usage does not count them yet. Only a ring tells it."""
     preemptions_total: int | None = None
     prompt_tokens_total: int | None = None
     """Once per prompt, whether they were computed or found in the prefix cache."""

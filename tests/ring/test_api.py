@@ -365,6 +365,10 @@ async def test_the_state_is_what_readers_of_paged_engines_know(served: Served) -
     assert known.pod == "ring-0"
     assert known.engine.kv_cache_capacity_tokens == 400
     assert known.engine.kv_cache_usage_ratio == 0.5
+    engine, admission = known.engine, known.admission
+    assert (engine.requests_waiting, engine.waiting_prompt_tokens, engine.waiting_kv_tokens) == (2, 50, 30)
+    assert admission is not None
+    assert (admission.running, admission.queued) == (5, 0), "what waits does so in the engine, and counts once"
     ring = RingState.model_validate_json(text).ring
     assert ring.kv_tokens == (10, 20, 30, 40)
     assert ring.exposed_wait_ratio == 0.125

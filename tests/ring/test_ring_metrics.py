@@ -7,9 +7,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvplane_runtime.ring.metrics import METRICS, RingCollector, Tally
+from kvplane_runtime.ring.requests import Accepted
 from kvplane_runtime.ring.state import State
 from kvplane_runtime.sidecar.signals import normalise
 from tests.ring.fake_engine import STATE
+from tests.ring.simulated import Ring, prompt
 
 
 def exposition(state: State = STATE, tally: Tally | None = None) -> str:
@@ -65,6 +67,40 @@ def test_prompt_tokens_count_when_they_are_computed() -> None:
     scrape = normalise(exposition(replace(STATE, scheduler=scheduler)))
     assert scrape.values["prompt_tokens"] == 500
     assert (scrape.values["prefix_cache_queries_tokens"], scrape.values["prefix_cache_hits_tokens"]) == (1000, 200)
+
+
+def test_what_waits_is_told_and_what_is_under_way_is_not() -> None:
+    ring = Ring()
+
+    def told() -> tuple[float, float]:
+        known = samples(exposition(replace(STATE, scheduler=ring.scheduler.snapshot())))
+        return known["kvplane_ring_waiting_prompt_tokens", ()], known["kvplane_ring_waiting_kv_tokens", ()]
+
+    ring.submit("first", prompt(200))
+    assert told() == (200, 0)
+    ring.step()
+    assert told() == (0, 0)
+    ring.submit("second", prompt(300, 1), outputs=3)
+    assert told() == (300, 0), "three outputs have one prompt, and their KV is reserved"
+    ring.drain()
+    assert ring.submit("again", prompt(200)) == Accepted("again", 199, 4)
+    assert told() == (1, 0), "what is cached is not computed again"
+
+
+def test_what_is_parked_is_told_with_all_that_it_will_need() -> None:
+    """1200 tokens, and 49 of the output that are inputs: what is not held is needed, and of the first 1200 to be computed."""
+    ring = Ring(ranks=2, capacity=1000)
+    ring.submit("large", prompt(1200), max_tokens=50)
+    while not ring.tokens("large"):
+        ring.step()
+    ring.reform({0: 0}, 1)
+    known = ring.scheduler.snapshot()
+    (held,) = known.active
+    assert 500 < held < 700
+    assert (known.parked, known.waiting_prompt_tokens, known.waiting_kv_tokens) == (1, 1200 - held, 1249 - held)
+    ring.reform({0: 0}, 2)
+    known = ring.scheduler.snapshot()
+    assert (known.parked, known.waiting_prompt_tokens, known.waiting_kv_tokens) == (0, 0, 0)
 
 
 def test_the_rings_own() -> None:

@@ -146,6 +146,17 @@ class Traffic(RuleBasedStateMachine):
             assert held <= known.active[rank] + known.kept_tokens[rank] <= known.capacity_tokens
 
     @invariant()
+    def what_all_may_come_to_hold_is_reserved_or_told_to_wait(self) -> None:
+        known = self.ring.scheduler.snapshot()
+        in_progress = [each for each in self.ring.scheduler._sequences.values() if each.job is not None]
+        for each in in_progress:
+            assert each.missing_tokens == sum(run.count for run in each.missing())
+        most = sum(each.target + each.to_generate for each in in_progress)
+        assert sum(known.active) + known.waiting_kv_tokens >= most
+        assert known.parked or known.waiting_kv_tokens == 0
+        assert known.waiting + known.parked or known.waiting_prompt_tokens == 0
+
+    @invariant()
     def tokens_are_right_as_far_as_they_go(self) -> None:
         for name, (tokens, max_tokens, outputs) in self.wanted.items():
             for output in range(outputs):

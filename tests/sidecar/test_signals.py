@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from kvplane_runtime.ring.metrics import RingCollector, Tally
 from kvplane_runtime.sidecar import exposition
 from kvplane_runtime.sidecar.signals import (
     KV_CACHE,
@@ -24,6 +26,7 @@ from kvplane_runtime.sidecar.signals import (
 )
 from kvplane_runtime.signals.account import Counters, KvAccount
 from kvplane_runtime.signals.ledger import KvEventLedger
+from tests.ring.fake_engine import STATE
 
 EXPOSITIONS = Path(__file__).parent / "expositions"
 VERSIONS = ("0.8.5", "0.9.2", "0.10.2", "0.12.0", "0.16.0", "0.20.2")
@@ -184,6 +187,16 @@ def test_an_engine_without_metrics_is_unknown_not_zero() -> None:
     assert scrape == Scrape(values={}, histograms={}, kv_cache=None)
     assert scrape.present == ()
     assert set(scrape.wire(max_model_len_tokens=None).model_dump().values()) == {None}
+
+
+def test_what_waits_inside_a_ring_is_told_to_whoever_scales_it() -> None:
+    registry = CollectorRegistry()
+    registry.register(RingCollector(state=lambda: STATE, tally=Tally(), in_flight=lambda: 2))
+    ring = normalise(generate_latest(registry).decode()).wire(max_model_len_tokens=None)
+    assert (ring.requests_waiting, ring.waiting_prompt_tokens, ring.waiting_kv_tokens) == (2, 50, 30)
+    paged = normalise(load("0.32.0")).wire(max_model_len_tokens=None)
+    assert (paged.requests_waiting, paged.waiting_prompt_tokens, paged.waiting_kv_tokens) == (6, None, None)
+    assert normalise("kvplane_ring_waiting_kv_tokens NaN").waiting_kv_tokens is None
 
 
 RANK = """\

@@ -2,11 +2,12 @@
 
     D = max(D_kv, D_prefill) + D_waste
     D_kv = (held + queued + shed reservation) / (C x min(kappa, u*))
-    D_prefill = computed prompt tokens per second / (u_p x prefill rate)
+    D_prefill = (prompt tokens computed per second + those that wait / 10 s) / (u_p x prefill rate)
 
-Work that waits and work that was refused counts, else admission would hide demand from the scaler. What was refused is a
-flow, and becomes an amount by Little's law: reservation per second x the time a request stays. A request never fills more
-than one replica, however large it is: so one long prompt on a ring asks for its group and not for two.
+Work that waits and work that was refused counts, else admission would hide demand from the scaler; a ring keeps requests
+waiting itself, and tells of them. What was refused is a flow, and becomes an amount by Little's law: reservation per second
+x the time a request stays. A request never fills more than one replica, however large it is: so one long prompt on a ring
+asks for its group and not for two.
 
 What is unread counts nothing here; that it lowers nothing either is the law's part.
 """
@@ -53,7 +54,8 @@ class Demand:
 
 def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, tuning: Tuning) -> Demand:
     """The demand that the replicas which serve, and were read, tell of."""
-    held = queued = shed = waste = prompts = 0.0
+    held = queued = shed = waste = prefill = 0.0
+    rate = learned.prefill_tokens_per_second
     for replica in signals.ready:
         reading = replica.reading
         if reading is None:
@@ -66,13 +68,13 @@ def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, tun
         queued += min(reading.queued_tokens / usable, reading.running + reading.queued - own_held)
         shed += _shed(rates, usable, learned.residence_seconds)
         waste += _waste(reading, rates)
-        prompts += _prompt_tokens_per_second(reading, rates)
-    rate = learned.prefill_tokens_per_second
+        if rate is not None:
+            prefill += _prefill(reading, rates, tuning.prefill_share * rate)
     return Demand(
         held=held,
         queued=queued,
         shed=shed,
-        prefill=None if rate is None else prompts / (tuning.prefill_share * rate),
+        prefill=None if rate is None else prefill,
         waste=waste,
     )
 
@@ -104,11 +106,17 @@ def _waste(reading: Reading, rates: Rates) -> float:
     return wasted / (wasted + rates.prompt_tokens + rates.generation_tokens)
 
 
-def _prompt_tokens_per_second(reading: Reading, rates: Rates) -> float:
-    """Computed, waiting, and refused; a refused prompt is as long as the others are, and of one that waits as much is cached."""
+def _prefill(reading: Reading, rates: Rates, usable: float) -> float:
+    """Replicas of ``usable`` tokens per second that prompts fill: computed, waiting, and refused ones.
+
+    A refused prompt is as long as the others are, and of one that admission keeps waiting as much is cached. Who came and went
+    between two readings is seen by its tokens alone, so one request there was.
+    """
     computed = rates.prompt_tokens or 0.0
+    waiting = reading.queued_prompt_tokens * _computed_share(reading) + reading.waiting_prompt_tokens
+    own = min((computed + waiting / _QUEUE_SECONDS) / usable, max(1.0, reading.running + reading.queued))
     refused = _refused(rates) * computed / rates.admitted if rates.admitted else 0.0
-    return computed + refused + reading.queued_prompt_tokens * _computed_share(reading) / _QUEUE_SECONDS
+    return own + refused / usable
 
 
 def _computed_share(reading: Reading) -> float:

@@ -107,7 +107,8 @@ def _kept_busy(reading: Reading, meter: Meter) -> float | None:
     """The rate of a replica that prompts alone kept busy; None where it shows none."""
     seen = meter.rates.prompt_tokens
     spare = reading.held_tokens < _KV_SPARE * reading.kappa * reading.capacity_tokens
-    if seen is None or seen < _LEAST_RATE or not spare or not meter.kept_waiting or not reading.queued_prompt_tokens:
+    waited = meter.kept_waiting and reading.queued_prompt_tokens + reading.waiting_prompt_tokens > 0
+    if seen is None or seen < _LEAST_RATE or not spare or not waited:
         return None
     return seen
 

@@ -26,10 +26,13 @@ class Reading:
     capacity_tokens: float
     """Above 0."""
     held_tokens: float
-    """KV in use, or the peak expected of what was let in, if that is more."""
+    """KV in use, with what requests that a ring has parked will need, or the peak expected of what was let in, if that is more."""
     queued_tokens: float = 0.0
     """KV that queued requests would reserve."""
     queued_prompt_tokens: float = 0.0
+    """Of requests that admission keeps waiting, what is cached of them included."""
+    waiting_prompt_tokens: float = 0.0
+    """Of requests that wait inside a ring, what is cached of them left out; other engines do not tell it."""
     kappa: float = 1.0
     """Admission lets in up to kappa x capacity."""
     running: float = 0.0
@@ -107,6 +110,9 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
     if capacity is None or capacity < 1 or usage is None or running is None or waiting is None:
         return None
     wasted = _sound(state.thrash.wasted_tokens_per_second, _MOST_TOKENS) if state.thrash.kind else None
+    told = _sound(engine.waiting_kv_tokens, _MOST_TOKENS)
+    used = usage * capacity + (told or 0.0)
+    waiting_prompt = _sound(engine.waiting_prompt_tokens, _MOST_TOKENS) or 0.0
     prompt_total = _sound(engine.prompt_tokens_total, _MOST_TOTAL)
     hits_total = _sound(engine.prefix_hits_tokens_total, _MOST_TOTAL)
     generation_total = _sound(engine.generation_tokens_total, _MOST_TOTAL)
@@ -114,9 +120,10 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
         return Reading(
             at=at,
             capacity_tokens=capacity,
-            held_tokens=usage * capacity,
-            # Nobody reserves: those that wait are taken to need as much as those that run.
-            queued_tokens=usage * capacity * waiting / running if running else 0.0,
+            held_tokens=used,
+            # Where nobody reserves, those that wait are taken to need as much as those that run.
+            queued_tokens=usage * capacity * waiting / running if running and told is None else 0.0,
+            waiting_prompt_tokens=waiting_prompt,
             running=running,
             queued=waiting,
             prompt_tokens_total=prompt_total,
@@ -136,9 +143,10 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
     return Reading(
         at=at,
         capacity_tokens=capacity,
-        held_tokens=max(usage * capacity, reserved),
+        held_tokens=max(used, reserved),
         queued_tokens=queued_tokens,
         queued_prompt_tokens=queued_prompt,
+        waiting_prompt_tokens=waiting_prompt,
         kappa=kappa,
         running=running,
         queued=queued + waiting,

@@ -133,6 +133,17 @@ KV_CAPACITY: Final = Metric("kvplane_ring_kv_capacity_tokens", Kind.GAUGE, "KV t
 PARKED: Final = Metric(
     "kvplane_ring_parked_requests", Kind.COUNTER, "Requests that lost their room with a rank and had to wait for some."
 )
+WAITING_PROMPT_TOKENS: Final = Metric(
+    "kvplane_ring_waiting_prompt_tokens",
+    Kind.GAUGE,
+    "Tokens still to be computed for the outputs that wait: for the first window of their prompt, or for room after a lost rank.",
+)
+WAITING_KV_TOKENS: Final = Metric(
+    "kvplane_ring_waiting_kv_tokens",
+    Kind.GAUGE,
+    "KV tokens that the outputs which wait for room after a lost rank may need beyond what they hold; for all others they are "
+    "reserved.",
+)
 COMPUTED: Final = Metric(
     "kvplane_ring_prefill_tokens",
     Kind.COUNTER,
@@ -196,6 +207,8 @@ METRICS: Final = (
     KV_TOKENS,
     KV_CAPACITY,
     PARKED,
+    WAITING_PROMPT_TOKENS,
+    WAITING_KV_TOKENS,
     COMPUTED,
     WINDOWS,
     STEPS,
@@ -345,6 +358,8 @@ def _from_scheduler(state: State) -> Iterator[tuple[Metric, Samples]]:
     )
     yield KV_CAPACITY, {(): known.capacity_tokens}
     yield PARKED, {(): counts["parked_requests"]}
+    yield WAITING_PROMPT_TOKENS, {(): known.waiting_prompt_tokens}
+    yield WAITING_KV_TOKENS, {(): known.waiting_kv_tokens}
     refilled = counts["refilled_tokens"]
     yield COMPUTED, {("new",): counts["computed_tokens"] - refilled, ("refilled",): refilled}
     yield WINDOWS, {(): counts["windows"]}

@@ -124,8 +124,10 @@ class Snapshot:
     parked: int
     kept: int
     """Finished sequences kept for their prefixes."""
-    queued_prompt_tokens: int
-    """Of prompts, not computed yet."""
+    waiting_prompt_tokens: int
+    """Still to be computed for the outputs that wait or are parked; what is under way is not in it."""
+    waiting_kv_tokens: int
+    """On all ranks, what parked outputs may come to hold beyond what they hold; the others have theirs in ``active``."""
     capacity_tokens: int
     """KV tokens of each rank."""
     limit_tokens: int

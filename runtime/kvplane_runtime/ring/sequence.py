@@ -78,6 +78,11 @@ class TokenSequence:
         return self.lead is None and self.parked_since is not None
 
     @property
+    def waits(self) -> bool:
+        """Whether it waits, in its own right, for the first window of its prompt, or parked for room."""
+        return self.waits_for_room or (self.prefills and not self.begun)
+
+    @property
     def decodes(self) -> bool:
         """Whether it is in the next decode batch."""
         return self.goes_on and self.ready
@@ -90,6 +95,11 @@ class TokenSequence:
     def missing(self) -> tuple[Run, ...]:
         """Positions that are still to be computed, or again."""
         return self.layout.missing(0, self.target)
+
+    @property
+    def missing_tokens(self) -> int:
+        """How many these are."""
+        return self.target - sum(self.held())
 
     def held(self) -> Tokens:
         """KV tokens by rank."""

@@ -167,6 +167,8 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
             kv_cache_capacity_tokens=room(scheduler) * ranks,
             requests_running=running,
             requests_waiting=scheduler.waiting + scheduler.parked,
+            waiting_prompt_tokens=scheduler.waiting_prompt_tokens,
+            waiting_kv_tokens=scheduler.waiting_kv_tokens,
             preemptions_total=0,
             prompt_tokens_total=processed_tokens(scheduler),
             prefix_hits_tokens_total=counts["cached_tokens"],
@@ -175,9 +177,9 @@ def wire(state: State, *, draining: bool, in_flight: int) -> RingState:
         ),
         admission=AdmissionState(
             policy="Enforce",
-            running=running,
-            queued=scheduler.waiting,
-            queued_prompt_tokens=scheduler.queued_prompt_tokens,
+            running=running + scheduler.waiting + scheduler.parked,
+            queued=0,  # it admits at once or refuses: what waits, waits in the engine
+            queued_prompt_tokens=0,
             queued_reservation_tokens=0,
             reserved_tokens=sum(scheduler.active),
             kv_peak_ratio=usage(scheduler),

@@ -170,6 +170,11 @@ SIGNALS: Final = (
     ),
 )
 
+WAITING_PROMPT_TOKENS: Final = "kvplane_ring_waiting_prompt_tokens"
+WAITING_KV_TOKENS: Final = "kvplane_ring_waiting_kv_tokens"
+"""What waits inside a ring, for whoever scales it; no other engine tells it. Prometheus gets them as the ring's own metrics
+(:mod:`passed_on`), so they are no signals of the table."""
+
 KV_CACHE: Final = "kv_cache"
 """Signal name of the cache's size, which is exported as labels of one info metric."""
 _CACHE_INFO: Final = PREFIX + "cache_config_info"
@@ -196,6 +201,9 @@ class Scrape:
     values: Mapping[str, float]
     histograms: Mapping[str, Histogram]
     kv_cache: KvCache | None
+    waiting_prompt_tokens: int | None = None
+    """Of what waits inside a ring, as the next; None for any other engine."""
+    waiting_kv_tokens: int | None = None
 
     @property
     def present(self) -> tuple[str, ...]:
@@ -217,6 +225,8 @@ class Scrape:
             kv_cache_capacity_tokens=self.kv_cache.capacity_tokens if self.kv_cache else None,
             requests_running=self._whole("requests_running"),
             requests_waiting=self._whole("requests_waiting"),
+            waiting_prompt_tokens=self.waiting_prompt_tokens,
+            waiting_kv_tokens=self.waiting_kv_tokens,
             preemptions_total=self._whole("preemptions"),
             prompt_tokens_total=self._whole("prompt_tokens"),
             prefix_hits_tokens_total=self._whole("prefix_cache_hits_tokens"),
@@ -275,7 +285,7 @@ _BOUNDS: Final = {
     for signal in SIGNALS
     for source in signal.sources
     for name in _series_names(signal, source)
-} | {_CACHE_INFO: (0.0, MOST_COUNT)}
+} | dict.fromkeys((_CACHE_INFO, WAITING_PROMPT_TOKENS, WAITING_KV_TOKENS), (0.0, MOST_COUNT))
 WANTED: Final = frozenset(_BOUNDS)
 """Every series name that any version may export a signal under."""
 
@@ -302,7 +312,19 @@ def normalise(text: str) -> Scrape:
         if numbers:
             total = math.fsum(numbers)
             values[signal.name] = total / len(numbers) if signal.kind is Kind.RATIO else total
-    return Scrape(values=values, histograms=histograms, kv_cache=_kv_cache(found.get(_CACHE_INFO, ())))
+    return Scrape(
+        values=values,
+        histograms=histograms,
+        kv_cache=_kv_cache(found.get(_CACHE_INFO, ())),
+        waiting_prompt_tokens=_tokens(found.get(WAITING_PROMPT_TOKENS, ())),
+        waiting_kv_tokens=_tokens(found.get(WAITING_KV_TOKENS, ())),
+    )
+
+
+def _tokens(samples: Sequence[Sample]) -> int | None:
+    """The number in a gauge without labels of its own; None where it is not known."""
+    known = [sample.value for sample in samples if math.isfinite(sample.value)]
+    return round(math.fsum(known)) if known else None
 
 
 def _check(name: str, samples: Sequence[Sample]) -> None:

@@ -11,6 +11,7 @@ from kvplane_operator.autoscaler.signals import Reading
 from tests.kvplane_operator.autoscaler.world import CAPACITY, TUNING, USABLE, reading, signals
 
 LEARNED = Learned(usable=Usable(share=0.85), residence_seconds=10.0)
+KNOWN = replace(LEARNED, prefill_tokens_per_second=1000.0)
 
 
 def demand(*readings: Reading | None, rates: Rates | None = None, learned: Learned = LEARNED) -> Demand:
@@ -58,6 +59,20 @@ class TestOneRequest:
         got = demand(reading(), rates=Rates(admitted=0.0, refused=0.1, shed_tokens=10 * USABLE))
         assert got.shed == pytest.approx(1.0)
 
+    def test_whose_prompt_is_computed(self) -> None:
+        """At the full rate, which is more than is planned with."""
+        got = demand(reading(running=1.0), rates=Rates(prompt_tokens=1000.0), learned=KNOWN)
+        assert got.prefill == 1.0
+
+    def test_whose_prompt_waits(self) -> None:
+        """A million tokens in 10 s would be the work of 118 replicas."""
+        assert demand(reading(queued=1.0, waiting_prompt_tokens=1e6), learned=KNOWN).prefill == 1.0
+        assert demand(reading(queued=1.0, queued_prompt_tokens=1e6), learned=KNOWN).prefill == 1.0
+
+    def test_whose_prompt_waits_beside_another(self) -> None:
+        both = reading(running=1.0, queued=1.0, waiting_prompt_tokens=1e6)
+        assert demand(both, rates=Rates(prompt_tokens=1000.0), learned=KNOWN).prefill == 2.0
+
 
 class TestRefused:
     RATES = Rates(admitted=8.0, refused=2.0, shed_tokens=17_000.0)
@@ -84,28 +99,38 @@ class TestRefused:
 
 
 class TestPrefill:
-    KNOWN = replace(LEARNED, prefill_tokens_per_second=1000.0)
-
     def test_prompts_computed_per_second_over_what_one_replica_can(self) -> None:
-        got = demand(reading(0.2), rates=Rates(prompt_tokens=1700.0), learned=self.KNOWN)
+        got = demand(reading(0.2), rates=Rates(prompt_tokens=1700.0), learned=KNOWN)
         assert got.prefill == pytest.approx(2.0)
         assert got.total == pytest.approx(2.0)
 
     def test_prompts_that_wait_and_prompts_that_were_refused_count(self) -> None:
         rates = Rates(admitted=10.0, refused=5.0, shed_tokens=1.0, prompt_tokens=850.0)
-        got = demand(reading(0.2, queued_prompt_tokens=4250.0, queued=3.0), rates=rates, learned=self.KNOWN)
+        got = demand(reading(0.2, queued_prompt_tokens=4250.0, queued=3.0), rates=rates, learned=KNOWN)
         assert got.prefill == pytest.approx(1.0 + 0.5 + 0.5)
 
     def test_of_prompts_that_wait_the_cached_part_counts_nothing(self) -> None:
         """Three of four tokens were in the prefix cache so far: 10,200 that wait are 2,550 to compute within 10 s."""
         told = reading(0.2, queued_prompt_tokens=10_200.0, queued=3.0, prompt_tokens_total=4e6)
         cached = replace(told, prefix_hits_tokens_total=3e6)
-        assert demand(told, learned=self.KNOWN).prefill == pytest.approx(1.2)
-        assert demand(cached, learned=self.KNOWN).prefill == pytest.approx(0.3)
-        assert demand(replace(cached, prefix_hits_tokens_total=5e6), learned=self.KNOWN).prefill == 0.0
+        assert demand(told, learned=KNOWN).prefill == pytest.approx(1.2)
+        assert demand(cached, learned=KNOWN).prefill == pytest.approx(0.3)
+        assert demand(replace(cached, prefix_hits_tokens_total=5e6), learned=KNOWN).prefill == 0.0
+
+    def test_of_prompts_that_wait_inside_a_ring_all_that_is_told_counts(self) -> None:
+        """It leaves out itself what it has in its cache."""
+        told = reading(0.2, queued=3.0, waiting_prompt_tokens=4250.0, prompt_tokens_total=4e6)
+        cached = replace(told, prefix_hits_tokens_total=3e6)
+        assert demand(told, learned=KNOWN).prefill == pytest.approx(0.5)
+        assert demand(cached, learned=KNOWN).prefill == pytest.approx(0.5)
+        assert demand(replace(cached, queued_prompt_tokens=3400.0), learned=KNOWN).prefill == pytest.approx(0.6)
+
+    def test_requests_that_came_and_went_count(self) -> None:
+        """Nobody is there at the moment of the reading."""
+        assert demand(reading(), rates=Rates(prompt_tokens=425.0), learned=KNOWN).prefill == pytest.approx(0.5)
 
     def test_kv_counts_where_it_is_the_larger(self) -> None:
-        assert demand(reading(1.0), rates=Rates(prompt_tokens=85.0), learned=self.KNOWN).total == pytest.approx(1.0)
+        assert demand(reading(1.0), rates=Rates(prompt_tokens=85.0), learned=KNOWN).total == pytest.approx(1.0)
 
     def test_without_a_known_rate_kv_alone_counts(self) -> None:
         got = demand(reading(0.2), rates=Rates(prompt_tokens=1e6))

@@ -85,6 +85,10 @@ class TestPrefillRate:
     def test_a_replica_that_was_kept_busy_by_prompts_shows_it(self) -> None:
         assert self.rate(self.BUSY, 800.0) == 800.0
 
+    def test_so_does_a_ring_that_keeps_prompts_waiting_itself(self) -> None:
+        ring = replace(self.BUSY, queued_prompt_tokens=0.0, waiting_prompt_tokens=500.0)
+        assert self.rate(ring, 800.0) == 800.0
+
     def test_it_rises_fast_and_falls_slowly(self) -> None:
         assert self.rate(self.BUSY, 900.0, before=800.0) == pytest.approx(850.0)
         assert self.rate(self.BUSY, 700.0, before=800.0) == pytest.approx(798.0)

@@ -146,18 +146,20 @@ def test_bounds_hold_for_whatever_is_asked_for_now(spec: Settings, life: list[Ti
         assert decision.desired >= spec.min_replicas or decision.desired == 0
 
 
-@given(specs, lives, ticks, st.tuples(st.integers(0, 5), st.booleans(), st.floats(0, 20)))
+WORK = st.sampled_from(["held_tokens", "queued_tokens", "queued_prompt_tokens", "waiting_prompt_tokens"])
+
+
+@given(specs, lives, ticks, st.tuples(st.integers(0, 5), WORK, st.floats(0, 20)))
 def test_more_demand_never_asks_for_less(
-    spec: Settings, life: list[Tick], tick: Tick, change: tuple[int, bool, float]
+    spec: Settings, life: list[Tick], tick: Tick, change: tuple[int, str, float]
 ) -> None:
     lived = Life(spec)
     lived.live(life)
     seen = lived.see(tick)
-    where, held, more = change
+    where, name, more = change
     fuller = []
     for number, each in enumerate(seen.replicas):
         if number == where and each.reading is not None:
-            name = "held_tokens" if held else "queued_tokens"
             amount = getattr(each.reading, name) + more * 85_000.0
             fuller.append(replace(each, reading=replace(each.reading, **{name: amount})))
         else:

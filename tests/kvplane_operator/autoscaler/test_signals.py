@@ -82,6 +82,33 @@ def test_without_admission_those_that_wait_in_the_engine_need_as_much_as_those_t
     assert (got.admitted_total, got.refused_total, got.shed_tokens_total) == (None, None, None)
 
 
+WAITING = {"waiting_prompt_tokens": 70, "waiting_kv_tokens": 300}
+
+
+def test_what_waits_inside_a_ring_counts_with_the_kv_that_it_will_need() -> None:
+    got = read(state(engine=WAITING), pod="a", at=0.0)
+    assert got is not None
+    assert (got.held_tokens, got.queued_tokens) == (800.0, 60.0)
+    assert (got.waiting_prompt_tokens, got.queued_prompt_tokens) == (70.0, 40.0)
+
+
+def test_what_the_sidecar_let_in_counts_once() -> None:
+    """Its expected peak has what is parked in the ring in it."""
+    got = read(state(engine=WAITING, admission={"reserved_tokens": 900}), pod="a", at=0.0)
+    assert got is not None
+    assert got.held_tokens == 900.0
+
+
+@pytest.mark.parametrize(("told", "held"), [(0, 500.0), (300, 800.0)])
+def test_without_admission_nothing_is_guessed_of_what_a_ring_tells(told: int, held: float) -> None:
+    off = state(
+        engine={"waiting_prompt_tokens": 70, "waiting_kv_tokens": told}, admission={"policy": "Off", "kappa": 0}
+    )
+    got = read(off, pod="a", at=0.0)
+    assert got is not None
+    assert (got.held_tokens, got.queued_tokens, got.waiting_prompt_tokens) == (held, 0.0, 70.0)
+
+
 def test_waste_counts_while_the_engine_thrashes() -> None:
     wasted = {"wasted_tokens_per_second": 7.0}
     calm = read(state(thrash=ThrashState(kind=None, **wasted)), pod="a", at=0.0)
