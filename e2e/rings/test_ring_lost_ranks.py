@@ -98,7 +98,8 @@ def test_a_node_that_is_cut_off_and_comes_back(
     bound = cluster.spec.node_grace_seconds + REFORM_GRACE_SECONDS + REJOIN_SECONDS
     try:
         lost = lose_a_rank(ring, where, work=WORK, seed=14, fault=lambda: cluster.cut(node))
-        assert engine_processes(cluster, node, zombie), "nobody could tell it to end"
+        left = engine_processes(cluster, node, zombie)
+        assert left, "nobody could tell it to end"
         epoch = ring.epoch()
     finally:
         cluster.heal(node)
