@@ -139,6 +139,13 @@ def engine_processes(cluster: Cluster, node: str, uid: str) -> list[int]:
     return [pid for pid in pids if b"kvplane-ring" in _command(pid)]
 
 
+def engine_log(cluster: Cluster, node: str, uid: str, *, lines: int = 30) -> str:
+    """The end of what the ring engine in a pod said, from the node's disk: also where nobody else reaches the node."""
+    folders = (cluster.node(node).disk / "log/pods").glob(f"*_{uid}/{names.CONTAINER_ENGINE}")
+    logs = [path for folder in folders for path in sorted(folder.glob("*.log"))]
+    return "\n".join(line for path in logs for line in path.read_text(errors="replace").splitlines()[-lines:])
+
+
 def _command(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -13,7 +13,7 @@ from e2e.cluster.cluster import Cluster
 from e2e.rings.callers import Caller
 from e2e.rings.conftest import REFORM_GRACE_SECONDS, Mistakes
 from e2e.rings.drill import Lost, Work, lose_a_rank, lose_rank_0
-from e2e.rings.ring import Ring, await_true, engine_processes, restarts
+from e2e.rings.ring import Ring, await_true, engine_log, engine_processes, restarts
 from e2e.rings.service import SIZE
 from e2e.stack import SYSTEM_NAMESPACE, Stack
 from e2e.times import tell
@@ -106,7 +106,10 @@ def test_a_node_that_is_cut_off_and_comes_back(
     healed = time.monotonic()
     await_true(
         lambda: not engine_processes(cluster, node, zombie),
-        what=lambda: f"the zombie still runs: {engine_processes(cluster, node, zombie)}, while cut off {left}",
+        what=lambda: (
+            f"the zombie still runs: {engine_processes(cluster, node, zombie)}, while cut off {left}; "
+            f"it said:\n{engine_log(cluster, node, zombie)}"
+        ),
         seconds=ZOMBIE_SECONDS,
     )
     tell(f"the rank on the healed node is gone after {time.monotonic() - healed:.1f} s")
