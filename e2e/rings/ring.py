@@ -79,7 +79,8 @@ class Ring:
         if len(pods) != self.size or not all(serves(pod) for pod in pods):
             return False
         try:
-            return self.value("kvplane_ring_members") == self.size and self.epoch() > after_epoch
+            # In this order: members read first may be those of the ring before, and the epoch the one after its loss.
+            return self.epoch() > after_epoch and self.value("kvplane_ring_members") == self.size
         except (OSError, KeyError, ApiError):
             return False
 
