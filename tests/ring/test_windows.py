@@ -2,6 +2,7 @@
 
 import bisect
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -73,9 +74,15 @@ def test_a_window_is_shorter_only_where_what_the_ranks_hold_hides_the_queries(
 
 
 def prefill(
-    windows: Windows, length: int, *, ranks: int, costs: tuple[float, float, float], draw: random.Random
+    windows: Windows,
+    length: int,
+    *,
+    ranks: int,
+    costs: tuple[float, float, float],
+    draw: random.Random,
+    wait: Callable[[], float] = lambda: 0.0,
 ) -> list[float]:
-    """Seconds of the windows of a prompt; they are measured with an error of up to 4 %."""
+    """Seconds of the windows of a prompt; they are measured with an error of up to 4 %. ``wait``: what is added to each."""
     launch, token, pair = costs
     found, done = [], 0
     while done < length:
@@ -83,7 +90,7 @@ def prefill(
         assert size % (2 * ranks) == 0
         size = min(size, length - done)
         one = work(done, done + size, size, ranks=ranks, placement="zigzag")
-        seconds = launch + token * one.tokens + pair * one.pairs
+        seconds = wait() + launch + token * one.tokens + pair * one.pairs
         found.append(seconds)
         windows.learn(one, seconds=seconds * draw.uniform(0.96, 1.04), placement="zigzag")
         done += size
@@ -130,6 +137,28 @@ def test_where_any_window_takes_longer_than_a_slice_half_of_it_is_work() -> None
     took = prefill(windows, 100_000, ranks=4, costs=(0.02, 1e-5, 1e-9), draw=draw)
     assert max(took) <= 0.05
     assert sorted(took)[len(took) // 2] > 0.03
+
+
+@pytest.mark.parametrize("ratio", [1.5, 3.0, LLAMA_8B])
+@pytest.mark.parametrize("seed", range(4))
+def test_where_each_window_waits_for_a_busy_machine_windows_do_not_get_ever_shorter(ratio: float, seed: int) -> None:
+    """As where more ranks than processors share them: most windows take longer than a slice, however short they are."""
+    draw = random.Random(seed)  # noqa: S311  (waits, no secrets)
+    windows = new(slice_seconds=0.05, tokens=32, ratio=ratio)
+
+    def wait() -> float:
+        return 0.003 if draw.random() < 0.05 else 0.05 + draw.expovariate(10)
+
+    costs = 0.0, 2e-5, 1e-8
+    for length, ranks in ((500, 3), (500, 3), (300, 3), (500, 2), (300, 3)):
+        prefill(windows, length, ranks=ranks, costs=costs, draw=draw, wait=wait)
+    assert len(prefill(windows, 3900, ranks=2, costs=costs, draw=draw, wait=wait)) < 250
+
+
+def test_where_work_alone_makes_the_shortest_window_too_long_others_have_twice_its_length_at_most() -> None:
+    windows = new(slice_seconds=0.05, tokens=1)
+    found = prefill(windows, 400, ranks=2, costs=(0.0, 0.1, 0.0), draw=random.Random(1))  # noqa: S311
+    assert max(found) <= 1.1 * 0.1 * 4
 
 
 def test_a_window_over_what_was_lost_is_judged_by_the_positions_that_it_spans() -> None:

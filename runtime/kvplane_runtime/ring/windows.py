@@ -6,6 +6,7 @@ at the begin of a prompt, and on a long past as many pairs as that.
 
 The least length holds while a window of that length sends keys round (:mod:`exchange`), and where a prompt lies whole on a
 rank, which short ones do. On a longer past queries go round, which are hidden whatever the length, and windows keep to the slice.
+Where not even the shortest one keeps to it, as on a machine with more to do than processors, longer ones are tried again.
 """
 
 import math
@@ -26,6 +27,8 @@ _ERROR: Final = 1.25
 _AT_WORK: Final = 0.5
 """Share of a window's time, at least, that depends on its length. Where a slice is hardly longer than what any window costs, as
 where all weights have to be read for each, windows are longer than it: a prompt would never end."""
+_SHORTEST_TOKENS: Final = 2
+"""On each rank, of the shortest window that is cut: one of each of its two parts of the zigzag."""
 
 
 class Windows:
@@ -42,7 +45,9 @@ class Windows:
         self._most = NOTHING
         """Most tokens, and most pairs, of a window whose cost is known."""
         self._shortest = math.inf
-        """Seconds of the shortest window that was cut over the ranks: what each costs whatever its length is no more."""
+        """Seconds of the quickest window that was cut over the ranks: what each costs whatever its length is no more."""
+        self._in_vain = False
+        """The last window was as short as can be, and still longer than a slice."""
 
     def seconds(self, of: Work) -> float:
         """What so much work is expected to take; 0 while nothing is known."""
@@ -65,7 +70,9 @@ class Windows:
         do not make it forget what long ones cost.
         """
         if placement == "zigzag":
-            self._shortest = min(self._shortest, seconds)
+            self._in_vain = done.tokens <= _SHORTEST_TOKENS and seconds > self._slice_seconds
+            # A machine that got slower, or busy, is learned anew: each window costs more than the quickest one of before.
+            self._shortest = seconds if self._in_vain else min(self._shortest, seconds)
         self._most = Work(max(self._most.tokens, done.tokens), max(self._most.pairs, done.pairs))
         self._cost.learn(done, seconds, age=min(1.0, seconds / self._slice_seconds), whatever=_ERROR * self._shortest)
 
@@ -78,6 +85,8 @@ class Windows:
         most = Work(max(first.tokens, _GROWTH * self._most.tokens), max(first.pairs, _GROWTH * self._most.pairs))
         past = span(missing, floor * unit)[1] - min(floor * unit, _count(missing))
         low = floor if self._has_least(past, ranks=ranks, placement=placement) else 1
+        if self._in_vain:  # a slice is out of reach; whether twice the length takes longer at all is to be seen
+            low = max(low, _GROWTH)
         high = max(low, int(most.tokens * share) // unit)
         while low < high:  # the most units that are allowed
             middle = (low + high + 1) // 2
