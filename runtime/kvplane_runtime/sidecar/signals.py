@@ -307,8 +307,7 @@ def normalise(text: str) -> Scrape:
             if histogram is not None:
                 histograms[signal.name] = histogram
             continue
-        samples = _first_present(signal, found)
-        numbers = [sample.value for sample in samples if math.isfinite(sample.value)]
+        numbers = _known(_first_present(signal, found))
         if numbers:
             total = math.fsum(numbers)
             values[signal.name] = total / len(numbers) if signal.kind is Kind.RATIO else total
@@ -323,8 +322,13 @@ def normalise(text: str) -> Scrape:
 
 def _tokens(samples: Sequence[Sample]) -> int | None:
     """The number in a gauge without labels of its own; None where it is not known."""
-    known = [sample.value for sample in samples if math.isfinite(sample.value)]
+    known = _known(samples)
     return round(math.fsum(known)) if known else None
+
+
+def _known(samples: Sequence[Sample]) -> list[float]:
+    """The values of those that are numbers: the others stand for what is not known."""
+    return [sample.value for sample in samples if math.isfinite(sample.value)]
 
 
 def _check(name: str, samples: Sequence[Sample]) -> None:
