@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvplane_runtime.admission.demand import Demand, Entry
-from kvplane_runtime.admission.goals import Cost, newly_missed
+from kvplane_runtime.admission.goals import Cost, Slacks, newly_missed
 from kvplane_runtime.admission.inflight import Running
 from kvplane_runtime.admission.lengths import Curve, draw
 from kvplane_runtime.admission.line import Line
@@ -243,3 +243,46 @@ def test_more_stall_never_costs_less(requests: list[tuple[int, float, int | None
     high = newly_missed(set_of, cost(stall=more), enough=99)
     assert -1e-9 <= low <= high + 1e-9
     assert high <= len(set_of) + 1e-9
+
+
+@given(st.data(), st.floats(0, 5), st.floats(0, 5))
+def test_only_those_with_little_slack_are_looked_at_and_it_makes_no_difference(
+    data: st.DataObject, stall: float, under_way: float
+) -> None:
+    """Whatever comes, grows and goes, and whatever was promised before."""
+    curve = draw([(length, length % 3 == 0) for length in range(1, 400)])
+    slacks, flight = Slacks(), dict[int, Running]()
+    for promised, key, tokens, pace in data.draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0.04, 0.05]),
+                st.integers(0, 5),
+                st.integers(0, 300),
+                st.sampled_from([0.03, 0.045, 0.08]),
+            ),
+            max_size=30,
+        )
+    ):
+        if tokens:
+            one = flight.setdefault(key, running(1, seconds_per_token=pace, curve=curve))
+            one.entry.generated, one.last_at = tokens, pace * (tokens - 1)
+            slacks.put(one)
+        elif key in flight:
+            slacks.take(flight.pop(key))
+        whole = Cost(promised=promised, step=0.02, slower_step=0.03, under_way=under_way, stall=stall)
+        tight = list(slacks.below(stall + under_way, promised=promised))
+        assert newly_missed(tight, whole, enough=99) == pytest.approx(
+            newly_missed(flight.values(), whole, enough=99), abs=1e-6
+        )
+        assert len(tight) == len(set(tight)) <= len(flight)
+
+
+def test_who_is_well_is_not_looked_at() -> None:
+    slacks = Slacks()
+    for one in (
+        (well := running(100, seconds_per_token=0.03, curve=SOON)),
+        running(2, seconds_per_token=0.05, curve=SOON),
+    ):
+        slacks.put(one)
+    assert well not in slacks.below(1.0, promised=0.05)
+    assert well in slacks.below(3.0, promised=0.05)

@@ -25,7 +25,6 @@ one; what is never served, or not now, it says itself, in its own numbers.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from kvplane_api.wire import AdmissionState, SidecarConfig
@@ -33,11 +32,11 @@ from kvplane_runtime.admission import retry
 from kvplane_runtime.admission.buckets import TokenBuckets
 from kvplane_runtime.admission.demand import Demand, Entry, Feedback, Reason, Refused
 from kvplane_runtime.admission.engine import EngineView
-from kvplane_runtime.admission.goals import MOST_MISSES, Cost, newly_missed
+from kvplane_runtime.admission.goals import MOST_MISSES, Cost, Slacks, newly_missed
 from kvplane_runtime.admission.inflight import InFlight, Running, Shape, held, profile
 from kvplane_runtime.admission.lengths import Curve, OutputLengths
 from kvplane_runtime.admission.pace import Pace
-from kvplane_runtime.admission.peak import ONE, Profile
+from kvplane_runtime.admission.peak import ONE, Profile, blocks_held
 from kvplane_runtime.admission.prefill import Prefill
 from kvplane_runtime.admission.queue import FORCED_SHARE, Queue, Waiting
 from kvplane_runtime.admission.trim import FLOOR, Trim
@@ -88,6 +87,9 @@ class Admission:
         self._backlog = retry.Backlog()
         self._engine = EngineView()
         self._flight = InFlight(self._shape())
+        self._slacks = Slacks()
+        self._profiled: tuple[tuple[Demand, Curve, int | None, Shape], Profile] | None = None
+        """The newest profile and what it was made of."""
         self._processed = 0
         """Tokens that the engine computed since the last scrape."""
         self._kv_binds = False
@@ -186,6 +188,7 @@ class Admission:
         self._pace.sequences(self._flight.decoding, now=now)
         entry.first_token_at = running.last_at = running.window_at = now
         self._flight.first_token(running)
+        self._slacks.put(running)
         self._prefill.outstanding -= prompt
         self._pace.prefilled(prompt)
         self._processed += prompt
@@ -208,6 +211,7 @@ class Admission:
         self._processed += generated_tokens - entry.generated
         running.last_at = now
         self._flight.progress(running, generated_tokens)
+        self._slacks.put(running)
 
     def requeue(self, entry: Entry, *, now: float) -> None:
         """The engine answered 503 itself: the first time back to the front of the queue, then refused.
@@ -370,10 +374,9 @@ class Admission:
         """Refusal of a request that cannot be served however long it waits."""
         if self.ring:
             return None
-        view, certain = self._engine, demand
+        view, prompt, outputs = self._engine, demand.prompt_tokens, demand.outputs
         if demand.least_prompt_tokens is not None:
-            certain = replace(demand, prompt_tokens=max(1, demand.least_prompt_tokens), outputs=1)
-        prompt = certain.prompt_tokens
+            prompt, outputs = max(1, demand.least_prompt_tokens), 1
         if view.context_tokens is not None and prompt >= view.context_tokens:
             return self._too_long(
                 f"The prompt has {prompt} tokens and the engine's context holds {view.context_tokens}, at least one of them "
@@ -383,9 +386,12 @@ class Admission:
             return None
         most = self._hard_cap(view.blocks)
         shape = self._flight.shape
-        if held(certain, generated=0, shape=shape) > most:
+        least = blocks_held(
+            prompt=prompt, generated=0, outputs=outputs, block_size=shape.block_size, shared=shape.shared
+        )
+        if least > most:
             return self._too_long(
-                f"The prompt has {prompt} tokens for {certain.outputs} output(s) and the engine's KV cache takes prompts of at "
+                f"The prompt has {prompt} tokens for {outputs} output(s) and the engine's KV cache takes prompts of at "
                 f"most {most * view.block_size} tokens ({self._config.admission.kv_hard_cap_percent} % of {view.blocks} blocks "
                 f"of {view.block_size}); shorten the prompt, or ask for fewer outputs."
             )
@@ -459,7 +465,8 @@ class Admission:
             under_way=prefill.under_way,
             stall=prefill.seconds_per_token * demand.prompt_tokens,
         )
-        return Reason.PREFILL if newly_missed(flight, cost, enough=MOST_MISSES) > MOST_MISSES else None
+        tight = self._slacks.below(cost.under_way + cost.stall, promised=promised)
+        return Reason.PREFILL if newly_missed(tight, cost, enough=MOST_MISSES) > MOST_MISSES else None
 
     def _in_time(self, demand: Demand, *, now: float) -> bool:
         """Whether this request, and all that wait, would get their first token in time if all were sent now.
@@ -598,6 +605,7 @@ class Admission:
                 limit=limit,
                 expected_output=output,
                 prefill_outstanding=self._prefill.outstanding,
+                profile=self._profile(demand),
                 returned=returned,
             )
         )
@@ -624,6 +632,8 @@ class Admission:
         self._flight.remove(running.entry)
         if running.entry.first_token_at is None:
             self._prefill.outstanding -= running.entry.demand.prompt_tokens
+        else:
+            self._slacks.take(running)
 
     def _charge(self, demand: Demand, *, prompt_tokens: float, output_tokens: float, now: float) -> None:
         """Books what a tenant got; negative to give back."""
@@ -713,9 +723,12 @@ class Admission:
         return min((bound for bound in bounds if bound is not None), default=None)
 
     def _profile(self, demand: Demand) -> Profile:
-        return profile(
-            demand, curve=self._curve(demand), generated=0, limit=self._limit(demand), shape=self._flight.shape
-        )
+        """Of a request that has not begun; several gates ask for the same one in a row."""
+        asked = demand, self._curve(demand), self._limit(demand), self._flight.shape
+        if self._profiled is None or asked != self._profiled[0]:
+            _, curve, limit, shape = asked
+            self._profiled = asked, profile(demand, curve=curve, generated=0, limit=limit, shape=shape)
+        return self._profiled[1]
 
     def _reservation(self, demand: Demand) -> float:
         """KV tokens that a request would reserve."""

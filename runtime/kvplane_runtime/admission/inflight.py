@@ -44,6 +44,7 @@ class Running:
     prefill_outstanding: int
     """Prompt tokens on their way when it was sent, its own included."""
     profile: Profile = NOTHING
+    """``NOTHING`` until it is drawn; that of a request that has not begun may be given."""
     redraw_at: int = 0
     held: int = 0
     """Blocks that its prompt and outputs take."""
@@ -186,11 +187,15 @@ class InFlight:
         self.held += running.held
         if present:
             self.first_token(running)
-        self._draw(running, each)
+        if running.profile is NOTHING:
+            self._draw(running, each)
+        else:
+            self._expect(running, each)
 
     def _unmeasure(self, running: Running) -> None:
         self.held -= running.held
         self.peak.remove(running.profile)
+        running.profile = NOTHING
         if running.entry.first_token_at is not None:
             self.decoding -= running.entry.demand.outputs
             self.held_present -= running.held
@@ -214,6 +219,9 @@ class InFlight:
         running.profile = profile(
             running.entry.demand, curve=running.curve, generated=each, limit=running.limit, shape=self.shape
         )
+        self._expect(running, each)
+
+    def _expect(self, running: Running, each: int) -> None:
         running.redraw_at = each + _REDRAW_TOKENS
         self.peak.add(running.profile)
 

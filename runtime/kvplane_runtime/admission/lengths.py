@@ -132,8 +132,8 @@ def draw(samples: "deque[tuple[int, bool]] | list[tuple[int, bool]]") -> Curve:
     The exponential's rate is ends / tokens lived through, its maximum-likelihood estimate under censoring, with one end
     after 512 tokens added. One sample longer than all is added to the product limit, so that it never reaches 0.
     """
-    ended = sum(not capped for _, capped in samples)
-    rate = (ended + 1) / (sum(length for length, _ in samples) + _PRIOR_TOKENS)
+    lengths, censored = zip(*samples, strict=True) if samples else ((), ())
+    rate = (len(samples) - sum(censored) + 1) / (sum(lengths) + _PRIOR_TOKENS)
     if len(samples) < _DRAWN:
         return Curve(tail_rate=rate)
     ends: list[int] = []

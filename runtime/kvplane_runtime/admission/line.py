@@ -20,6 +20,8 @@ class Line:
         self._doubt = doubt
         self._n = self._x = self._y = self._xx = self._xy = 0.0
         self._points = 0
+        self._fit: tuple[float, float] | None = None
+        """None while nobody has asked since the newest point."""
 
     def add(self, x: float, y: float) -> None:
         """Takes in a point; neither is negative."""
@@ -29,11 +31,15 @@ class Line:
         self._xx = self._keep * self._xx + x * x
         self._xy = self._keep * self._xy + x * y
         self._points += 1
+        self._fit = None
 
     def fit(self) -> tuple[float, float] | None:
         """(intercept, slope); None with fewer than 8 points."""
-        if self._points < _ENOUGH:
-            return None
+        if self._fit is None and self._points >= _ENOUGH:
+            self._fit = self._drawn()
+        return self._fit
+
+    def _drawn(self) -> tuple[float, float]:
         x, y = self._x / self._n, self._y / self._n
         if x <= 0:
             return y, 0.0

@@ -18,6 +18,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Final, cast
 
 from kvplane_runtime.proxy import answers
@@ -45,9 +46,16 @@ from kvplane_runtime.proxy.upstream import (
 log = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+_PROCESS: Final = secrets.token_hex(8).encode()
+_NUMBERS: Final = count()
 _COPIED_BYTES: Final = 64 * 1024
 _REPEATABLE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """Idempotent methods (RFC 9110, 9.2.2): sending one twice does no more than sending it once."""
+
+
+def _own_request_id() -> bytes:
+    """Of a request that came without one. Unlike all others, and not to be kept secret, so that one draw of chance is enough."""
+    return b"%b%016x" % (_PROCESS, next(_NUMBERS))
 
 
 @dataclass(slots=True)
@@ -261,7 +269,7 @@ class ClientConnection(asyncio.Protocol):
     def _start_request(self, head: RequestHead) -> None:
         self._head = head
         given = head.value(b"x-request-id")
-        self._request_id = given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(16).encode()
+        self._request_id = given if given and _REQUEST_ID.fullmatch(given) else _own_request_id()
         has_body = head.chunked or head.content_length > 0
         if head.content_length > self._proxy.max_body_bytes():
             self._refuse(answers.body_too_large(self._proxy.max_body_bytes()), body_read=False)
@@ -475,7 +483,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(
             answers.error_response(
                 refusal,
-                request_id=self._request_id or secrets.token_hex(16).encode(),
+                request_id=self._request_id or _own_request_id(),
                 close=self._last,
                 head_only=head is not None and head.method == b"HEAD",
             )

@@ -2,8 +2,8 @@
 
 The decisions are :mod:`kvplane_runtime.admission`'s, the bytes are the proxy's. Here are only the things between them: the
 size of a prompt from its bytes, the tenant and the class from the head, a future for each request that waits, the counts
-of tokens that passed, what an answer's usage teaches, and whether it came as promised. Counts are collected TICK_SECONDS
-apart and not pushed with every chunk, so that the hot path does no accounting.
+of tokens that passed, what an answer's usage teaches, and whether it came as promised. Counts are collected at most
+TICK_SECONDS apart and not pushed with every chunk, so that the hot path does no accounting.
 
 Policy Off reads and measures without touching anything: bodies go as they came, and nothing is refused or held here.
 """
@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.25
 """Between two looks at the queue without a cause, and at the counts of the answers under way."""
+_PARTS: Final = 10
+"""In which the counts are collected in that time: all of 500 at once would stop every stream for milliseconds."""
+_FEW: Final = 32
+"""So many answers are counted whenever something begins or ends, too."""
 STALE_SECONDS: Final = 2.0
 """Older signals count for nothing: admission goes on by its own accounts, and carefully."""
 HEADER_PRIORITY: Final = b"x-kvplane-priority"
@@ -77,6 +81,8 @@ class AdmissionGate:
         self._tickets: dict[Entry, Ticket] = {}
         """By entry, in the order of arrival."""
         self._settling: asyncio.Handle | None = None
+        self._uncounted: list[Entry] = []
+        """Whose counts come next; they go round."""
         self._applied = config.current
         self._scraped_at: float | None = None
         self._starts = engine.starts
@@ -239,7 +245,9 @@ class AdmissionGate:
         """Keeps admission informed until cancelled."""
         while True:
             self.tick()
-            await asyncio.sleep(TICK_SECONDS)
+            for _ in range(_PARTS):
+                await asyncio.sleep(TICK_SECONDS / _PARTS)
+                self._collect(-(-len(self._tickets) // _PARTS), now=self._clock())
 
     def tick(self) -> None:
         """Takes in a changed configuration, a new scrape, or the lack of one; then settles."""
@@ -265,18 +273,24 @@ class AdmissionGate:
             self._settling = asyncio.get_running_loop().call_soon(self.settle)
 
     def settle(self) -> None:
-        """Collects the counts, and wakes those whose request was decided."""
+        """Wakes those whose request was decided."""
         self._settling = None
         now = self._clock()
-        self._collect(now)
+        if len(self._tickets) <= _FEW:
+            self._collect(_FEW, now=now)
         for entry in self.admission.decide(now=now):
             ticket = self._tickets.get(entry)
             if ticket is not None:
                 ticket.decided.set()
 
-    def _collect(self, now: float) -> None:
-        for entry, ticket in self._tickets.items():
-            if entry.admitted_at is None:
+    def _collect(self, most: int, *, now: float) -> None:
+        """Tells admission how many tokens the next answers have."""
+        for _ in range(min(most, len(self._tickets))):
+            if not self._uncounted:
+                self._uncounted = list(reversed(self._tickets))
+            entry = self._uncounted.pop()
+            ticket = self._tickets.get(entry)
+            if ticket is None or entry.admitted_at is None:
                 continue
             meter = ticket.meter
             tokens = self._streamed(meter) if isinstance(meter, sse.StreamMeter) else self._guessed(entry, now)
@@ -426,6 +440,7 @@ class Ticket:
         """Gives everything back."""
         if self._entry is not None:
             self._gate.end(self, self._entry, end)
+        self.meter = None  # it knows this ticket: a cycle would be left to the collector, whose work stops all streams
         self._visit.leave(end)
 
 
