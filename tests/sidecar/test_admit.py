@@ -452,6 +452,37 @@ async def test_an_answer_that_is_not_streamed_is_taken_to_grow_as_others_did(tmp
         engine.go.set()
 
 
+async def test_a_first_token_that_can_be_seen_is_not_guessed(tmp_path: Path) -> None:
+    """What prompts take is learned from first tokens: a guess would teach what was believed before."""
+    engine = Held(STREAM + TOKEN + DONE)
+    async with staged(engine, tmp_path) as stage:
+        stage.scraped()
+        stage.gate._seconds_per_token, stage.gate._prefill_tokens_per_second = 0.1, 100.0
+        await stage.post({"prompt": ids(10), "max_tokens": 50, "stream": True})
+        await until(lambda: stage.running() == 1)
+        (entry,) = stage.gate._tickets
+        stage.clock.pass_seconds(2.0)
+        stage.gate.tick()
+        assert entry.first_token_at is None
+        engine.go.set()
+        await until(lambda: entry.first_token_at == stage.clock())
+
+
+async def test_of_guessed_first_tokens_nothing_is_learned(tmp_path: Path) -> None:
+    engine = Held()
+    async with staged(engine, tmp_path) as stage:
+        stage.scraped(blocks=1000)
+        stage.gate._prefill_tokens_per_second = 100.0
+        for number in range(1, 11):
+            await stage.post({"prompt": ids(10), "max_tokens": 50})
+            await until(lambda number=number: stage.running() == number)
+            stage.clock.pass_seconds(0.5)
+            stage.gate.tick()
+        assert all(entry.first_token_at is not None for entry in stage.gate._tickets)
+        assert stage.gate.admission._prefill.seconds(10) == 0
+        engine.go.set()
+
+
 async def test_an_engine_restart_forgets_what_was_in_flight_and_is_filled_slowly(tmp_path: Path) -> None:
     async with staged(Held(), tmp_path) as stage:
         stage.scraped()
@@ -464,6 +495,20 @@ async def test_an_engine_restart_forgets_what_was_in_flight_and_is_filled_slowly
         assert stage.running() == 0
         assert stage.gate.admission.state(now=stage.clock()).kappa == 0.5
         client.abort()
+
+
+async def test_the_503_of_a_new_engine_to_what_was_let_in_before_goes_to_the_client(tmp_path: Path) -> None:
+    engine = Held(BUSY)
+    async with staged(engine, tmp_path) as stage:
+        stage.scraped()
+        client = await stage.post({"prompt": ids(8), "max_tokens": 4})
+        await until(lambda: stage.running() == 1)
+        stage.engine.health.refused()
+        stage.engine.health.answered(stage.clock())
+        stage.gate.tick()
+        engine.go.set()
+        assert (await client.response()).status == 503
+        assert len(stage.upstream.requests) == 1
 
 
 async def test_old_signals_make_admission_careful(tmp_path: Path) -> None:

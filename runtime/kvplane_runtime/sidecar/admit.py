@@ -161,10 +161,11 @@ class AdmissionGate:
         self.admission.first_token(entry, now=now)
         self.settle_soon()
 
-    def requeue(self, entry: Entry) -> None:
-        """The engine refused the request itself."""
+    def requeue(self, entry: Entry) -> bool:
+        """The engine refused the request itself; False where admission no longer knows it, the engine being a new one."""
         self.admission.requeue(entry, now=self._clock())
         self.settle_soon()
+        return entry.admitted_at is None
 
     def turned_away(self, entry: Entry, head: ResponseHead) -> None:
         """A ring has no room for the request; what it told the client counts as a refusal here."""
@@ -292,8 +293,11 @@ class AdmissionGate:
             ticket = self._tickets.get(entry)
             if ticket is None or entry.admitted_at is None:
                 continue
-            meter = ticket.meter
-            tokens = self._streamed(meter) if isinstance(meter, sse.StreamMeter) else self._guessed(entry, now)
+            tokens = 0
+            if isinstance(ticket.meter, sse.StreamMeter):
+                tokens = self._streamed(ticket.meter)
+            elif not ticket.streams:
+                tokens = self._guessed(entry, now)
             if tokens > entry.generated:
                 self.admission.progress(entry, tokens, now=now)
 
@@ -301,15 +305,18 @@ class AdmissionGate:
         return round(meter.token_events * self._tokens_per_event)
 
     def _guessed(self, entry: Entry, now: float) -> int:
-        """Tokens of an answer that is not streamed, by the times that others took."""
+        """Tokens of an answer that is not streamed, by the times that others took.
+
+        What is guessed is no first token that was seen: nothing is learned from it of the time that prompts take.
+        """
         assert entry.admitted_at is not None  # noqa: S101  (only what was let in is looked at)
         if entry.first_token_at is None:
             rate = self._prefill_tokens_per_second
             if rate is None or now < entry.admitted_at + entry.demand.prompt_tokens / rate:
                 return 0
-            self.admission.first_token(entry, now=now)
+            return 1
         per_token = self._seconds_per_token
-        if per_token is None or entry.first_token_at is None:
+        if per_token is None:
             return 0
         most = entry.demand.max_output_tokens
         each = int((now - entry.first_token_at) / per_token)
@@ -360,6 +367,8 @@ class Ticket:
         self.meter: sse.StreamMeter | sse.AnswerMeter | None = None
         self.first_token_at: float | None = None
         """On the gate's clock; None also where the answer is not streamed."""
+        self.streams = False
+        """Whether a stream is asked for: its tokens are seen, so none is guessed."""
         self.text_bytes = 0
         self.only_text = False
 
@@ -409,6 +418,7 @@ class Ticket:
         off = self._gate.off
         if isinstance(generation, Refusal):
             return request if off else generation
+        self.streams = generation.stream
         self.text_bytes = sum(prompt.text_bytes for prompt in generation.prompts)
         self.only_text = not generation.media and all(prompt.tokens is None for prompt in generation.prompts)
         edited = None if off else openai.with_usage(request.body, generation)
@@ -424,8 +434,7 @@ class Ticket:
         entry = self._entry
         if entry is None:
             return Relay()
-        if head.status == 503 and self._gate.enforced:
-            self._gate.requeue(entry)
+        if head.status == 503 and self._gate.enforced and self._gate.requeue(entry):
             return Again() if entry.refusal is None else refusal(entry.refusal)
         self.status = head.status
         if head.status == 429 and self._gate.admission.ring and not self._gate.off:
