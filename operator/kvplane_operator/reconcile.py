@@ -35,6 +35,9 @@ _HEAL_FORGET_SECONDS = 300.0
 _UNTOLD_SECONDS = 1.0
 """After a status that was refused, as it was planned from an old version: until the watch has brought the new one, each further
 attempt would be refused too, and a plan may wait for nothing else."""
+_INCOMPLETE_SECONDS = 0.5
+"""Between looks until all that exists is in the store. A service may be there before its children are: by what its plan then
+misses, replicas would begin anew, and pods be rendered anew."""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Reconciler:
 
     async def reconcile(self, uid: str) -> float | None:
         """One pass; returns the seconds after which the service wants another one without a cause."""
+        if not self._store.complete:
+            return _INCOMPLETE_SECONDS
         memory = self._memory.setdefault(uid, _Memory())
         snapshot = self._look(uid, memory)
         if snapshot is None:

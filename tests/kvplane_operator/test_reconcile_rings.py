@@ -26,6 +26,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.store = Store()
+        self.store.complete = True
         self.done: list[tuple[str, ...]] = []
         self.sets: dict[str, Manifest] = {}
         self.gone: set[str] = set()
@@ -134,6 +135,15 @@ async def test_a_settled_service_is_left_alone(notes: Notes) -> None:
     notes.serve()
     await reconciled(notes)
     assert await reconciled(notes) == []
+
+
+async def test_nothing_is_done_before_all_that_exists_is_known(notes: Notes) -> None:
+    """What is not in the store yet would be made anew, beside what is there."""
+    notes.store.complete = False
+    notes.ask(RING)
+    assert await reconciled(notes) == []
+    notes.store.complete = True
+    assert ("apply", "StatefulSet chat-ring-0", "3") in await reconciled(notes)
 
 
 async def test_rank_0_is_marked_and_then_asked_to_drain(notes: Notes) -> None:
