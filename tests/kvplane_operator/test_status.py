@@ -566,6 +566,19 @@ def test_pods_that_go_are_not_findings() -> None:
     assert starting(going).condition("Available") == ("False", "Starting")
 
 
+def test_a_pod_that_is_over_is_forgotten_once_another_one_serves() -> None:
+    """A kubelet that evicts it, or refuses it, leaves its object; the ReplicaSet has made another one long since."""
+    world = serving()
+    world.pods.append(pod("chat-evicted", phase="Failed", message="Usage of EmptyDir volume exceeds the limit 1Gi."))
+    assert world.condition("Degraded") == ("False", "AsAsked")
+    assert world.condition("Ready") == ("True", "Serving")
+    world.counts(replicas=2, ready=1, updated=1)
+    assert world.condition("Progressing") == ("True", "RollingOut")
+    assert world.condition("Ready") == ("True", "Serving")
+    world.counts(replicas=1, ready=0)
+    assert "Pod chat-evicted failed: Usage of EmptyDir" in world.wanted("Available")["message"]
+
+
 def test_a_crash_is_forgotten_once_the_pod_serves() -> None:
     world = serving()
     world.pods = [pod(ready=True, engine={**CRASH, **RUNNING})]

@@ -55,6 +55,11 @@ def ready(pod: Mapping[str, Any]) -> bool:
     return not pod["metadata"].get("deletionTimestamp") and pod_condition(pod, "Ready").get("status") == "True"
 
 
+def over(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod has ended for good, as one that was evicted: it stays as an object, and a ReplicaSet makes another one."""
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
+
+
 def findings(pods: tuple[Mapping[str, Any], ...], *, startup_timeout_seconds: int) -> list[Finding]:
     """One finding for each pod that does not serve (or serves after a crash), the most telling first."""
     found = []
