@@ -105,8 +105,13 @@ class Reconciler:
         if any(write.ref.kind is Kind.DEPLOYMENT for write in writes):
             await asyncio.gather(*(self._tell_cost(namespace, cost) for cost in plan.deletion_costs))
         blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
-        memory.blocked = tuple(blocked)
-        if not blocked:
+        put_off_refs = {write.ref for write in plan.writes} - {write.ref for write in writes}
+        # What was refused, and is not tried again yet, is refused still.
+        memory.blocked = (*blocked, *(b for b in memory.blocked if b.ref in put_off_refs))
+        if memory.blocked:
+            # Whoever is to go on a node that is lost has been told so by somebody else, and waits for no child.
+            await asyncio.gather(*(self._delete_pod(snapshot, each) for each in plan.pod_deletions if each.force))
+        else:
             await asyncio.gather(
                 *(self._delete(namespace, deletion) for deletion in plan.deletions),
                 *(
