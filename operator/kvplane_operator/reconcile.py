@@ -215,10 +215,9 @@ class Reconciler:
                 snapshot.namespace, write.ref, write.manifest, uid=write.uid, dry_run=dry_run
             )
         except RefusedError as error:
-            if "being terminated" in str(error):  # the namespace goes, and the service with it
-                return None
             message = f"The API server refuses {write.ref}: {error}"
-            return Blocked(write.ref, Obstacle.REJECTED, message, snapshot.generation)
+            obstacle = Obstacle.ENDING if "being terminated" in str(error) else Obstacle.REJECTED
+            return Blocked(write.ref, obstacle, message, snapshot.generation)
         except ConflictError:
             if write.uid is not None:
                 raise  # the object was replaced meanwhile: look again

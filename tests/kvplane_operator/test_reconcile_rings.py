@@ -225,6 +225,14 @@ async def test_a_refusal_stands_while_it_is_not_tried_again(notes: Notes) -> Non
         assert notes.accepted() == ("False", "ChildRejected")
 
 
+async def test_in_a_namespace_that_goes_no_child_is_tried_again_without_a_pause(notes: Notes) -> None:
+    """The service may go last, after all that would be made anew for it."""
+    notes.refusal = "unable to create new content in namespace team because it is being terminated"
+    notes.ask(RING)
+    await reconciled(notes)  # fails where it does not settle
+    assert notes.accepted() == ("True", "Valid")
+
+
 def forced() -> float:
     return metrics.REGISTRY.get_sample_value("kvplane_operator_ring_pods_deleted_total", {"cause": "forced"}) or 0.0
 
