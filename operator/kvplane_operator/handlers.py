@@ -129,6 +129,7 @@ def _register(
             told = store.remove(kind, manifest)
             if kind == SERVICE:
                 forget(metadata["uid"])
+                enqueue(metadata["uid"])  # once more: it finds nothing, and what was remembered of the service goes
         uid = store.service_uid(kind, metadata)
         if told and uid is not None:
             enqueue(uid)
