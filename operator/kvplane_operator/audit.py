@@ -45,16 +45,17 @@ async def audit_once(
 ) -> None:
     """One listing of each kind and namespace; one that is refused hides nothing of another."""
     listings: list[tuple[str, Listing]] = []
-    refused = False
+    listed, refused = set[str | None](), set[str | None]()
     for kind in WATCHED:
         for namespace in settings.watch_namespaces or (None,):
             selector = None if kind == SERVICE else CHILD_SELECTOR
             try:
                 listing = await cluster.list_metadata(kind, namespace, selector=selector)
             except (NotFoundError, RefusedError) as error:
-                refused = True
+                refused.add(namespace)
                 logger.info("The audit leaves %s of %s out: %s", kind, namespace or "all namespaces", error)
                 continue
+            listed.add(namespace)
             listings.append((kind, listing))
             for lost in store.retain(
                 kind, listing.objects, resource_version=listing.resource_version, namespace=namespace
@@ -67,8 +68,8 @@ async def audit_once(
             unseen = await cluster.find(kind, namespace, name)
             if unseen is not None and store.put(kind, unseen):
                 _tell(store, kind, unseen["metadata"], enqueue, what="was missed by its watch")
-    if not refused:
-        store.complete = True  # also where no watch has brought, and so said, anything
+    if listed and not listed & refused:
+        store.complete = True  # where watches fail, or there is nothing to watch, nobody else says so
 
 
 def _tell(store: Store, kind: str, metadata: Mapping[str, Any], enqueue: Callable[[str], None], *, what: str) -> None:
