@@ -10,27 +10,29 @@ import logging
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 import kopf
 
 from kvplane_operator import health, metrics
 from kvplane_operator.audit import audit
-from kvplane_operator.cluster import ApiError, Cluster, NotFoundError, connect
+from kvplane_operator.cluster import Cluster, connect
 from kvplane_operator.handlers import build_registry, configure
 from kvplane_operator.leader import Leadership
+from kvplane_operator.namespaces import Namespaces
 from kvplane_operator.reconcile import Reconciler
 from kvplane_operator.scalers import look_for_scalers
 from kvplane_operator.scaling import Autoscaler
 from kvplane_operator.scaling_metrics import AutoscalerCollector
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.signals import Resolve, SignalPoller, admin_port, connect_to_sidecars
-from kvplane_operator.store import SERVICE, Store
+from kvplane_operator.store import Store
 from kvplane_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
-_CRD_POLL_SECONDS = 2.0
+_ENDS_WELL: Final = ("stop", "watch", "namespaces")
+"""Parts whose end without an error is no error."""
 
 
 async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> int:
@@ -52,6 +54,7 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
     sidecars = connect_to_sidecars(resolve)
     reconciler = Reconciler(store=store, cluster=cluster, settings=settings, drain=sidecars.drain)
     looked = asyncio.Event()
+    namespaces = Namespaces(settings.watch_namespaces)
 
     async def may_write() -> None:
         await looked.wait()
@@ -71,17 +74,19 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
     lag = loop.create_task(health.measure_loop_lag())
     tasks: list[asyncio.Task[Any]] = []
     try:
-        if not await _unless(stop, _crd_installed(unfenced, settings)):
+        if not await _unless(stop, namespaces.choose(unfenced)):
             return 0
         tasks.append(loop.create_task(leadership.campaign(unfenced), name="lease"))
-        if not await _unless(stop, leadership.wait()):
+        # A standby may have waited for days: what can be watched is asked once more.
+        if not await _unless(stop, leadership.wait()) or not await _unless(stop, namespaces.choose(unfenced)):
             return 0
         tasks += [
             loop.create_task(queue.run(), name="queue"),
             loop.create_task(audit(cluster=cluster, store=store, settings=settings, enqueue=queue.add), name="audit"),
             loop.create_task(poller.run(), name="signals"),
             loop.create_task(autoscaler.run(), name="autoscaler"),
-            loop.create_task(_watch(settings, store, queue, stop), name="watch"),
+            loop.create_task(_watch(settings, namespaces.watched, store, queue, stop), name="watch"),
+            loop.create_task(namespaces.join(unfenced), name="namespaces"),
             loop.create_task(stop.wait(), name="stop"),
         ]
         if settings.read_autoscalers:
@@ -94,7 +99,7 @@ async def run(settings: OperatorSettings, *, resolve: Resolve = admin_port) -> i
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         first = done.pop()
         logger.info("Ending: %s came to its end.", first.get_name())
-        return 0 if first.get_name() in ("stop", "watch") and first.exception() is None else 1
+        return 0 if first.get_name() in _ENDS_WELL and first.exception() is None else 1
     finally:
         stop.set()  # ends the watches, which end their own tasks
         for task in tasks:
@@ -117,23 +122,6 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop.set)
 
 
-async def _crd_installed(cluster: Cluster, settings: OperatorSettings) -> None:
-    """Waits for the CRD, and for the API server to list its objects: of one just made it answers 429 at first, and no watch should
-    begin in that moment.
-    """
-    namespace = next(iter(settings.watch_namespaces), None)
-    while True:
-        try:
-            await cluster.list_metadata(SERVICE, namespace, selector=None)
-        except NotFoundError:
-            logger.warning("The CRD of LLMService is not installed; waiting for it.")
-        except ApiError as error:
-            logger.warning("Waiting for the API server: %s", error)
-        else:
-            return
-        await asyncio.sleep(_CRD_POLL_SECONDS)
-
-
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Wait for ``work`` unless told to stop first; True if it ended."""
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
@@ -148,7 +136,9 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return True
 
 
-async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, stop: asyncio.Event) -> None:
+async def _watch(
+    settings: OperatorSettings, namespaces: tuple[str, ...], store: Store, queue: WorkQueue, stop: asyncio.Event
+) -> None:
     registry = build_registry(store=store, enqueue=queue.add, forget=queue.forget, nodes=settings.read_nodes)
 
     started = asyncio.Event()
@@ -161,10 +151,10 @@ async def _watch(settings: OperatorSettings, store: Store, queue: WorkQueue, sto
     taken_back = asyncio.create_task(take_signals_back())
     await kopf.operator(
         registry=registry,
-        settings=configure(kopf.OperatorSettings(), settings),
+        settings=configure(kopf.OperatorSettings()),
         standalone=True,
-        clusterwide=not settings.watch_namespaces,
-        namespaces=settings.watch_namespaces,
+        clusterwide=not namespaces,
+        namespaces=namespaces,
         stop_flag=stop,
         ready_flag=started,
     )

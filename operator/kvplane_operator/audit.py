@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from kvplane_operator.cluster import ApiError, Cluster, Listing
+from kvplane_operator.cluster import ApiError, Cluster, Listing, NotFoundError, RefusedError
 from kvplane_operator.handlers import CHILD_SELECTOR, WATCHED
 from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import SERVICE, Store
@@ -43,25 +43,33 @@ async def audit_once(
     enqueue: Callable[[str], None],
     late_seconds: float = LATE_SECONDS,
 ) -> None:
-    """One listing of each kind."""
+    """One listing of each kind and namespace; one that is refused hides nothing of another."""
     listings: list[tuple[str, Listing]] = []
+    listed, refused = set[str | None](), set[str | None]()
     for kind in WATCHED:
         for namespace in settings.watch_namespaces or (None,):
             selector = None if kind == SERVICE else CHILD_SELECTOR
-            listing = await cluster.list_metadata(kind, namespace, selector=selector)
+            try:
+                listing = await cluster.list_metadata(kind, namespace, selector=selector)
+            except (NotFoundError, RefusedError) as error:
+                refused.add(namespace)
+                logger.info("The audit leaves %s of %s out: %s", kind, namespace or "all namespaces", error)
+                continue
+            listed.add(namespace)
             listings.append((kind, listing))
             for lost in store.retain(
                 kind, listing.objects, resource_version=listing.resource_version, namespace=namespace
             ):
                 _tell(store, kind, lost["metadata"], enqueue, what="vanished unseen")
-    if not any(store.behind(kind, listing.objects) for kind, listing in listings):
-        return
-    await asyncio.sleep(late_seconds)
+    if any(store.behind(kind, listing.objects) for kind, listing in listings):
+        await asyncio.sleep(late_seconds)
     for kind, listing in listings:
         for namespace, name in store.behind(kind, listing.objects):
             unseen = await cluster.find(kind, namespace, name)
             if unseen is not None and store.put(kind, unseen):
                 _tell(store, kind, unseen["metadata"], enqueue, what="was missed by its watch")
+    if listed and not listed & refused:
+        store.complete = True  # where watches fail, or there is nothing to watch, nobody else says so
 
 
 def _tell(store: Store, kind: str, metadata: Mapping[str, Any], enqueue: Callable[[str], None], *, what: str) -> None:

@@ -6,17 +6,13 @@ index handlers make kopf hold events back until everything that exists is in the
 """
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import kopf
 
 from kvplane_api import names
-from kvplane_operator.settings import OperatorSettings
 from kvplane_operator.store import POD, SERVICE, Store
-
-logger = logging.getLogger(__name__)
 
 WATCHED: Final[Mapping[str, tuple[str, str, str]]] = {
     SERVICE: (names.GROUP, names.VERSION, names.PLURAL),
@@ -80,7 +76,7 @@ def build_registry(
     return registry
 
 
-def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> kopf.OperatorSettings:
+def configure(settings: kopf.OperatorSettings) -> kopf.OperatorSettings:
     """kopf's settings: nothing is written into objects, nothing waits, watches carry the label selector."""
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
     settings.persistence.diffbase_storage = _NoDiffBase()
@@ -97,7 +93,6 @@ def configure(settings: kopf.OperatorSettings, ours: OperatorSettings) -> kopf.O
     for kind, resource in WATCHED.items():
         if kind != SERVICE:
             settings.watching.label_selectors[resource] = CHILD_SELECTOR
-    logger.debug("Watching %s.", ", ".join(ours.watch_namespaces) or "all namespaces")
     return settings
 
 
@@ -129,6 +124,7 @@ def _register(
             told = store.remove(kind, manifest)
             if kind == SERVICE:
                 forget(metadata["uid"])
+                enqueue(metadata["uid"])  # once more: it finds nothing, and what was remembered of the service goes
         uid = store.service_uid(kind, metadata)
         if told and uid is not None:
             enqueue(uid)

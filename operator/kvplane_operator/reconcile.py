@@ -35,6 +35,9 @@ _HEAL_FORGET_SECONDS = 300.0
 _UNTOLD_SECONDS = 1.0
 """After a status that was refused, as it was planned from an old version: until the watch has brought the new one, each further
 attempt would be refused too, and a plan may wait for nothing else."""
+_INCOMPLETE_SECONDS = 0.5
+"""Between looks until all that exists is in the store. A service may be there before its children are: by what its plan then
+misses, replicas would begin anew, and pods be rendered anew."""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Reconciler:
 
     async def reconcile(self, uid: str) -> float | None:
         """One pass; returns the seconds after which the service wants another one without a cause."""
+        if not self._store.complete:
+            return _INCOMPLETE_SECONDS
         memory = self._memory.setdefault(uid, _Memory())
         snapshot = self._look(uid, memory)
         if snapshot is None:
@@ -100,8 +105,13 @@ class Reconciler:
         if any(write.ref.kind is Kind.DEPLOYMENT for write in writes):
             await asyncio.gather(*(self._tell_cost(namespace, cost) for cost in plan.deletion_costs))
         blocked = await self._try_out(snapshot, plan, writes) or await self._apply_all(snapshot, writes)
-        memory.blocked = tuple(blocked)
-        if not blocked:
+        put_off_refs = {write.ref for write in plan.writes} - {write.ref for write in writes}
+        # What was refused, and is not tried again yet, is refused still.
+        memory.blocked = (*blocked, *(b for b in memory.blocked if b.ref in put_off_refs))
+        if memory.blocked:
+            # Whoever is to go on a node that is lost has been told so by somebody else, and waits for no child.
+            await asyncio.gather(*(self._delete_pod(snapshot, each) for each in plan.pod_deletions if each.force))
+        else:
             await asyncio.gather(
                 *(self._delete(namespace, deletion) for deletion in plan.deletions),
                 *(
@@ -205,10 +215,9 @@ class Reconciler:
                 snapshot.namespace, write.ref, write.manifest, uid=write.uid, dry_run=dry_run
             )
         except RefusedError as error:
-            if "being terminated" in str(error):  # the namespace goes, and the service with it
-                return None
             message = f"The API server refuses {write.ref}: {error}"
-            return Blocked(write.ref, Obstacle.REJECTED, message, snapshot.generation)
+            obstacle = Obstacle.ENDING if "being terminated" in str(error) else Obstacle.REJECTED
+            return Blocked(write.ref, obstacle, message, snapshot.generation)
         except ConflictError:
             if write.uid is not None:
                 raise  # the object was replaced meanwhile: look again

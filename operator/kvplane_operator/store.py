@@ -68,6 +68,10 @@ class Store:
         if held is not None and not _newer(metadata, held["metadata"]):
             return False
         self._objects[key] = slim
+        owner = service_of(kind, metadata)
+        before = service_of(kind, held["metadata"]) if held is not None else None
+        if before is not None and before != owner:
+            self._leave(key, before)  # its label was changed
         if kind == SERVICE:
             if held is not None and held["metadata"]["uid"] != metadata["uid"]:
                 self._forget_service(held["metadata"]["uid"])  # made again under its name before its removal was seen
@@ -78,7 +82,7 @@ class Store:
             self._pods[metadata["uid"]] = key
             if not tells(slim):  # what was read of it before says nothing of its next start
                 self._readings.pop(metadata["uid"], None)
-        if owner := service_of(kind, metadata):
+        if owner:
             self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
         return True
 
@@ -261,11 +265,15 @@ class Store:
         elif key[0] == POD:
             self._forget_pod(held["metadata"]["uid"])
         if owner := service_of(key[0], held["metadata"]):
-            keys = self._by_service.get((key[1], owner))
-            if keys is not None:
-                keys.discard(key)
-                if not keys:
-                    del self._by_service[key[1], owner]
+            self._leave(key, owner)
+
+    def _leave(self, key: Key, service: str) -> None:
+        """Take an object out of what is of a service."""
+        keys = self._by_service.get((key[1], service))
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._by_service[key[1], service]
 
     def _forget_service(self, uid: str) -> None:
         self._services.pop(uid, None)

@@ -14,10 +14,10 @@ import pytest
 from kvplane_api import names
 from kvplane_operator import metrics
 from kvplane_operator.autoscaler.document import MOST_BYTES
-from kvplane_operator.plan.snapshot import Scaler
+from kvplane_operator.plan.snapshot import Kind, Ref, Scaler
 from kvplane_operator.scaling import EVENT_SECONDS, EVENTS_AT_ONCE, SAVE_SECONDS, first_save_seconds
 from kvplane_operator.scaling_metrics import Report
-from tests.kvplane_operator.scaling_world import STATE, Stage
+from tests.kvplane_operator.scaling_world import STATE, UID, Stage
 from tests.kvplane_operator.world import HF, NATIVE
 
 AT_MOST = {5: 4.76, 15: 14.76}
@@ -268,6 +268,25 @@ class TestFaults:
             await asyncio.sleep(250)
             assert stage.replicas == before
 
+    async def test_a_restart_lowers_nothing_before_the_watches_have_brought_the_deployment(self, stage: Stage) -> None:
+        """They bring the service and its pods sooner, perhaps, and the first word of a pod is a cause to plan."""
+        async with stage.running():
+            await loaded(stage, 3.2)
+            assert stage.replicas == 4
+        snapshot = stage.store.snapshot(UID)
+        assert snapshot is not None
+        unseen = snapshot.children[Ref(Kind.DEPLOYMENT, "chat")]
+        stage.store.remove(Kind.DEPLOYMENT.value, unseen)
+        stage.store.complete = False
+        stage.autoscaler = stage.restarted()
+        async with stage.running():
+            await asyncio.sleep(60)
+            assert stage.replicas == 4
+            stage.store.put(Kind.DEPLOYMENT.value, unseen)
+            stage.store.complete = True
+            await asyncio.sleep(60)
+            assert stage.replicas == 4
+
     async def test_a_burst_is_known_to_whoever_leads_next(self, stage: Stage) -> None:
         async with stage.running():
             await loaded(stage, 6.0, seconds=45)
@@ -355,9 +374,11 @@ class TestFaults:
 
     async def test_nothing_is_decided_before_all_that_exists_is_known(self, stage: Stage) -> None:
         """A watch that has not brought the pods or the ConfigMap yet must not look as if there were none."""
-        stage.store.complete = False
+        stage.leading = False
         async with stage.running():
             await loaded(stage, 3.2)
+            stage.store.complete, stage.leading = False, True
+            await asyncio.sleep(90)
             assert (stage.reads, stage.replicas) == ([], 1)
             stage.store.complete = True
             await asyncio.sleep(30)

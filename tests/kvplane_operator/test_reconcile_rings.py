@@ -8,7 +8,7 @@ import pytest
 
 from kvplane_api import names
 from kvplane_operator import metrics
-from kvplane_operator.cluster import Cluster, ConflictError
+from kvplane_operator.cluster import Cluster, ConflictError, RefusedError
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref
 from kvplane_operator.plan.status import status_patch
 from kvplane_operator.reconcile import Reconciler
@@ -26,12 +26,15 @@ class Notes:
 
     def __init__(self) -> None:
         self.store = Store()
+        self.store.complete = True
         self.done: list[tuple[str, ...]] = []
         self.sets: dict[str, Manifest] = {}
         self.gone: set[str] = set()
         """Pods, by uid, that were deleted by force; the watch has not told of it."""
         self.behind = False
         """The watch has not brought the newest version of the service yet."""
+        self.refusal = ""
+        """What the API server says to each write of a child; empty: it takes them all."""
         self._versions = itertools.count(1)
         self._service: Manifest = {
             "metadata": {"namespace": "team", "name": "chat", "uid": UID, "generation": 0},
@@ -56,10 +59,27 @@ class Notes:
                 made["metadata"]["deletionTimestamp"] = "2026-01-01T12:00:00Z"
             self._put(POD, made)
 
+    def drift(self, name: str) -> None:
+        """Somebody else writes into a group's StatefulSet."""
+        held = self.sets[name]
+        self._put(Kind.STATEFUL_SET.value, {**held, "spec": {**held["spec"], "serviceName": "elsewhere"}})
+
+    def lose(self, node: str) -> None:
+        """The node has not answered for years."""
+        condition = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "2020-01-01T12:00:00Z"}
+        assert self.store.put_node({"metadata": {"name": node}, "status": {"conditions": [condition]}}) == [UID]
+
+    def accepted(self) -> tuple[str, str]:
+        """Status and reason of Accepted, as written."""
+        found = next(c for c in self._service["status"]["conditions"] if c["type"] == "Accepted")
+        return found["status"], found["reason"]
+
     async def apply(
         self, namespace: str, ref: Ref, manifest: Manifest, *, uid: str | None, dry_run: bool = False
     ) -> Manifest:
         assert not dry_run
+        if self.refusal:
+            raise RefusedError(self.refusal, code=403)
         written = {**manifest, "metadata": {**manifest["metadata"], "uid": uid or f"uid-of-{ref}", "generation": 1}}
         written["metadata"]["resourceVersion"] = str(next(self._versions))
         self.done.append(("apply", str(ref)))
@@ -108,10 +128,15 @@ def notes() -> Notes:
     return Notes()
 
 
+def reconciler_of(notes: Notes) -> Reconciler:
+    """One that remembers nothing yet."""
+    given = settings(read_nodes=True)
+    return Reconciler(store=notes.store, cluster=cast("Cluster", notes), settings=given, drain=notes.drain)
+
+
 async def reconciled(notes: Notes) -> list[tuple[str, ...]]:
     """What is done until there is nothing to do at once."""
-    given = settings(read_nodes=True)
-    reconciler = Reconciler(store=notes.store, cluster=cast("Cluster", notes), settings=given, drain=notes.drain)
+    reconciler = reconciler_of(notes)
     notes.done.clear()
     for _ in range(10):
         if await reconciler.reconcile(UID) != 0.0:
@@ -136,6 +161,15 @@ async def test_a_settled_service_is_left_alone(notes: Notes) -> None:
     assert await reconciled(notes) == []
 
 
+async def test_nothing_is_done_before_all_that_exists_is_known(notes: Notes) -> None:
+    """What is not in the store yet would be made anew, beside what is there."""
+    notes.store.complete = False
+    notes.ask(RING)
+    assert await reconciled(notes) == []
+    notes.store.complete = True
+    assert ("apply", "StatefulSet chat-ring-0", "3") in await reconciled(notes)
+
+
 async def test_rank_0_is_marked_and_then_asked_to_drain(notes: Notes) -> None:
     notes.ask(RING)
     await reconciled(notes)
@@ -155,14 +189,48 @@ async def test_a_rank_on_a_lost_node_is_deleted_by_force_and_told_of(notes: Note
     notes.ask(RING)
     await reconciled(notes)
     notes.serve(lost=1)
-    condition = {"type": "Ready", "status": "Unknown", "lastTransitionTime": "2020-01-01T12:00:00Z"}
-    assert notes.store.put_node({"metadata": {"name": "node-1"}, "status": {"conditions": [condition]}}) == [UID]
+    notes.lose("node-1")
     before = forced()
     done = [*await reconciled(notes)]
     assert ("delete pod", "chat-ring-0-1", "uid-of-chat-ring-0-1", "by force") in done
     done += await reconciled(notes)  # the watch is late, and it is deleted once more
     assert done.count(("event", "PodDeletedByForce")) == 1
     assert forced() - before == 1
+
+
+async def test_a_rank_on_a_lost_node_goes_also_while_a_child_is_refused(notes: Notes) -> None:
+    """Its group would stay a rank short for as long as somebody else's quota is full."""
+    notes.ask(RING)
+    await reconciled(notes)
+    notes.serve(lost=1)
+    notes.lose("node-1")
+    notes.refusal = "exceeded quota: groups"
+    notes.ask({**RING, "replicas": 2})
+    done = await reconciled(notes)
+    assert notes.accepted() == ("False", "ChildRejected")
+    assert ("delete pod", "chat-ring-0-1", "uid-of-chat-ring-0-1", "by force") in done
+
+
+async def test_a_refusal_stands_while_it_is_not_tried_again(notes: Notes) -> None:
+    """Healing pauses longer each time; in between nothing has become well."""
+    notes.ask(RING)
+    await reconciled(notes)
+    notes.serve()
+    await reconciled(notes)
+    notes.drift("chat-ring-0")
+    notes.refusal = "denied by a policy"
+    reconciler = reconciler_of(notes)
+    for _ in range(3):
+        await reconciler.reconcile(UID)
+        assert notes.accepted() == ("False", "ChildRejected")
+
+
+async def test_in_a_namespace_that_goes_no_child_is_tried_again_without_a_pause(notes: Notes) -> None:
+    """The service may go last, after all that would be made anew for it."""
+    notes.refusal = "unable to create new content in namespace team because it is being terminated"
+    notes.ask(RING)
+    await reconciled(notes)  # fails where it does not settle
+    assert notes.accepted() == ("True", "Valid")
 
 
 def forced() -> float:

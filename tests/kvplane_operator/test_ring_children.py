@@ -227,6 +227,22 @@ class TestPlacement:
         assert gpu in pod["tolerations"]
         assert len(pod["tolerations"]) == 3
 
+    @pytest.mark.parametrize(
+        "overlay",
+        [
+            {"affinity": None},
+            {"affinity": {"podAntiAffinity": None}},
+            {"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": None}}},
+            {"topologySpreadConstraints": None},
+        ],
+    )
+    def test_a_null_of_the_user_takes_a_rule_away(self, overlay: dict[str, Any]) -> None:
+        """As charts write it that render a value which is not set."""
+        world = made({**RING, "podTemplate": {"spec": overlay}})
+        kept = "affinity" in overlay  # ranks are kept apart by the other one here
+        assert bool(template(world)["spec"]["topologySpreadConstraints"]) == kept
+        assert template(world)["metadata"]["labels"][names.LABEL_GROUP] == "0"
+
 
 class TestTemplate:
     def hash(self, world: RingWorld, number: int = 0) -> str:

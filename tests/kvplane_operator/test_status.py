@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kvplane_api.conditions import MEANINGS, Type
+from kvplane_api.conditions import MEANINGS, MESSAGE_LIMIT, Type
 from kvplane_operator.plan.snapshot import Blocked, Obstacle, Reading, Scaler, Scaling
 from kvplane_operator.plan.status import status_patch
 from tests.kvplane_operator.ring_world import RING, RingWorld, formed
@@ -81,10 +81,12 @@ def quota_hit() -> World:
     return world
 
 
-def ring_without(rank: int, *, exits: int = 1, groups: int = 1, steps: int = 1) -> RingWorld:
+def ring_without(
+    rank: int, *, exits: int = 1, groups: int = 1, steps: int = 1, log: str = "INFO loading\nOSError: no such model"
+) -> RingWorld:
     """Rings of three; the engine of this rank of the first one exits so often and stays down."""
     world = formed({**RING, "replicas": groups})
-    world.log = "INFO loading\nOSError: no such model"
+    world.log = log
     world.crash(0, rank, times=exits)
     return world.run(steps)
 
@@ -566,6 +568,19 @@ def test_pods_that_go_are_not_findings() -> None:
     assert starting(going).condition("Available") == ("False", "Starting")
 
 
+def test_a_pod_that_is_over_is_forgotten_once_another_one_serves() -> None:
+    """A kubelet that evicts it, or refuses it, leaves its object; the ReplicaSet has made another one long since."""
+    world = serving()
+    world.pods.append(pod("chat-evicted", phase="Failed", message="Usage of EmptyDir volume exceeds the limit 1Gi."))
+    assert world.condition("Degraded") == ("False", "AsAsked")
+    assert world.condition("Ready") == ("True", "Serving")
+    world.counts(replicas=2, ready=1, updated=1)
+    assert world.condition("Progressing") == ("True", "RollingOut")
+    assert world.condition("Ready") == ("True", "Serving")
+    world.counts(replicas=1, ready=0)
+    assert "Pod chat-evicted failed: Usage of EmptyDir" in world.wanted("Available")["message"]
+
+
 def test_a_crash_is_forgotten_once_the_pod_serves() -> None:
     world = serving()
     world.pods = [pod(ready=True, engine={**CRASH, **RUNNING})]
@@ -577,6 +592,22 @@ def test_a_crash_shows_the_last_lines_only() -> None:
     message = starting(pod(engine=crashed(1, log=log))).wanted("Available")["message"]
     assert "line 99" in message
     assert "line 80" not in message
+
+
+@pytest.mark.parametrize(
+    ("world", "kind"),
+    [
+        (lambda log: starting(pod(engine=crashed(1, log=log))), "Available"),
+        (lambda log: rolling(pod("chat-new", engine=crashed(1, log=log))), "Progressing"),
+        (lambda log: ring_without(0, exits=6, steps=8, log=log), "Available"),
+    ],
+)
+def test_of_a_long_log_the_end_is_shown(world: Callable[[str], World], kind: str) -> None:
+    """The kubelet gives 2 KiB of it, as much as a message may be long, and the cause stands last."""
+    log = "\n".join([*(f"{n} {'x' * 195}" for n in range(10)), "OSError: acme/tiny is not a model"])
+    message = world(log).wanted(kind)["message"]
+    assert len(message) <= MESSAGE_LIMIT
+    assert message.endswith("OSError: acme/tiny is not a model")
 
 
 @pytest.mark.parametrize(

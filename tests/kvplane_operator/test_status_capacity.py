@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvplane_operator.plan.signals import MOST_USAGE
 from kvplane_operator.plan.snapshot import Reading
 from tests.kvplane_operator.world import RUNNING, World, pod, settled, state
 
@@ -55,6 +56,10 @@ class TestWhatIsKnown:
 
     def test_an_idle_engine_is_known_to_be_empty(self) -> None:
         assert capacity(serving(used(0.0)))["kvUsedPercent"] == 0
+
+    def test_more_in_use_than_there_is_counts_as_full(self) -> None:
+        """Of a ratio up to MOST_USAGE is believed that it is 1, and in status there is no more than 100 %."""
+        assert capacity(serving(used(MOST_USAGE)))["kvUsedPercent"] == 100
 
     def test_nothing_serves(self) -> None:
         world = settled()

@@ -100,6 +100,26 @@ def test_pods_are_known_by_their_label_and_kept_slim(store: Store) -> None:
     assert held["status"] == {"phase": "Running"}
 
 
+def test_a_pod_whose_label_was_changed_is_of_the_other_service_alone(store: Store) -> None:
+    """As somebody does who takes a pod out of its service to look at it: a trace of it that outlived it would break every
+    snapshot of the service."""
+    store.put(SERVICE, service(name="mail", uid="u2"))
+    store.put(POD, pod())
+    moved = pod(2)
+    moved["metadata"]["labels"] = {names.LABEL_SERVICE: "mail"}
+    store.put(POD, moved)
+    left, joined = store.snapshot("u1"), store.snapshot("u2")
+    assert left is not None
+    assert joined is not None
+    assert (left.pods, len(joined.pods)) == ((), 1)
+    assert store.remove(POD, moved)
+    for uid in ("u1", "u2"):
+        snapshot = store.snapshot(uid)
+        assert snapshot is not None
+        assert snapshot.pods == ()
+        assert store.pods_of(uid) == []
+
+
 def test_of_a_pods_volumes_its_claims_are_kept(store: Store) -> None:
     """A pod that may write to one is not deleted by force, whatever its template says by then."""
     found = pod()

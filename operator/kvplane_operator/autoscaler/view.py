@@ -12,7 +12,7 @@ from kvplane_api.conditions import Reason
 from kvplane_api.service import Autoscaling
 from kvplane_operator.autoscaler.settings import Settings, Tuning
 from kvplane_operator.autoscaler.signals import Reading, Replica, Signals, read
-from kvplane_operator.plan.findings import findings, pod_condition, ready
+from kvplane_operator.plan.findings import findings, over, pod_condition, ready
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.ring.groups import groups, number_of, set_name, time_of
 from kvplane_operator.plan.snapshot import Kind, Manifest, Ref, Snapshot
@@ -24,7 +24,6 @@ _MADE_SECONDS: Final = 60.0
 """A StatefulSet makes all pods of a ring at once: those that are not there after so long are kept away, as by a quota. Only its
 events would say so, which the operator may not read."""
 _NO_BOUND: Final = 10_000
-_OVER: Final = ("Succeeded", "Failed")
 _NO_START: Final = frozenset(
     {Reason.UNSCHEDULABLE, Reason.VOLUME_NOT_READY, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG_ERROR}
 )
@@ -75,8 +74,7 @@ def _pods(snapshot: Snapshot, cached: Cached, now: float) -> tuple[Replica, ...]
             reading=_reading(snapshot, pod["metadata"]["name"], now),
         )
         for pod in snapshot.pods
-        # A pod that is over stays as an object, and its ReplicaSet makes another one.
-        if number_of(pod) is None and pod["status"].get("phase") not in _OVER
+        if number_of(pod) is None and not over(pod)
     )
 
 

@@ -112,10 +112,11 @@ def _free_tokens(state: SidecarState, *, cap: int) -> int | None:
 
 
 def _step_near(percent: float, written: int | None) -> int:
-    """The nearest step; what stands in status, while it is off by less than one: no flapping between two."""
+    """The nearest step; what stands in status, while it is off by less than one: no flapping between two. At most 100: usage may be
+    a rounding error above, and the API server refuses a status that says so, whole."""
     if written is not None and abs(percent - written) < STEP_PERCENT:
         return written
-    return STEP_PERCENT * round(percent / STEP_PERCENT)
+    return min(100, STEP_PERCENT * round(percent / STEP_PERCENT))
 
 
 def _step_down(percent: int, written: int | None) -> int:

@@ -15,6 +15,10 @@ from kvplane_api.conditions import Reason
 _LOG_LINES = 12
 """Last lines of a crashed container's log that are shown in a condition."""
 
+_LOG_CHARACTERS = 1536
+"""Of these lines, as many as leave room for what stands before them: a message that is too long is cut at its end, where a log
+says most."""
+
 _STARTUP_KILL_SECONDS = 60
 """How long after startupTimeoutSeconds a container that the startup probe ends is gone: rounding to whole probe periods,
 the probe's grace, a slow kubelet. One that was killed later had come up before."""
@@ -53,6 +57,11 @@ class Finding:
 def ready(pod: Mapping[str, Any]) -> bool:
     """Whether the pod serves: Ready and not on its way out."""
     return not pod["metadata"].get("deletionTimestamp") and pod_condition(pod, "Ready").get("status") == "True"
+
+
+def over(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod has ended for good, as one that was evicted: it stays as an object, and a ReplicaSet makes another one."""
+    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def findings(pods: tuple[Mapping[str, Any], ...], *, startup_timeout_seconds: int) -> list[Finding]:
@@ -105,7 +114,7 @@ def _crash(pod: str, status: Mapping[str, Any], startup_timeout_seconds: int) ->
     if not ended:
         return
     restarts = status.get("restartCount", 0)
-    lines = "\n".join(str(ended.get("message", "")).strip().splitlines()[-_LOG_LINES:])
+    lines = "\n".join(str(ended.get("message", "")).strip().splitlines()[-_LOG_LINES:])[-_LOG_CHARACTERS:]
     tail = f" Last log lines:\n{lines}" if lines else ""
     where = f"Pod {pod}, container {status['name']}"
     again = f" ({restarts} restarts)" if restarts else ""

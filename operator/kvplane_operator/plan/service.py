@@ -326,6 +326,7 @@ def _wake(snapshot: Snapshot) -> float | None:
         Obstacle.CONFLICT: CONFLICT_RETRY_SECONDS,
         Obstacle.LEFTOVER: LEFTOVER_RETRY_SECONDS,
         Obstacle.REJECTED: REJECTED_RETRY_SECONDS,
+        Obstacle.ENDING: REJECTED_RETRY_SECONDS,
     }
     return _soonest(*(after[blocked.obstacle] for blocked in snapshot.blocked))
 

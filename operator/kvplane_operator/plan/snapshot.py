@@ -50,6 +50,7 @@ class Obstacle(StrEnum):
     CONFLICT = "conflict"  # an object that is not ours has the name
     LEFTOVER = "leftover"  # a child of an earlier service of that name; the garbage collector is about to remove it
     REJECTED = "rejected"  # the API server refused the child for good (422, 403)
+    ENDING = "ending"  # the namespace is being deleted, and the service with it
 
 
 @dataclass(frozen=True)

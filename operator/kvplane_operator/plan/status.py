@@ -12,7 +12,7 @@ from kvplane_api import names
 from kvplane_api.conditions import Condition, Reason, Type, merge
 from kvplane_api.service import LLMServiceSpec
 from kvplane_operator.plan.capacity import Figures
-from kvplane_operator.plan.findings import Finding, findings
+from kvplane_operator.plan.findings import Finding, findings, over
 from kvplane_operator.plan.mode import Mode
 from kvplane_operator.plan.pods import selector
 from kvplane_operator.plan.scaling import at_zero
@@ -98,7 +98,10 @@ def _conditions(
     desired: int,
 ) -> list[Condition]:
     timeout = spec.engine.startup_timeout_seconds if spec else DEFAULT_STARTUP_SECONDS
-    found = findings(snapshot.pods, startup_timeout_seconds=timeout)
+    # What ended a pod for good is told until another one serves in its place, and not for as long as its object stays.
+    replaced = int(deployment.get("status", {}).get("readyReplicas", 0)) >= desired
+    pods = tuple(pod for pod in snapshot.pods if not (replaced and over(pod)))
+    found = findings(pods, startup_timeout_seconds=timeout)
     available = _available(deployment, found, desired=desired, accepted=accepted, asleep=at_zero(spec))
     progressing = _progressing(deployment, found, desired=desired, serving=available.status == "True")
     degraded = _degraded(

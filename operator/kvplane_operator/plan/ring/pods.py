@@ -69,10 +69,11 @@ def for_group(template: dict[str, Any], number: int, *, service: str) -> dict[st
     mine = copy.deepcopy(template)
     mine["metadata"]["labels"][names.LABEL_GROUP] = str(number)
     mine["metadata"]["annotations"][names.ANNOTATION_TEMPLATE_HASH] = template_hash(template)
-    affinity = mine["spec"].get("affinity", {}).get("podAntiAffinity", {})
+    # Any of them may be null by podTemplate, which takes it away.
+    affinity = (mine["spec"].get("affinity") or {}).get("podAntiAffinity") or {}
     apart = (
-        *mine["spec"].get("topologySpreadConstraints", ()),
-        *affinity.get("requiredDuringSchedulingIgnoredDuringExecution", ()),
+        *(mine["spec"].get("topologySpreadConstraints") or ()),
+        *(affinity.get("requiredDuringSchedulingIgnoredDuringExecution") or ()),
     )
     for rule in apart:
         if rule.get("labelSelector") == {"matchLabels": selector(service)}:
