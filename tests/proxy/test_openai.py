@@ -309,6 +309,23 @@ def test_a_null_gives_its_place() -> None:
 
 
 @pytest.mark.parametrize(
+    "rest",
+    [
+        b'"prompt":"x","stream":true,"metadata":{"stream_options":null}}',
+        b'"prompt":"x \\" {[","stream":true,"metadata":[{}, {"a":[1],"stream_options" : null}]}',
+        b'"metadata":{"}}":{"stream_options":null}},"prompt":"x","stream":true}',
+    ],
+)
+def test_a_null_of_another_object_stays(rest: bytes) -> None:
+    assert edited(b"{" + rest) == b'{"stream_options":{"include_usage":true},' + rest
+
+
+def test_a_null_behind_other_objects_gives_its_place() -> None:
+    before = b'{"prompt":"x","metadata":{"a":[{"b":"}"}]},"stream":true,'
+    assert edited(before + b'"stream_options":null}') == before + b'"stream_options":{"include_usage":true}}'
+
+
+@pytest.mark.parametrize(
     "data",
     [
         b'{"prompt":"x"}',

@@ -119,6 +119,34 @@ def test_a_rank_that_lives_and_never_ends_a_step_in_which_nobody_needs_it_is_lef
         crew.close()
 
 
+def test_a_rank_that_never_ends_its_step_does_not_keep_others_from_joining_for_ever() -> None:
+    """The ring stops for who joins when the step under way is done, and no exchange waits for who hangs in it."""
+    crew = Crew(
+        4,
+        limits=Limits(heartbeat=0.5, stop=1.0, form=5.0, gather=5.0),
+        policy=Policy(window_tokens=16, short_tokens=16, prefix_block_tokens=16, park_seconds=10_000.0),
+    )
+    try:
+        crew.formed(0, 1, 2, 3)
+        crew.workers[3].kill()
+        crew.formed(0, 1, 2)
+        reached = in_step(crew, 1, "window")
+        got = crew.ask(prompt(60), 12)  # in several windows on rank 0
+        assert reached.wait(20)
+        crew.until(lambda: crew.leader.leader._finished == {0: 1, 1: BUILT, 2: 1})
+        crew.workers[3] = WorkerProcess(crew, 3)
+        crew.until(lambda: not crew.leader.leader.state.formed)
+        crew.later = 500.0
+        assert not got.over.wait(1.5)
+        assert not crew.leader.leader.state.formed
+        crew.later = 700.0
+        assert got.over.wait(20)
+        assert got.tokens == answer(prompt(60), 12)
+        assert crew.leader.leader.state.members == (0, 2, 3)
+    finally:
+        crew.close()
+
+
 def test_a_rank_0_that_never_ends_a_step_by_itself_says_so(crew: Crew) -> None:
     """The others wait for it, and beat: nobody else would notice."""
     crew.formed(0, 1, 2, 3)

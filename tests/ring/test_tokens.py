@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplane_runtime.ring.tokens import TextStream, stop_ids
+from kvplane_runtime.ring.tokens import HuggingFaceTokenizer, TemplateError, TextStream, stop_ids
 from tests.ring.bytes_tokenizer import BytesTokenizer
 
 TOKENIZER = BytesTokenizer()
@@ -54,6 +54,25 @@ def test_what_may_become_a_stop_string_waits() -> None:
 def test_without_a_tokenizer_there_is_no_text() -> None:
     stream = TextStream(None)
     assert [stream.push(5), stream.finish()] == ["", ""]
+
+
+class Templated:
+    """As a tokenizer of transformers whose template writes the names of who speaks."""
+
+    chat_template = "{{ messages }}"
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> str:
+        return "".join(f"<{message['role']}>{message['content']}" for message in messages)
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return list(text.encode())
+
+
+def test_a_chat_that_is_no_text_once_it_is_written_is_its_clients_fault() -> None:
+    tokenizer = HuggingFaceTokenizer(Templated())
+    assert bytes(tokenizer.chat([{"role": "user", "content": "hi"}])) == b"<user>hi"
+    with pytest.raises(TemplateError, match="cannot write these messages"):
+        tokenizer.chat([{"role": "\ud800", "content": "hi"}])
 
 
 @pytest.mark.parametrize(

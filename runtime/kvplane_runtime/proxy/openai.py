@@ -121,8 +121,8 @@ def parse(endpoint: Endpoint, body: bytes | bytearray) -> Generation | Refusal:
 def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
     """``body``, which ``parse`` took, with ``stream_options.include_usage`` added; None where it goes as it came.
 
-    Beside the added member every byte stays. A ``"stream_options": null`` gives its place, where it is the only one. A body
-    over ``MAX_EDITED_BYTES`` goes as it came.
+    Beside the added member every byte stays. A ``"stream_options": null`` of the outermost object gives its place, where there is
+    no other. A body over ``MAX_EDITED_BYTES`` goes as it came.
     """
     if len(body) > MAX_EDITED_BYTES:
         return None
@@ -132,6 +132,8 @@ def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
     nulls = [match.span() for match in _NULL_OPTIONS.finditer(body)]
     if len(nulls) > 1:
         return None
+    if nulls and not _is_outermost(body, nulls[0][0]):  # it is a tool's, or another member's: part of the prompt
+        nulls = []
     first = body.index(b"{") + 1
     begin, end = nulls[0] if nulls else (first, first)
     whole = memoryview(body)
@@ -140,6 +142,13 @@ def with_usage(body: bytes | bytearray, generation: Generation) -> bytes | None:
 
 _OPTIONS: Final = b'"stream_options":{"include_usage":true}'
 _NULL_OPTIONS: Final = re.compile(rb'"stream_options"\s*:\s*null')
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+
+
+def _is_outermost(body: bytes | bytearray, at: int) -> bool:
+    """Whether the key at this offset of well-formed JSON is one of the outermost object's."""
+    before = _STRING.sub(b"", memoryview(body)[:at])
+    return before.count(b"{") + before.count(b"[") - before.count(b"}") - before.count(b"]") == 1
 
 
 def _generation(endpoint: Endpoint, fields: dict[str, object], size: int) -> Generation:

@@ -265,10 +265,12 @@ class Leader:
     def _turn(self) -> bool:
         """Does what there is to do: finishes a step, or runs one. False where there is nothing."""
         if not self._formed:
-            return False
+            # A ring that was not left ends when its last step is done everywhere, and no exchange may wait for who never ends it.
+            last = self._behind(self._number - 1) if self._place.epoch >= 0 else None
+            return False if last is None else self._wait_for(last)
         if self._flight is not None:
             return self._land(self._flight)
-        behind = next((rank for rank, number in self._finished.items() if number < self._number - 2), None)
+        behind = self._behind(self._number - 2)
         if behind is not None:  # it has no part in these steps
             return self._wait_for(behind)
         step = self._scheduler.plan(epoch=self._epoch, number=self._number, now=self._clock())
@@ -318,6 +320,10 @@ class Leader:
                 failed[draw.sequence] = Refusal(500, "not_finite", str(error))
         return sampled, failed
 
+    def _behind(self, number: int) -> int | None:
+        """A rank that has not finished the step of that number; None where all have."""
+        return next((rank for rank, finished in self._finished.items() if finished < number), None)
+
     def _wait_for(self, rank: int) -> bool:
         """False: nothing can be done before that rank has answered, which wakes this loop. One that lives and never does breaks
         the ring.
@@ -341,7 +347,7 @@ class Leader:
     def _halt(self) -> None:
         """No more steps until the next ring is formed."""
         if self._formed:
-            self._whole_at = self._clock()
+            self._whole_at = self._progress_at = self._clock()
         self._formed = False
 
     def _fence(self, fence: Fence) -> None:

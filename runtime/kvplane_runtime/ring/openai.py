@@ -32,6 +32,8 @@ _UNSUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "repetition_penalty": (None, 1),
     "min_p": (None, 0),
     "logit_bias": (None, {}),
+    "reasoning_effort": (None,),
+    "documents": (None, []),
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),

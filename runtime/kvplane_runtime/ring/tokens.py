@@ -52,9 +52,10 @@ class HuggingFaceTokenizer:
             raise TemplateError("The model has no chat template; use /v1/completions.")
         try:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            tokens = list(self._tokenizer.encode(text, add_special_tokens=False))
         except Exception as error:
             raise TemplateError(f"The model's chat template cannot write these messages: {error}.") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`Tokenizer`."""
