@@ -143,7 +143,7 @@ With `rbac.nodes` also list and watch on nodes, by a ClusterRole in any case: it
   unless `rolloutOnUpgrade` is set. How to take one service to the new pods: [guide.md](guide.md#changing-a-running-service).
   `--reuse-values` would leave out the values that only the newer chart has:
   `helm upgrade kvplane charts/kvplane -n kvplane-system --reset-then-reuse-values --set image.tag=TAG`.
-- Give each version's image a tag of its own: `.venv/bin/python -m images.build control --tag TAG --push REGISTRY/PATH`. A node that
+- Give each version's image a tag of its own: `make images TAG=TAG PUSH=REGISTRY/PATH`. A node that
   has an image `dev` does not pull another one of that name. Keep the old image in the registry for as long as services have not
   been taken to the new one: their pods, new ones too, name the sidecar that they began with.
 - A rollback does the same backwards. The CRD goes back too: fields that only the newer one knows are dropped from
