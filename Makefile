@@ -52,8 +52,8 @@ lock: setup ## renew requirements/*.lock
 dashboards-preview: setup ## draw the dashboards into dist/dashboards (needs Node.js and Chromium; PROMETHEUS=URL for real figures)
 	@$(PYTHON) -m charts.preview $(if $(PROMETHEUS),--prometheus $(PROMETHEUS))
 
-images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster
-	@$(PYTHON) -m images.build control engine-cpu ring-cpu demo-model $(if $(PUSH),--push $(PUSH))
+images: setup ## build the images; PUSH=REGISTRY/REPOSITORY pushes them for your own cluster, TAG=... names a version
+	@$(PYTHON) -m images.build control engine-cpu ring-cpu demo-model $(if $(TAG),--tag $(TAG)) $(if $(PUSH),--push $(PUSH))
 
 bench-operator: setup ## reconcile latency, bursts, idle cost, beside LeaderWorkerSet's controller
 	@$(PYTHON) -m bench.operator

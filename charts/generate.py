@@ -120,7 +120,9 @@ The operator gets exactly what it uses, cluster-wide or, with `watchNamespaces`,
 behind a recorder and compares. It reads no secrets, no pod logs, and executes nothing in pods.
 
 Who may write an LLMService can run any pod in its namespace, by `engine.image` and `podTemplate`, hostPath volumes included: grant
-it like the right to write Deployments, and let the namespace's pod security bound it.
+it like the right to write Deployments, and let the namespace's pod security bound it. The chart makes no role for people:
+whoever is not an administrator needs the verbs on `llmservices` (API group `kvplane.dev`), and for `kubectl scale` get and patch
+on `llmservices/scale`.
 
 | resource | verbs | for |
 |---|---|---|
@@ -133,17 +135,25 @@ it like the right to write Deployments, and let the namespace's pod security bou
 | events | create | what a person watching a service wants to see |
 | leases (release namespace, the operator's own) | get, create, update | one leader |
 
+With `rbac.nodes` also list and watch on nodes, by a ClusterRole in any case: it shows which nodes are lost.
+
 ## Upgrade, rollback, uninstall
 
 - An upgrade updates the CRD and the operator. Engine pods stay as they are, sidecar included, until their LLMService changes,
   unless `rolloutOnUpgrade` is set. How to take one service to the new pods: [guide.md](guide.md#changing-a-running-service).
+  `--reuse-values` would leave out the values that only the newer chart has:
+  `helm upgrade kvplane charts/kvplane -n kvplane-system --reset-then-reuse-values --set image.tag=TAG`.
+- Give each version's image a tag of its own: `make images TAG=TAG PUSH=REGISTRY/PATH`. A node that
+  has an image `dev` does not pull another one of that name. Keep the old image in the registry for as long as services have not
+  been taken to the new one: their pods, new ones too, name the sidecar that they began with.
 - A rollback does the same backwards. The CRD goes back too: fields that only the newer one knows are dropped from
   LLMServices when they are next written.
 - `helm uninstall` removes the operator and its rights. The CRD, the LLMServices and their pods stay and serve on; deleting
   an LLMService then still removes its children, because no finalizer waits for the operator. To remove everything:
-  `kubectl delete crd llmservices.kvplane.dev`.
+  `kubectl delete crd llmservices.kvplane.dev`; the operator's Lease goes with the release's namespace.
 - The CRD that was kept belongs to the release's name and namespace. To install under another name, add
-  `--take-ownership`, or set `crds.install=false`.
+  `--take-ownership`, or set `crds.install=false`. Two releases must not watch the same namespace: each elects a leader of its own,
+  and both would write.
 """
 
 

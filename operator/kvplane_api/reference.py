@@ -22,7 +22,8 @@ _TYPES = {
     Type.DEGRADED: "The service serves, but less than asked.",
     Type.SIGNALS_FRESH: "Every signal that admission and scaling need is there, of these very pods, and fresh.",
     Type.SCALING_ACTIVE: "The autoscaler decides on the replicas, both ways. It does not count for Ready.",
-    Type.READY: "The roll-up of the others: serving, and as asked. Its reason and message are theirs.",
+    Type.READY: "The roll-up of Accepted, Available and Degraded, and of a rollout that cannot go on: serving, and as asked. "
+    "Its reason and message are theirs.",
 }
 
 

@@ -928,7 +928,7 @@ class PoolStatus(_Model):
     """One set of equal replicas."""
 
     name: Annotated[str, Field(max_length=63)]
-    """name of the pool: the service's."""
+    """name of the pool: the service's, of rings with -ring behind it."""
     kind: Literal["Paged", "Ring"]
     """kind of the pool."""
     replicas: Annotated[int, Field(ge=0)]

@@ -167,6 +167,12 @@ class TestNothingRollsUnasked:
         assert self.changes(world)
         assert world.plan().writes == ()
 
+    def test_such_an_installation_rolls_out_every_default(self) -> None:
+        world = settled(rollout_on_upgrade=True)
+        world.settings = settings(rollout_on_upgrade=True, image_pull_policy="Always")
+        assert self.changes(world)
+        assert engine(world)["imagePullPolicy"] == "Always"
+
     def test_a_record_changed_by_hand_is_rendered_again_and_equal(self) -> None:
         world = settled()
         data = world.children[CONFIG_MAP]["data"]

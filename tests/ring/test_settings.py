@@ -222,3 +222,14 @@ def test_free_memory_is_what_the_control_group_or_the_machine_leaves(tmp_path: P
     assert free_bytes(cgroup=tmp_path, meminfo=meminfo) == 1_024_000
     (tmp_path / "memory.max").write_text("1000\n")
     assert free_bytes(cgroup=tmp_path, meminfo=meminfo) == 700
+
+
+def test_the_memory_limit_of_the_first_version_of_control_groups_counts_too(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemAvailable:  1000 kB\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text("300\n")
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert free_bytes(cgroup=tmp_path, meminfo=meminfo) == 1_024_000
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text("1000\n")
+    assert free_bytes(cgroup=tmp_path, meminfo=meminfo) == 700

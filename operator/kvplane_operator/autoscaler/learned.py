@@ -26,7 +26,7 @@ _NEAR_SECONDS: Final = 60.0
 _WASTED_SHARE: Final = 0.005
 """Of all tokens: above it the plan was too full."""
 _REFUSED_SHARE: Final = 0.01
-"""Of all requests: ``slo.attainmentPercent`` of 99."""
+"""Of all requests: above it too."""
 _RAISE: Final = 0.01
 _LOWER: Final = 0.03
 _KV_SPARE: Final = 0.9

@@ -77,6 +77,7 @@ def current_record(
             "sidecar": settings.sidecar_image,
             "engine": settings.engine_image if ring is None else settings.ring_image,
             "accelerator": settings.accelerator,
+            "pull": settings.image_pull_policy,
         }
         if settings.rollout_on_upgrade
         else None

@@ -31,6 +31,11 @@ _MAX_WORLD: Final = 1024
 _MAX_HEAD_BYTES: Final = 100_000_000
 """Of a safetensors file: what the format allows."""
 _BLOCK_BYTES: Final = 4096
+_CGROUP_FILES: Final = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container's memory, of cgroup v2 and of v1, where no limit is a number above every machine's memory."""
 _LEAST_KV_TOKENS: Final = 256
 _LEAST_CONTEXT_TOKENS: Final = 2
 """A token to begin with, and one to answer."""
@@ -303,9 +308,11 @@ def free_bytes(*, cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/
     """Memory that this process may still take: what its control group leaves, or else what the machine has."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     machine = int(fields["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        used = int((cgroup / "memory.current").read_text())
-    except OSError:
-        return machine
-    return machine if limit == "max" else max(0, min(machine, int(limit) - used))
+    for most, taken in _CGROUP_FILES:
+        try:
+            limit = (cgroup / most).read_text().strip()
+            used = int((cgroup / taken).read_text())
+        except OSError:
+            continue
+        return machine if limit == "max" else max(0, min(machine, int(limit) - used))
+    return machine
