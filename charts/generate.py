@@ -117,9 +117,9 @@ _REFERENCE_TAIL: Final = """\
 ## Rights
 
 The operator gets exactly what it uses, cluster-wide or, with `watchNamespaces`, in those namespaces only; a test runs it
-behind a recorder and compares. It reads no secrets, no pod logs, and executes nothing in pods. A namespace of `watchNamespaces` that
-was deleted, and its Role with it, stops no other one: the operator leaves it out when it starts, says so in its log, and restarts
-within a minute of being allowed to read it.
+behind a recorder and compares. It reads no secrets, no pod logs, and executes nothing in pods. A namespace of `watchNamespaces`
+that was deleted, and its Role with it, stops no other one: the operator leaves it out when it starts, says so in its log, and
+restarts within a minute of being allowed to read it.
 
 Who may write an LLMService can run any pod in its namespace, by `engine.image` and `podTemplate`, hostPath volumes included: grant
 it like the right to write Deployments, and let the namespace's pod security bound it. The chart makes no role for people:
