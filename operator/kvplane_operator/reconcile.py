@@ -115,7 +115,7 @@ class Reconciler:
             await asyncio.gather(
                 *(self._delete(namespace, deletion) for deletion in plan.deletions),
                 *(
-                    self._cluster.annotate_pod(namespace, pod, names.ANNOTATION_CONFIG_HASH, plan.config_hash)
+                    self._annotate(namespace, pod, names.ANNOTATION_CONFIG_HASH, plan.config_hash)
                     for pod in plan.touched_pods
                 ),
                 *(self._delete_pod(snapshot, deletion) for deletion in plan.pod_deletions),
@@ -148,20 +148,23 @@ class Reconciler:
 
     async def _tell_cost(self, namespace: str, told: DeletionCost) -> None:
         try:
-            await self._cluster.annotate_pod(
-                namespace, told.pod, names.ANNOTATION_DELETION_COST, str(told.cost), uid=told.uid
-            )
+            await self._annotate(namespace, told.pod, names.ANNOTATION_DELETION_COST, str(told.cost), uid=told.uid)
         except ConflictError:
             return  # another pod bears the name: it is as young as can be, and nothing is lost with it
+
+    async def _annotate(self, namespace: str, pod: str, key: str, value: str, *, uid: str | None = None) -> None:
+        """What stands there makes things quicker or gentler. Where a policy refuses it they happen all the same."""
+        try:
+            await self._cluster.annotate_pod(namespace, pod, key, value, uid=uid)
+        except RefusedError as error:
+            logger.warning("Pod %s/%s goes without the annotation %s: %s", namespace, pod, key, error)
 
     async def _drain(self, namespace: str, drain: Drain) -> None:
         """The mark first: it says to whoever leads next that this rank 0 is to go."""
         if not drain.marked:
             stamp = datetime.now(UTC).strftime(STAMP)
             try:
-                await self._cluster.annotate_pod(
-                    namespace, drain.pod, names.ANNOTATION_DRAIN_SINCE, stamp, uid=drain.uid
-                )
+                await self._annotate(namespace, drain.pod, names.ANNOTATION_DRAIN_SINCE, stamp, uid=drain.uid)
             except ConflictError:
                 return
         if drain.ip:

@@ -7,7 +7,7 @@ store never asks the API server for anything. What the pods' sidecars and the au
 
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from kvplane_api import names
 from kvplane_operator.plan.ring.groups import LONG_AGO, tells, time_of
@@ -32,6 +32,8 @@ OUT_OF_SERVICE: Final = "node.kubernetes.io/out-of-service"
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
 
+Place = TypeVar("Place")
+
 _POD_METADATA: Final = (
     "name",
     "namespace",
@@ -52,6 +54,7 @@ class Store:
         """Whether all that exists has been taken in; before, what is not here may be there all the same."""
         self._objects: dict[Key, Manifest] = {}
         self._by_service: dict[tuple[str, str], set[Key]] = {}
+        self._on_node: dict[str, set[Key]] = {}
         self._services: dict[str, Key] = {}
         self._pods: dict[str, Key] = {}
         self._readings: dict[str, Reading] = {}
@@ -68,10 +71,8 @@ class Store:
         if held is not None and not _newer(metadata, held["metadata"]):
             return False
         self._objects[key] = slim
-        owner = service_of(kind, metadata)
-        before = service_of(kind, held["metadata"]) if held is not None else None
-        if before is not None and before != owner:
-            self._leave(key, before)  # its label was changed
+        if held is not None:
+            self._take_out(key, held)  # of what it was of before: its label may have been changed
         if kind == SERVICE:
             if held is not None and held["metadata"]["uid"] != metadata["uid"]:
                 self._forget_service(held["metadata"]["uid"])  # made again under its name before its removal was seen
@@ -82,8 +83,10 @@ class Store:
             self._pods[metadata["uid"]] = key
             if not tells(slim):  # what was read of it before says nothing of its next start
                 self._readings.pop(metadata["uid"], None)
-        if owner:
+        if owner := service_of(kind, metadata):
             self._by_service.setdefault((metadata["namespace"], owner), set()).add(key)
+        if kind == POD and (node := slim["spec"].get("nodeName")):
+            self._on_node.setdefault(node, set()).add(key)
         return True
 
     def remove(self, kind: str, manifest: Mapping[str, Any]) -> bool:
@@ -250,11 +253,7 @@ class Store:
         )
 
     def _services_on(self, node: str) -> list[str]:
-        owners = {
-            (pod["metadata"]["namespace"], service_of(POD, pod["metadata"]))
-            for pod in self.pods()
-            if pod["spec"].get("nodeName") == node
-        }
+        owners = {(key[1], service_of(POD, self._objects[key]["metadata"])) for key in self._on_node.get(node, ())}
         uids = (self.uid_of(namespace, name) for namespace, name in owners if name is not None)
         return [uid for uid in uids if uid is not None]
 
@@ -264,16 +263,13 @@ class Store:
             self._forget_service(held["metadata"]["uid"])
         elif key[0] == POD:
             self._forget_pod(held["metadata"]["uid"])
-        if owner := service_of(key[0], held["metadata"]):
-            self._leave(key, owner)
+        self._take_out(key, held)
 
-    def _leave(self, key: Key, service: str) -> None:
-        """Take an object out of what is of a service."""
-        keys = self._by_service.get((key[1], service))
-        if keys is not None:
-            keys.discard(key)
-            if not keys:
-                del self._by_service[key[1], service]
+    def _take_out(self, key: Key, held: Manifest) -> None:
+        if owner := service_of(key[0], held["metadata"]):
+            _leave(self._by_service, (key[1], owner), key)
+        if key[0] == POD and (node := held["spec"].get("nodeName")):
+            _leave(self._on_node, node, key)
 
     def _forget_service(self, uid: str) -> None:
         self._services.pop(uid, None)
@@ -307,6 +303,13 @@ def _view(node: Mapping[str, Any]) -> NodeView:
         since=time_of(ready.get("lastTransitionTime")) or LONG_AGO,
         out_of_service=any(taint.get("key") == OUT_OF_SERVICE for taint in taints),
     )
+
+
+def _leave(index: dict[Place, set[Key]], place: Place, key: Key) -> None:
+    keys = index[place]
+    keys.discard(key)
+    if not keys:
+        del index[place]
 
 
 def _newer(metadata: Mapping[str, Any], held: Mapping[str, Any]) -> bool:

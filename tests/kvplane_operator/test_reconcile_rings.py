@@ -35,6 +35,8 @@ class Notes:
         """The watch has not brought the newest version of the service yet."""
         self.refusal = ""
         """What the API server says to each write of a child; empty: it takes them all."""
+        self.pod_refusal = ""
+        """The same for changes of pods."""
         self._versions = itertools.count(1)
         self._service: Manifest = {
             "metadata": {"namespace": "team", "name": "chat", "uid": UID, "generation": 0},
@@ -89,6 +91,8 @@ class Notes:
         return written
 
     async def annotate_pod(self, namespace: str, name: str, key: str, value: str, *, uid: str | None = None) -> None:
+        if self.pod_refusal:
+            raise RefusedError(self.pod_refusal, code=403)
         self.done.append(("annotate", name, key, str(uid)))
 
     async def delete_pod(self, namespace: str, name: str, *, uid: str, force: bool) -> bool:
@@ -183,6 +187,18 @@ async def test_rank_0_is_marked_and_then_asked_to_drain(notes: Notes) -> None:
     ]
     assert not any(note[0] == "delete pod" for note in done)
     assert not any(note[:2] == ("apply", "StatefulSet chat-ring-0") for note in notes.done)  # not while it serves
+
+
+async def test_a_policy_that_keeps_pods_from_being_marked_keeps_nothing_else_back(notes: Notes) -> None:
+    notes.ask(RING)
+    await reconciled(notes)
+    notes.serve()
+    await reconciled(notes)
+    notes.pod_refusal = "admission webhook denies changes of pods"
+    notes.ask({**RING, "engine": {"startupTimeoutSeconds": 60}})
+    done = [note[0] for note in await reconciled(notes)]
+    assert "ask to drain" in done
+    assert "status" in done
 
 
 async def test_a_rank_on_a_lost_node_is_deleted_by_force_and_told_of(notes: Notes) -> None:

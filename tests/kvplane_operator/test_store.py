@@ -316,6 +316,20 @@ class TestNodes:
         assert store.put_node(self.node(ready="Unknown")) == ["u1"]
         assert store.put_node(self.node("elsewhere")) == []
 
+    def test_are_no_news_to_a_service_whose_pods_there_are_gone(self, store: Store) -> None:
+        store.put(POD, pod(3))
+        store.put(POD, pod(4, "chat-2"))
+        store.remove(POD, pod(3))
+        assert store.put_node(self.node()) == ["u1"]
+        store.remove(POD, pod(4, "chat-2"))
+        assert store.put_node(self.node(ready="Unknown")) == []
+        moved = pod(5)
+        moved["spec"]["nodeName"] = "elsewhere"
+        store.put(POD, pod(4))
+        store.put(POD, moved)  # made again under its name before its removal was seen
+        assert store.put_node(self.node()) == []
+        assert store.put_node(self.node("elsewhere")) == ["u1"]
+
     def test_that_are_gone_are_not_known(self, store: Store) -> None:
         store.put(POD, pod(3))
         store.put_node(self.node())
