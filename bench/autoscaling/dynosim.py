@@ -28,6 +28,8 @@ from bench.engine.presets import Preset
 
 TRACE_BLOCK: Final = 512
 """Tokens that one hash of a trace stands for."""
+_LONGEST_SECONDS: Final = 1800.0
+"""Of one run, which takes minutes; then it hangs."""
 _CONTEXTS: Final = (1.0, 16_384.0)
 """Step times do not depend on the mean context; the profile needs two of them to have a plane."""
 
@@ -120,6 +122,15 @@ def told(report: Mapping[str, Any], *, offered: int) -> Told:
         raise RuntimeError(f"The report of dynamo.replay has no {error}; it has {', '.join(sorted(report))}.") from None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Raises RuntimeError, with a sentence, where it is no report."""
+    text = path.read_text()
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError):
+        raise RuntimeError(f"The report of dynamo.replay is no JSON object; it begins with {text[:200]!r}.") from None
+
+
 class DynoSim:
     """DynoSim, by the Python that has it."""
 
@@ -142,10 +153,11 @@ class DynoSim:
         """One run with ``workers`` at first; ``scaled_by``: a planner's configuration, None: they stay.
 
         Raises:
-            RuntimeError: it failed; the message ends with what it said.
+            RuntimeError: it failed, or took too long; the message ends with what it said.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         requests, steps, report = (self._folder / name for name in ("trace.jsonl", "steps.npz", "report.json"))
+        report.unlink(missing_ok=True)  # that of the run before is not read for this one's
         requests.write_text(trace(arrivals))
         steps.write_bytes(profile(preset))
         arguments = engine_arguments(preset, startup_seconds=startup_seconds, profile=steps)
@@ -161,10 +173,15 @@ class DynoSim:
         ]  # fmt: skip
         if scaled_by is not None:
             command += ["--planner-config", json.dumps(scaled_by)]
-        done = subprocess.run(command, cwd=self._folder, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, cwd=self._folder, capture_output=True, text=True, check=False, timeout=_LONGEST_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"dynamo.replay did not end within {_LONGEST_SECONDS:.0f} s.") from None
         if done.returncode:
             raise RuntimeError(f"dynamo.replay failed with status {done.returncode}: {done.stderr[-2000:]}")
-        return told(json.loads(report.read_text()), offered=len(arrivals))
+        return told(_read(report), offered=len(arrivals))
 
 
 def error_percent(ours: Sequence[Told], theirs: Sequence[Told]) -> float:

@@ -1,7 +1,7 @@
 """What the simulation shows to a scaler, and the two kinds that there are: a peer's policy, and our law.
 
-Both see the same figures of the same scrape. The queue in front of the engine counts as the engine's own for a peer, so
-that our admission hides nothing from its scaler.
+Both see the same figures of the same scrape. The queue in front of the engine counts as the engine's own for a peer, and what
+our admission refuses is counted beside what it lets in, for laws that ask how many requests came.
 """
 
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ parameters that ``make bench-autoscaling`` reports might be exchanged for, and i
 
 import argparse
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import fields, replace
@@ -63,6 +65,7 @@ def main() -> None:
         tried = variations(arguments.fields)
     except ValueError as error:
         parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end too
     size, progress = Size(), Progress()
     seeds_and_cells: list[tuple[Cell, int]] = [(cell, seed) for cell in cells(size) for seed in size.tuning_seeds]
     runs = [Run(cell, seed, OURS) for cell, seed in seeds_and_cells]

@@ -93,7 +93,7 @@ def operator_environment(control_plane: ControlPlane) -> dict[str, str]:
         "KVPLANE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
         "KVPLANE_OPERATOR_HEALTH_PORT": str(_free_port()),
         "KVPLANE_OPERATOR_METRICS_PORT": str(_free_port()),
-        "KVPLANE_OPERATOR_LOG_LEVEL": "WARNING",
+        "KVPLANE_OPERATOR_LOG_LEVEL": "INFO",  # that of its Deployment
     }
 
 

@@ -19,6 +19,8 @@ from e2e.cluster.progress import Progress
 DEMO_VOCABULARY = 8192
 DEMO_LAYERS = 4
 SHORT_TOKENS = 64
+LONG_SEEDS = 10**6
+"""From here on; short prompts have those below. Not their negatives: to Random the sign of a seed is nothing."""
 
 
 async def first_token(size: Size, progress: Progress) -> FirstToken:
@@ -56,7 +58,7 @@ async def first_token(size: Size, progress: Progress) -> FirstToken:
 async def beside(size: Size, progress: Progress) -> Beside:
     """Short requests one after another: first alone, then while long prompts are computed."""
     vocabulary = models.LONG.options["vocab_size"]
-    seeds = iter(range(10**6))
+    seeds = iter(range(LONG_SEEDS))
     idle: list[float] = []
     loaded: list[float] = []
     pauses = random.Random(0)
@@ -74,14 +76,14 @@ async def beside(size: Size, progress: Progress) -> Beside:
         logs = Path(folder) / "logs"
         logs.mkdir()
         async with Served(model, ranks=len(processors()), logs=logs, settings=sizes.SETTINGS) as served:
-            await _prefill(served, size.beside_tokens // 4, vocabulary, seed=1)  # the cost of a window is learned
+            await _prefill(served, size.beside_tokens // 4, vocabulary, seed=0)  # the cost of a window is learned
             with progress.step(f"{size.idle_requests} short requests, idle"):
                 for _ in range(size.idle_requests):
                     await pause()
                     idle.append(await short())
             for number in range(1, size.beside_prefills + 1):
                 with progress.step(f"short requests beside {size.beside_tokens} tokens: {number}") as step:
-                    long = asyncio.create_task(_prefill(served, size.beside_tokens, vocabulary, seed=1 + number))
+                    long = asyncio.create_task(_prefill(served, size.beside_tokens, vocabulary, seed=number))
                     before = len(loaded)
                     await pause()
                     while not long.done():
@@ -100,7 +102,7 @@ def nobody_was_lost(ring: Mapping[str, Any]) -> None:
 
 async def _prefill(served: Served, tokens: int, vocabulary: int, *, seed: int) -> Answer:
     async with asyncio.timeout(LONGEST_SECONDS):
-        answer = await served.ask(prompt(tokens, vocabulary=vocabulary, seed=-seed), count=1)
+        answer = await served.ask(prompt(tokens, vocabulary=vocabulary, seed=LONG_SEEDS + seed), count=1)
     if answer.error is not None:
         raise RuntimeError(f"A prompt of {tokens} tokens failed: {answer.error}.")
     return answer

@@ -9,13 +9,13 @@ import itertools
 import multiprocessing
 import os
 import random
-import resource
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
 from unittest import mock
@@ -176,7 +176,7 @@ class Rank:
 
     def resident_bytes(self) -> int:
         """The most memory that this process has had."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return most_resident_bytes()
 
     @staticmethod
     def _fill(model: RingModel, rank: int, ranks: int, tokens: int, room: int) -> None:
@@ -205,6 +205,12 @@ def random_kv(shape: Architecture, *, rank: int, ranks: int, tokens: int, room: 
         key = torch.randn(shape.key_heads, layout.tokens(rank) + room, shape.head_dim)
         shard.write(layer, 0, key, torch.randn_like(key))
     return layout, shard
+
+
+def most_resident_bytes() -> int:
+    """The most memory that this process has had, of itself: getrusage would count what had it before its exec, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """From what was measured to the table and the last line. Pure."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Fault:
     whole_seconds: float
     """Until all ranks were Ready."""
     recomputed_times_n: float
-    """Tokens computed again, as a multiple of one rank's share."""
+    """Tokens computed again, as a multiple of one rank's share; nan where it is not known."""
     pods_recreated: int
     went_on: bool
     """The stream went on; else it was cut, and the client asked again."""
@@ -101,9 +102,12 @@ class Results:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median, and where there are several the smallest and the largest."""
-    median = _n(float(statistics.median(values)))
-    return median if len(values) == 1 else f"{median} ({_n(float(min(values)))} to {_n(float(max(values)))})"
+    """Median, and where there are several the smallest and the largest; of those that are known."""
+    known = [float(value) for value in values if not math.isnan(value)]
+    if not known:
+        return "none"
+    median = _n(statistics.median(known))
+    return median if len(known) == 1 else f"{median} ({_n(min(known))} to {_n(max(known))})"
 
 
 def _share(faults: Sequence[Fault]) -> str:

@@ -1,5 +1,6 @@
 """A ring under kvplane's operator: a rank killed, and rank 0 killed, in turns."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -47,15 +48,18 @@ def measure(
         with progress.step(f"kvplane: a rank is killed, {number + 1} of {rounds}") as step:
             with PodWatch(stack, NAMESPACE, ring.selector) as watch:
                 lost = lose_a_rank(ring, where, work=work, seed=2 * number, fault=lambda: ring.kill(victim))
-            step.detail = f"next token {lost.next_token_seconds:.2f} s"
+            went_on = lost.answer.error is None
+            # A stream that was cut has no next token: what came after the kill was on its way already.
+            kept = lost.next_token_seconds if went_on else math.inf
+            step.detail = f"next token {kept:.2f} s"
             faults.append(
                 Fault(
-                    next_token_seconds=lost.next_token_seconds,
+                    next_token_seconds=kept,
                     whole_seconds=lost.whole_seconds,
                     recomputed_times_n=lost.recomputed_times_n(ranks),
                     pods_recreated=len(watch.uids()) - ranks,
-                    went_on=lost.answer.error is None,
-                    equal=lost.answer.error is None and not mistakes(lost.prompt, lost.answer.tokens),
+                    went_on=went_on,
+                    equal=went_on and not mistakes(lost.prompt, lost.answer.tokens),
                 )
             )
         with progress.step(f"kvplane: rank 0 is killed, {number + 1} of {rounds}") as step:

@@ -7,6 +7,7 @@ our operator has: no sidecar stands before it, clients talk to rank 0 directly, 
 
 import base64
 import json
+import math
 import shutil
 import socket
 import time
@@ -110,15 +111,17 @@ def _lose_a_rank(
             whole = time.monotonic()
             answer = first if asked is None else asked.result()
     if answer.error is not None:
-        kept = float("inf")
+        kept = math.inf
     elif went_on:
         kept = longest_pause(answer.at, after=hurt).ended
     else:
         kept = answer.at[0]
+    again = ranks * (len(prompt) - (answer.cached_tokens or 0)) / len(prompt)
     return Fault(
         next_token_seconds=kept - hurt,
         whole_seconds=whole - hurt,
-        recomputed_times_n=ranks * (len(prompt) - (answer.cached_tokens or 0)) / len(prompt),
+        # What a stream that went on had to compute again only its engine knew, which is gone with its group.
+        recomputed_times_n=math.nan if went_on else again,
         pods_recreated=len(watch.uids() - before),
         went_on=went_on,
         equal=answer.error is None and not mistakes(prompt, answer.tokens),

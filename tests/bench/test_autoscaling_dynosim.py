@@ -71,6 +71,31 @@ def test_a_report_of_another_kind_is_refused_with_a_sentence() -> None:
         dynosim.told({"goodput_completed_requests": 150}, offered=200)
 
 
+@pytest.mark.parametrize("written", ["", "[1]", '{"gpu_hours": '])
+def test_what_is_no_report_is_refused_with_a_sentence(tmp_path: Path, written: str) -> None:
+    """So that the run that asks goes on without it."""
+    python, report = tmp_path / "python", tmp_path / "given.json"
+    report.write_text(written)
+    python.write_text(f"""#!/bin/sh\ncp {report} report.json\n""")
+    python.chmod(0o755)
+    with pytest.raises(RuntimeError, match=r"is no JSON object; it begins with"):
+        DynoSim(python, tmp_path / "files").run(
+            [Arrival(0.5, 513, 7, 256)], PRESET, goals=Goals(), startup_seconds=60.0, workers=1
+        )
+
+
+def test_the_report_of_the_run_before_is_not_read_again(tmp_path: Path) -> None:
+    python, report = tmp_path / "python", tmp_path / "files" / "report.json"
+    report.parent.mkdir()
+    report.write_text('{"goodput_completed_requests": 1, "gpu_hours": 0.5}')
+    python.write_text("""#!/bin/sh\n""")
+    python.chmod(0o755)
+    with pytest.raises(OSError, match=r"report\.json"):
+        DynoSim(python, tmp_path / "files").run(
+            [Arrival(0.5, 513, 7, 256)], PRESET, goals=Goals(), startup_seconds=60.0, workers=1
+        )
+
+
 def test_what_was_not_asked_has_no_error() -> None:
     assert math.isnan(dynosim.error_percent([], []))
 

@@ -93,6 +93,22 @@ async def test_each_address_answers_for_its_pod() -> None:
     assert sidecars.gaps(["10.77.0.1"]) == []
 
 
+async def test_an_overload_does_not_bring_the_requests_of_the_quiet_time_before_it() -> None:
+    sidecars = Sidecars({"10.77.0.1": ("svc-0-0", Load.QUIET), "10.77.0.2": ("svc-1-0", Load.BUSY)})
+    for ip in ("10.77.0.1", "10.77.0.2"):
+        sidecars._since[ip] -= 100.0
+        sidecars.tell(ip, Load.OVERLOADED)
+    async with sidecars.serving() as url, aiohttp.ClientSession() as session:
+        admitted = []
+        for ip in ("10.77.0.1", "10.77.0.2"):
+            async with session.get(f"{url}/{ip}/state") as response:
+                state = SidecarState.model_validate_json(await response.read())
+            assert state.admission is not None
+            admitted.append(state.admission.admitted_total)
+    assert admitted[0] < 100
+    assert admitted[1] >= 200
+
+
 def test_the_first_sight_of_more_replicas_is_the_decision() -> None:
     decisions = Decisions(2)
 
@@ -151,6 +167,10 @@ class TestQuantiles:
     def test_of_a_window_that_was_seen_at_one_end_only_nothing_is_known(self) -> None:
         assert figures.since(self.COUNTS, figures.buckets("")) == {}
         assert figures.since(figures.buckets(""), self.COUNTS) == {}
+
+    def test_a_decision_that_came_before_the_overload_is_not_of_it(self) -> None:
+        told = {"a": 10.0, "b": 11.0, "c": 12.0}
+        assert figures.waited(told, {"a": 12.5, "b": 10.5}) == {"a": 2.5, "b": math.inf, "c": math.inf}
 
     def test_nothing_counted_is_not_known(self) -> None:
         assert math.isnan(figures.quantile({}, 0.5))

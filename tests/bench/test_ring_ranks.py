@@ -1,8 +1,11 @@
-"""What the ring benchmark puts into ranks before it measures."""
+"""What the ring benchmark puts into ranks before it measures, and how it weighs them."""
+
+import os
+from pathlib import Path
 
 import torch
 
-from bench.ring.ranks import random_kv
+from bench.ring.ranks import most_resident_bytes, random_kv
 from kvplane_runtime.ring.architectures import Architecture
 from kvplane_runtime.ring.ranges import Range
 
@@ -18,3 +21,10 @@ def test_what_is_filled_is_a_rank_s_share_and_does_not_grow_while_it_is_decoded_
         for layer in range(2):
             shard.write(layer, slot, one, one)
     assert [shard.read(layer, Range(0, 1)).data_ptr() for layer in range(2)] == before
+
+
+def test_the_most_memory_is_at_least_what_there_is() -> None:
+    held = b"x" * (64 << 20)
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    assert most_resident_bytes() >= len(held)
+    assert most_resident_bytes() >= 0.9 * resident  # the kernel counts resident pages in batches

@@ -55,6 +55,12 @@ def test_a_single_value_has_no_spread() -> None:
     assert spread([2.0]) == "2.00"
 
 
+def test_a_value_that_is_not_known_is_left_out() -> None:
+    assert spread([1.0, float("nan"), 3.0, 4.0]) == "3.00 (1.00 to 4.00)"
+    assert spread([float("nan"), 4.0]) == "4.00"
+    assert spread([float("nan")]) == "none"
+
+
 def test_the_budget_bears_every_kill() -> None:
     recovery = ours.service(IMAGES, ranks=4, rounds=5)["spec"]["ring"]["recovery"]
     assert recovery["restartBudget"] == 10

@@ -230,7 +230,7 @@ async def _made(found: Fleet, size: Size, client: Client, process: Process) -> N
 
 async def _steady(found: Fleet, size: Size, client: Client, operator: _Operator, *, noise: float) -> Window:
     found.sidecars.forget()
-    rounds = figures.buckets(await operator.scrapes.text())
+    rounds = await _rounds(operator)
     before, cpu, begin = await client.requests(), operator.process.cpu_seconds(), time.perf_counter()
     await asyncio.sleep(size.steady_seconds)
     after, cpu_after, end = await client.requests(), operator.process.cpu_seconds(), time.perf_counter()
@@ -240,10 +240,15 @@ async def _steady(found: Fleet, size: Size, client: Client, operator: _Operator,
         noise_per_second=noise,
         rss_mb=operator.process.rss_mb(),
         cpu_cores=(cpu_after - cpu) / (end - begin),
-        rounds=figures.since(figures.buckets(await operator.scrapes.text()), rounds),
+        rounds=figures.since(await _rounds(operator), rounds),
         busy_gaps=found.sidecars.gaps(found.of(found.busy)),
         quiet_gaps=found.sidecars.gaps(found.of(found.quiet)),
     )
+
+
+async def _rounds(operator: _Operator) -> figures.Buckets:
+    """The ticks so far; read beside the loop, as the sidecars answer on it."""
+    return await asyncio.to_thread(figures.buckets, await operator.scrapes.text())
 
 
 async def _overloads(found: Fleet, size: Size, client: Client, process: Process) -> dict[str, float]:
@@ -260,7 +265,7 @@ async def _overloads(found: Fleet, size: Size, client: Client, process: Process)
             for ip in found.ips[name]:
                 found.sidecars.tell(ip, Load.OVERLOADED)
         await _holds(lambda: told.keys() <= decisions.moments.keys(), process, seconds=_UNDECIDED_SECONDS)
-    return {name: decisions.moments.get(name, math.inf) - since for name, since in told.items()}
+    return figures.waited(told, decisions.moments)
 
 
 async def _until(holds: Callable[[], Any], process: Process, otherwise: str) -> None:

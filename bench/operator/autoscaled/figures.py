@@ -84,6 +84,14 @@ def quantile(counts: Buckets, q: float) -> float:
     return low
 
 
+def waited(told: Mapping[str, float], decided: Mapping[str, float]) -> dict[str, float]:
+    """Seconds from the overload of each service to its decision; infinite where none came, or before it: that one is not of it."""
+    return {
+        name: decided[name] - since if decided.get(name, -math.inf) >= since else math.inf
+        for name, since in told.items()
+    }
+
+
 def last_line(outcome: Outcome) -> dict[str, report.Value]:
     """Of busy services the 99th percentile; of all the longest; infinite where it is that of a service without a decision."""
     return {

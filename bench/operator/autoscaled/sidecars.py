@@ -94,7 +94,8 @@ class Sidecars:
         """``pods``: name and load by address."""
         self._names = {ip: name for ip, (name, _) in pods.items()}
         self._loads = {ip: load for ip, (_, load) in pods.items()}
-        self._since = time.perf_counter()
+        self._since = dict.fromkeys(pods, time.perf_counter())
+        """Since when each counts its requests."""
         self._reads: dict[str, list[float]] = {ip: [] for ip in pods}
 
     @asynccontextmanager
@@ -113,7 +114,9 @@ class Sidecars:
             await runner.cleanup()
 
     def tell(self, ip: str, load: Load) -> None:
-        """What the sidecar at an address tells from now on."""
+        """What the sidecar at an address tells from now on; one that had nothing to do begins to count its requests."""
+        if self._loads[ip] is Load.QUIET:
+            self._since[ip] = time.perf_counter()
         self._loads[ip] = load
 
     def forget(self) -> None:
@@ -133,5 +136,5 @@ class Sidecars:
         if ip not in self._names:
             return web.Response(status=404)
         self._reads[ip].append(now)
-        state = state_of(self._names[ip], self._loads[ip], seconds=now - self._since)
+        state = state_of(self._names[ip], self._loads[ip], seconds=now - self._since[ip])
         return web.Response(text=state.model_dump_json(by_alias=True), content_type="application/json")
