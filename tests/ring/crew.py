@@ -184,6 +184,8 @@ class Process:
         self.running.set()
         self.ended: str | None = None
         self.refused: str | None = None
+        self.step = 0
+        """The last that it began."""
         self.model = FakeModel(self)
         self.place = Place(model=self.model, build=self._build, clock=lambda: time.monotonic() + crew.later)
         self.join = messages.Join(
@@ -213,10 +215,11 @@ class Process:
 
     def step_began(self, step: messages.Step) -> None:
         self.running.wait()
-        if self.killed.is_set():
-            raise RingBrokenError("killed")
+        self.step = step.number
         for hook in list(self.crew.hooks):
             hook(self, step)
+        if self.killed.is_set():  # also in a hook: the dead give nothing to a step
+            raise RingBrokenError("killed")
 
 
 class WorkerProcess(Process):
