@@ -5,6 +5,7 @@ each step and the sidecar reads them once a second.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from e2e.tests.client import address, complete, tokens
 from e2e.tests.conftest import CHAT_BLOCKS
 
 BLOCK_TOKENS = 32
+LOOK_SECONDS = 0.3
+"""More than a look takes: one that was under way already does not count."""
 
 
 @pytest.fixture
@@ -39,9 +42,20 @@ def _growing(ip: str, metric: str, by: Callable[[float], bool], **labels: str) -
         except KeyError:
             return 0.0
 
+    _await_look(ip)
     before = now()
     yield
     sidecar.eventually(lambda: by(now() - before), seconds=10, otherwise=lambda: f"{metric} grew by {now() - before}")
+
+
+def _await_look(ip: str) -> None:
+    """What was asked before is in the sidecar's figures: it has looked at its engine since."""
+    asked = time.monotonic()
+    sidecar.eventually(
+        lambda: sidecar.state(ip)["signalAgeSeconds"] < time.monotonic() - asked - LOOK_SECONDS,
+        seconds=20,
+        otherwise=lambda: f"no look at the engine: {sidecar.state(ip)}",
+    )
 
 
 def test_a_shared_prompt_is_found_in_the_cache(where: str, ip: str) -> None:

@@ -47,13 +47,14 @@ def test_nothing_goes_round_the_sidecar(stack: Stack, chat: str) -> None:
 
 
 def test_kubectl_tells_what_is_going_on(stack: Stack, chat: str) -> None:
-    words = ("MinimumReplicasAvailable", "Serving", "Stable", "AsAsked", "Events:")
+    words = {"MinimumReplicasAvailable", "Serving", "Stable", "AsAsked", "Events:"}
 
-    def described() -> str:
-        return stack.kubectl("describe", "llms", "chat", "-n", chat)
+    def missing() -> set[str]:
+        described = stack.kubectl("describe", "llms", "chat", "-n", chat)
+        return {word for word in words if word not in described}
 
     # A change of the service, as the last test may have made one, is under way for a moment.
-    eventually(lambda: all(word in described() for word in words), seconds=60, otherwise=described)
+    eventually(lambda: not missing(), seconds=60, otherwise=missing)
     table = stack.kubectl("get", "llms", "-n", chat)
     assert table.splitlines()[0].split() == ["NAME", "MODE", "READY", "REPLICAS", "DESIRED", "ENDPOINT", "AGE"]
     assert table.splitlines()[1].split()[:5] == ["chat", "Paged", "True", "1", "1"]
