@@ -50,12 +50,13 @@ def _growing(ip: str, metric: str, by: Callable[[float], bool], **labels: str) -
 
 def _await_look(ip: str) -> None:
     """What was asked before is in the sidecar's figures: it has looked at its engine since."""
-    asked = time.monotonic()
-    sidecar.eventually(
-        lambda: sidecar.state(ip)["signalAgeSeconds"] < time.monotonic() - asked - LOOK_SECONDS,
-        seconds=20,
-        otherwise=lambda: f"no look at the engine: {sidecar.state(ip)}",
-    )
+    begin = time.monotonic()
+
+    def has_looked() -> bool:
+        now = time.monotonic()  # before the question: an answer that comes late makes no look younger
+        return bool(sidecar.state(ip)["signalAgeSeconds"] < now - begin - LOOK_SECONDS)
+
+    sidecar.eventually(has_looked, seconds=20, otherwise=lambda: f"no look at the engine: {sidecar.state(ip)}")
 
 
 def test_a_shared_prompt_is_found_in_the_cache(where: str, ip: str) -> None:
