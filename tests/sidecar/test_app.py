@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from kvplane_api.wire import SidecarState
 from kvplane_runtime.sidecar import admin, app, config, drain, engine, leader
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
+from tests.ports import free_port
 
 RING = """\
 # HELP kvplane_ring_members Ranks of the ring that is, or was last.
@@ -40,12 +40,6 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(drain, "DRAIN_GRACE_SECONDS", 0)
     monkeypatch.setattr(admin, "_DRAIN_CHECK_SECONDS", 0.01)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
