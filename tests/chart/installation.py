@@ -18,10 +18,10 @@ import yaml
 from charts.generate import CHART
 from e2e.cluster.api import wait_for
 from e2e.cluster.errors import ApiError
+from e2e.cluster.ports import free_ports
 from tests.chart.helm import RELEASE, Helm, Manifest, Rendered, environment
 from tests.chart.recorder import Recorder
 from tests.integration.conftest import Cluster, Operator
-from tests.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class Installation:
     rendered: Rendered
     recorder: Recorder
     folder: Path
-    ports: dict[str, int] = field(default_factory=lambda: {"health_port": free_port(), "metrics_port": free_port()})
+    ports: dict[str, int] = field(
+        default_factory=lambda: {"health_port": free_ports(1)[0], "metrics_port": free_ports(1)[0]}
+    )
 
     @property
     def kubeconfig(self) -> Path:

@@ -16,9 +16,9 @@ import pytest
 
 from e2e.cluster.api import wait_for
 from e2e.cluster.controlplane import ControlPlane
+from e2e.cluster.ports import free_ports
 from e2e.kubectl import get
 from kvplane_api import names
-from tests.ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -32,8 +32,8 @@ class Operator:
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "KVPLANE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
-            "KVPLANE_OPERATOR_HEALTH_PORT": str(free_port()),
-            "KVPLANE_OPERATOR_METRICS_PORT": str(free_port()),
+            "KVPLANE_OPERATOR_HEALTH_PORT": str(free_ports(1)[0]),
+            "KVPLANE_OPERATOR_METRICS_PORT": str(free_ports(1)[0]),
             "KVPLANE_OPERATOR_IDENTITY": f"test-{uuid.uuid4().hex[:6]}",
             **{f"KVPLANE_OPERATOR_{name.upper()}": str(value) for name, value in settings.items()},
         }

@@ -14,11 +14,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from e2e.cluster.ports import free_ports
 from kvplane_api.wire import SidecarState
 from kvplane_runtime.sidecar import admin, app, config, drain, engine, leader
 from kvplane_runtime.sidecar.app import Settings, run
 from kvplane_runtime.sidecar.config import ConfigError
-from tests.ports import free_port
 
 RING = """\
 # HELP kvplane_ring_members Ranks of the ring that is, or was last.
@@ -46,7 +46,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeEngine:
     """An engine in the shape of vLLM's server."""
 
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
     health: int = 200
     hanging: set[str] = field(default_factory=set)
     """Paths that never answer."""
@@ -171,8 +171,8 @@ async def running(
         config_file=directory / "sidecar.json",
         pod=pod,
         host="127.0.0.1",
-        port=free_port(),
-        admin_port=free_port(),
+        port=free_ports(1)[0],
+        admin_port=free_ports(1)[0],
         engine_port=fake.port,
         ring=ring,
     )
@@ -482,7 +482,7 @@ async def test_the_process_finishes_what_is_in_flight_when_it_is_told_to_stop(tm
     write_config(tmp_path / "sidecar.json")
     fake = FakeEngine()
     await fake.start()
-    port, admin_port = free_port(), free_port()
+    port, admin_port = free_ports(2)
     ports = ("--port", str(port), "--admin-port", str(admin_port), "--engine-port", str(fake.port))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "kvplane_runtime.sidecar", "--host", "127.0.0.1", *ports),
@@ -609,7 +609,7 @@ async def test_only_rank_0_is_asked_for_its_models(
 class FakeRank0:
     """The sidecar of another pod."""
 
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=lambda: free_ports(1)[0])
     said: dict[str, bool] = field(default_factory=dict)
     asked: int = 0
     _runner: web.AppRunner | None = None
