@@ -22,13 +22,13 @@ demo-down: setup ## remove what the demo left up
 
 test: setup lint verify ## everything: lint, drift, unit, integration and end-to-end tests (root)
 	@$(PYTHON) -m e2e.prepare
-	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile --durations=25
+	@$(PYTHON) -m pytest tests e2e/tests/test_cluster.py -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 	@$(PYTHON) -m pytest e2e/tests --ignore e2e/tests/test_cluster.py --durations=25
 	@$(PYTHON) -m pytest e2e/rings --durations=25
 
 unit: setup ## unit and integration tests (real API server, no nodes, no root)
 	@$(PYTHON) -m e2e.cluster build kubernetes etcd helm prometheus
-	@$(PYTHON) -m pytest tests -n 3 --dist loadfile
+	@$(PYTHON) -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder
 
 e2e: setup ## end-to-end tests: the cluster itself, kvplane on it with the real vLLM, then rings that lose ranks (root)
 	@$(PYTHON) -m e2e.prepare

@@ -19,13 +19,16 @@ settings.load_profile("kvplane")
 
 
 _ON_UVLOOP = (REPOSITORY / "tests/proxy", REPOSITORY / "tests/sidecar")
+_LONGEST = tuple(REPOSITORY / folder for folder in ("tests/integration", "tests/chart", "tests/ring", "e2e"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A signal cannot end a wait inside uvloop: a test that hangs there ends its process, which names it."""
     for item in items:
+        # A signal cannot end a wait inside uvloop: a test that hangs there ends its process, which names it.
         if any(item.path.is_relative_to(folder) for folder in _ON_UVLOOP):
             item.add_marker(pytest.mark.timeout(120, method="thread"))
+    # Files with few tests that mostly wait: begun last, one of them would keep all other processes waiting.
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in _LONGEST))
 
 
 @pytest.fixture(scope="session")

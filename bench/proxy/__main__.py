@@ -14,6 +14,7 @@ from bench.proxy import contestants, figures
 from bench.proxy.contestants import Contestant, run_load
 from bench.proxy.figures import Level, Round
 from bench.proxy.sidecar import Sidecar
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 
@@ -52,7 +53,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kvplane-bench-proxy-"))
     program = contestants.build(progress)
     engine = contestants.engine(program, folder)
-    sidecar = Sidecar(engine_port=engine.port, admin_port=contestants.free_port(), folder=folder)
+    sidecar = Sidecar(engine_port=engine.port, admin_port=free_ports(1)[0], folder=folder)
     measured = (  # in the order of a Round
         engine,
         contestants.kvplane(sidecar, folder),

@@ -15,6 +15,7 @@ from bench.proxy.figures import Load, Spread
 from bench.proxy.sidecar import Sidecar
 from e2e.cluster import cache, toolchain
 from e2e.cluster.errors import BuildError
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ class Contestant:
         """
         self.name = name
         self.check = check
-        self.port = free_port()
+        (self.port,) = free_ports(1)
         self._ready = ready
         self._process = Process(command(self.port), {"PYTHONPATH": _python_path()}, log=log)
 
@@ -160,13 +161,6 @@ def _spread(document: dict[str, Any]) -> Spread:
         p99_ms=document["p99_us"] / 1000,
         max_ms=document["max_us"] / 1000,
     )
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 def _python_path() -> str:

@@ -24,7 +24,8 @@ import aiohttp
 from bench import report
 from bench.ring import models
 from bench.ring.ranks import HOST, processors, prompt
-from bench.ring.served import ROOT, START_SECONDS, Answer, ask, free_ports, write
+from bench.ring.served import ROOT, START_SECONDS, Answer, ask, write
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 TOKENS: Final = 100_000
@@ -105,6 +106,16 @@ async def ring(url: str) -> dict[str, Any]:
         return dict((await answer.json())["ring"])
 
 
+async def at_rest(url: str) -> dict[str, Any]:
+    """What ``/state`` says of the ring when it has nothing to do: rank 0 tells a step there after the step's tokens."""
+    while True:
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/state") as answer:
+            state = await answer.json()
+        if state["engine"]["requestsRunning"] + state["engine"]["requestsWaiting"] == 0:
+            return dict(state["ring"])
+        await asyncio.sleep(LOOK_SECONDS)
+
+
 async def answered(local: Local, ids: list[int], *, count: int, pids: dict[int, int], progress: Progress) -> Answer:
     """Asks, and shows how far the prompt is and what each rank holds until the answer is complete."""
     answer = Answer()
@@ -150,7 +161,7 @@ async def run(*, tokens: int, ranks: int, count: int) -> None:
                 step.detail = "formed"
             ids = prompt(tokens, vocabulary=models.LONG.options["vocab_size"], seed=1)
             answer = await answered(local, ids, count=count, pids=pids, progress=progress)
-            print(summary(answer, tokens=tokens, pids=pids, state=await ring(local.url), room=room))
+            print(summary(answer, tokens=tokens, pids=pids, state=await at_rest(local.url), room=room))
     progress.say("The ring is stopped and its model removed.")
 
 

@@ -21,6 +21,7 @@ MOUNT = Path("/sys/fs/cgroup")
 CONTROLLERS = frozenset({"cpu", "cpuset", "io", "memory", "pids"})
 DAEMONS = "daemons"
 KILL_SECONDS = 30.0
+BURY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _delegate(folder: Path) -> None:
 
 
 def _rmdir(folder: Path) -> None:
-    for _ in range(100):
+    end = time.monotonic() + BURY_SECONDS
+    while time.monotonic() < end:
         try:
             folder.rmdir()
         except FileNotFoundError:

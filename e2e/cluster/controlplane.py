@@ -14,8 +14,6 @@ written outside of `directory` and the cache of programs.
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +22,7 @@ from types import TracebackType
 from e2e.cluster import binaries, commands, daemons, pki, supervise
 from e2e.cluster.api import Api, wait_for
 from e2e.cluster.errors import CommandError
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,7 +79,7 @@ class ControlPlane:
 
     def start(self) -> None:
         self._programs = binaries.build(binaries.select(["kubernetes", "etcd"]), progress=self._progress)
-        port, etcd_port, etcd_peer_port, controllers_port = _free_ports(4)
+        port, etcd_port, etcd_peer_port, controllers_port = free_ports(4)
         server = f"https://127.0.0.1:{port}"
         pki.issue(self._config, NAME, pki.control_plane(["127.0.0.1", SERVICE_IP]))
         pki.write_kubeconfig(self.kubeconfig, self._config, pki.ADMIN, name=NAME, server=server)
@@ -201,23 +200,3 @@ class ControlPlane:
     def _await(self, what: str, path: str) -> None:
         api = self.api
         wait_for(what, lambda: bool(api.get(path)), seconds=START_SECONDS, where=str(self.logs))
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, from below the range that the kernel gives to clients.
-
-    From within that range an outgoing connection could take one in the time until the daemon binds it.
-    """
-    ephemeral = Path("/proc/sys/net/ipv4/ip_local_port_range")
-    upper = int(ephemeral.read_text().split()[0]) if ephemeral.exists() else 32768
-    found: list[int] = []
-    for port in random.sample(range(10000, max(upper, 11000)), 500):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise CommandError("There are no free ports on 127.0.0.1: close some of the programs that listen there.")

@@ -74,7 +74,7 @@ class Caller:
             seed += 1
             try:
                 where = f"{self.ring.pod(0)['status']['podIP']}:{names.PORT_SERVING}"
-            except (ApiError, KeyError):  # rank 0 is being made again
+            except (ApiError, KeyError, OSError):  # rank 0 is being made again, or the API server is busy
                 self._stop.wait(AGAIN_SECONDS)
                 continue
             self.asked.append((prompt, answer))

@@ -9,6 +9,7 @@ try of group 0 (test_two_groups.py, which comes last). Any module can be run alo
 """
 
 import json
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from e2e.rings.service import SIZE, ring_service
 from e2e.stack import Images, Stack, prepare_images
 from e2e.tests.client import address
 from e2e.tests.fleet import reachable, unpacked_model
+from e2e.tests.sidecar import eventually
 from e2e.times import PROGRESS
 from kvplane_api import names
 from tests.ring.tiny import wrong
@@ -148,6 +150,15 @@ def ring(service: Service) -> Ring:
 
 @pytest.fixture
 def where(stack: Stack, ring: Ring) -> str:
-    """host:port of the service, whose only ring it is, once it is whole."""
+    """host:port of the service, whose only ring it is, once it is whole and this host's way to it is there."""
     ring.await_whole()
-    return address(stack, ring.namespace, ring.service)
+    where = address(stack, ring.namespace, ring.service)
+    host, port = where.split(":")
+
+    def leads_there() -> bool:
+        with socket.socket() as probe:
+            probe.settimeout(5)
+            return probe.connect_ex((host, int(port))) == 0
+
+    eventually(leads_there, seconds=30, otherwise=lambda: f"{where} refuses connections")
+    return where

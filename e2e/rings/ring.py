@@ -60,6 +60,13 @@ class Ring:
         """Number of the ring that is."""
         return int(self.value("kvplane_ring_epoch"))
 
+    def is_past(self, epoch: int) -> bool:
+        """Whether the ring of that epoch is over, and rank 0 says so."""
+        try:
+            return self.epoch() > epoch
+        except (OSError, KeyError, ApiError):
+            return False
+
     def await_idle(self) -> None:
         """Returns when no request is in the engine, as the sidecar has heard: its other figures are then of the same moment
         or later."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from e2e.cluster.api import Json
 from e2e.rings.ring import serves
@@ -16,6 +16,7 @@ from kvplane_api import names
 
 Pods = Mapping[str, Json]
 """By name."""
+_BEGIN_SECONDS: Final = 30.0
 
 
 @dataclass
@@ -35,6 +36,10 @@ class PodWatch:
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
+        # kubectl takes its time to begin; of a pod that went before it looks nobody would know.
+        end = time.monotonic() + _BEGIN_SECONDS
+        while not self.events and self._thread.is_alive() and time.monotonic() < end:
+            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -75,6 +75,7 @@ def chat(stack: Stack, images: Images, make_namespace: Callable[..., str]) -> st
     namespace = make_namespace()
     stack.apply(chat_service(namespace, images))
     stack.wait_ready(namespace, "chat")
+    fleets.reachable(stack, namespace, "chat")
     return namespace
 
 

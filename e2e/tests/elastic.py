@@ -192,7 +192,7 @@ def _shorten_starts(stack: Stack, prometheus: Prometheus, namespace: str) -> Non
     stack.kubectl("patch", "configmap", name, "-n", namespace, "--type=merge", f"--patch={patch}")
     stack.kubectl("delete", "pods", "-n", SYSTEM_NAMESPACE, "-l", _OPERATOR)
     horizon = _STARTUP_SECONDS + Tuning().tick_seconds
-    until(lambda: horizon in _told(prometheus, namespace, "horizon_seconds"), "what was kept is not read", seconds=60)
+    until(lambda: horizon in _told(prometheus, namespace, "horizon_seconds"), "what was kept is not read")
 
 
 def asked_after_overload(cluster: Cluster, namespace: str, ip: str) -> float:
@@ -269,12 +269,15 @@ def _hidden(stack: Stack, cluster: Cluster, namespace: str) -> Iterator[None]:
 
 
 def _seen_again(stack: Stack, namespace: str) -> dict[str, dict[str, Any]]:
-    def conditions() -> dict[str, dict[str, Any]]:
-        found = stack.conditions(namespace, NAME)
-        return {kind: found[kind] for kind in ("SignalsFresh", "ScalingActive")}
+    conditions: dict[str, dict[str, Any]] = {}
 
-    until(lambda: {each["status"] for each in conditions().values()} == {"True"}, "signals are not back", seconds=60)
-    return conditions()
+    def are_back() -> bool:
+        found = stack.conditions(namespace, NAME)
+        conditions.update({kind: found[kind] for kind in ("SignalsFresh", "ScalingActive")})
+        return {each["status"] for each in conditions.values()} == {"True"}
+
+    until(are_back, "signals are not back", seconds=60)
+    return conditions
 
 
 def _gone(stack: Stack, namespace: str, costs: dict[str, int | None]) -> bool:

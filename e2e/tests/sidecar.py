@@ -42,6 +42,16 @@ def value(ip: str, metric: str, **labels: str) -> float:
     return sum(found)
 
 
+def by_label(ip: str, metric: str, label: str) -> dict[str, float]:
+    """The series of a metric as they are at one moment, by the value of a label."""
+    return {
+        sample.labels[label]: sample.value
+        for family in text_string_to_metric_families(_get(ip, "/metrics"))
+        for sample in family.samples
+        if sample.name == metric
+    }
+
+
 def eventually(holds: Callable[[], bool], *, seconds: float, otherwise: Callable[[], object]) -> None:
     """Wait until it holds; the sidecar looks at its engine once a second. Fails with what `otherwise` says."""
     end = time.monotonic() + seconds

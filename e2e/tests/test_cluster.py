@@ -101,6 +101,12 @@ def node_ready(cluster: Cluster, name: str) -> bool:
     return condition(cluster.api.get(f"/api/v1/nodes/{name}"))
 
 
+def await_nodes(*clusters: Cluster) -> None:
+    """Until all of their nodes are Ready: one that could not report for a while, as others took the processors, is not."""
+    for cluster in clusters:
+        eventually(f"all nodes of {cluster.spec.name} are Ready", cluster.all_nodes_ready)
+
+
 def gone(cluster: Cluster, path: str) -> bool:
     try:
         cluster.api.get(path)
@@ -126,10 +132,11 @@ def web_pod(name: str, image: str, node: str) -> Json:
                     "command": ["python3", "-c", SERVER],
                     "workingDir": "/",
                     "readinessProbe": {"httpGet": {"path": "/model/", "port": 8080}, "periodSeconds": 1},
+                    # Patient: a test that stops the server has to find it there again, however late it comes.
                     "livenessProbe": {
                         "httpGet": {"path": "/model/", "port": 8080},
                         "periodSeconds": 1,
-                        "failureThreshold": 3,
+                        "failureThreshold": 60,
                     },
                     "volumeMounts": [{"name": "model", "mountPath": "/model"}],
                 }
@@ -154,24 +161,44 @@ def web(cluster: Cluster, image: str) -> Iterator[str]:
     eventually("web is Ready", lambda: pod_ready(cluster, "web"))
     yield "web"
     cluster.api.delete(f"{NAMESPACE}/services/web")
-    if not gone(cluster, f"{NAMESPACE}/pods/web"):
+    try:
         cluster.api.delete(f"{NAMESPACE}/pods/web?gracePeriodSeconds=0")
+    except ApiError as error:
+        if error.status != 404:  # it was evicted
+            raise
     eventually("web is gone", lambda: gone(cluster, f"{NAMESPACE}/pods/web"))
 
 
 # ------------------------------------------------------------------------------------------------ what a cluster can
 
 
+def test_up_keeps_what_is_up(cluster: Cluster) -> None:
+    """Before any fault: a node that is still taken for lost is a reason to begin anew."""
+    before = cluster.api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"]
+    await_nodes(cluster)
+    cluster.up()
+    assert cluster.api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"] == before
+
+
 def test_pods_are_reached_by_name_address_and_exec(cluster: Cluster, web: str) -> None:
     address = cluster.api.get(f"{NAMESPACE}/services/{web}")["spec"]["clusterIP"]
     eventually("the service answers this host", lambda: status_of(f"http://{address}/etc/hostname") == 200)
     script = "import urllib.request as u; print(u.urlopen('http://web.default.svc.cluster.local/etc/').status)"
-    assert cluster.kubectl("exec", web, "--", "python3", "-c", script).strip() == "200"
-    assert "GET /etc/ " in cluster.kubectl("logs", web)
+    # The pod's node has a kube-proxy of its own, which may be later than the one that this host's way leads through.
+    eventually("the service answers the pod by its name", lambda: said_in(cluster, web, script) == "200")
+    eventually("the log has the request", lambda: "GET /etc/ " in cluster.kubectl("logs", web))
+
+
+def said_in(cluster: Cluster, pod: str, script: str) -> str:
+    """What a Python script prints in a pod; OSError where it fails, so that `eventually` goes on and tells it at last."""
+    try:
+        return cluster.kubectl("exec", pod, "--", "python3", "-c", script).strip()
+    except CommandError as error:
+        raise OSError(str(error)) from None
 
 
 def status_of(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=2) as answer:  # noqa: S310 - our own URLs
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own URLs
         return int(answer.status)
 
 
@@ -246,6 +273,9 @@ def test_static_host_path_volumes_are_bound(cluster: Cluster, image: str, tmp_pa
 def test_pod_security_is_enforced(cluster: Cluster, image: str) -> None:
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.api.create("/api/v1/namespaces", {"metadata": {"name": "strict", "labels": labels}})
+    # Without it every pod is refused, for lack of it.
+    account = "/api/v1/namespaces/strict/serviceaccounts/default"
+    eventually("the namespace has its service account", lambda: bool(cluster.api.get(account)))
     with pytest.raises(ApiError, match="violates PodSecurity"):
         cluster.api.create("/api/v1/namespaces/strict/pods", web_pod("web", image, "node-1"))
     cluster.api.delete("/api/v1/namespaces/strict")
@@ -290,6 +320,8 @@ def assert_runs(cluster: Cluster, name: str, image: pause.BuiltImage, node: str 
         "containers": [container],
         "terminationGracePeriodSeconds": 0,
         "nodeSelector": {"kubernetes.io/hostname": node},
+        # A node that is slow to come back would else have the pod evicted, which nobody makes anew.
+        "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
     }
     pod = {"metadata": {"name": name}, "spec": spec}
     cluster.api.create(f"{NAMESPACE}/pods", pod)
@@ -315,7 +347,7 @@ def test_a_stopped_container_is_noticed_and_goes_on(cluster: Cluster, web: str) 
     eventually("web is not Ready", lambda: not pod_ready(cluster, web))
     cluster.kill_pod_process("default", web, signal="CONT")
     eventually("web is Ready again", lambda: pod_ready(cluster, web))
-    assert restarts(cluster, web) <= before + 1  # the liveness probe may have been quicker
+    assert restarts(cluster, web) == before
 
 
 def test_an_address_is_hidden_from_one_pod_alone(cluster: Cluster, web: str) -> None:
@@ -326,14 +358,12 @@ def test_an_address_is_hidden_from_one_pod_alone(cluster: Cluster, web: str) -> 
         "except OSError as e: print(e.errno)"
     )
 
-    def seen_by_the_pod() -> str:
-        return cluster.kubectl("exec", web, "--", "python3", "-c", script).strip()
-
+    eventually("the service answers the pod", lambda: said_in(cluster, web, script) == "there")
     cluster.hide("default", web, address)
-    assert seen_by_the_pod() == str(errno.EHOSTUNREACH)
+    assert said_in(cluster, web, script) == str(errno.EHOSTUNREACH)
     assert status_of(f"http://{address}/etc/hostname") == 200
     cluster.unhide("default", web, address)
-    assert seen_by_the_pod() == "there"
+    assert said_in(cluster, web, script) == "there"
 
 
 def test_a_cut_node_is_lost_and_comes_back(cluster: Cluster) -> None:
@@ -385,16 +415,10 @@ def test_the_api_server_goes_and_comes_back(cluster: Cluster) -> None:
         cluster.api.ready()
     cluster.start_daemon("cp", "kube-apiserver")
     eventually("the API server is ready", cluster.api.ready)
-    eventually("all nodes are Ready", cluster.all_nodes_ready)
+    await_nodes(cluster)
 
 
 # ------------------------------------------------------------------------------------------------------- life cycle
-
-
-def test_up_keeps_what_is_up(cluster: Cluster) -> None:
-    before = cluster.api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"]
-    cluster.up()
-    assert cluster.api.get("/api/v1/namespaces/kube-system")["metadata"]["uid"] == before
 
 
 def test_two_clusters_side_by_side(cluster: Cluster) -> None:
@@ -402,14 +426,13 @@ def test_two_clusters_side_by_side(cluster: Cluster) -> None:
     try:
         other.up()
         assert other.record().index != cluster.record().index
-        assert other.all_nodes_ready()
-        assert cluster.all_nodes_ready()
+        await_nodes(other, cluster)
         index = other.record().index
     finally:
         other.down()
     assert traces(other) == []
     assert routes(index) == []
-    assert cluster.all_nodes_ready()
+    await_nodes(cluster)
 
 
 def test_two_clusters_may_come_up_at_once() -> None:
@@ -421,7 +444,7 @@ def test_two_clusters_may_come_up_at_once() -> None:
         ]
         assert [process.wait() for process in running] == [0, 0]
         assert clusters[0].record().index != clusters[1].record().index
-        assert all(cluster.all_nodes_ready() for cluster in clusters)
+        await_nodes(*clusters)
     finally:
         for cluster in clusters:
             cluster.down()
@@ -472,7 +495,7 @@ def test_a_killed_up_is_healed_by_the_next_and_down_leaves_nothing(seconds: floa
         killed.wait()
         healed = subprocess.run(up, cwd=REPOSITORY, capture_output=True, text=True, check=True)
         assert healed.stdout == f"export KUBECONFIG={cluster.kubeconfig}\n"
-        assert Cluster.named("e2ekilled").all_nodes_ready()
+        await_nodes(Cluster.named("e2ekilled"))
         index = cluster.record().index
     finally:
         subprocess.run(command("--name", cluster.spec.name, "down"), cwd=REPOSITORY, check=True)

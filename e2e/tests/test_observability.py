@@ -8,6 +8,7 @@ from e2e.stack import SYSTEM_NAMESPACE
 from e2e.tests import overload as scenario
 from e2e.tests.fleet import Fleet
 from e2e.tests.overload import Overload
+from e2e.tests.sidecar import eventually
 
 STEP_SECONDS = 10
 AUTOSCALING = "kvplane / Autoscaling"
@@ -15,13 +16,17 @@ AUTOSCALING = "kvplane / Autoscaling"
 
 
 def test_engines_and_operator_are_found_and_scraped(overload: Overload, fleet: Fleet) -> None:
-    scraped = {
-        (t["labels"]["job"], t["labels"]["namespace"], t["labels"].get("service", ""))
-        for t in overload.prometheus.targets()
-        if t["health"] == "up"
-    }
+    def scraped() -> set[tuple[str, str, str]]:
+        return {
+            (t["labels"]["job"], t["labels"]["namespace"], t["labels"].get("service", ""))
+            for t in overload.prometheus.targets()
+            if t["health"] == "up"
+        }
+
     engines = {("kvplane-engines", namespace, name) for name, namespace in fleet.namespaces.items()}
-    assert engines | {("kvplane-operator", SYSTEM_NAMESPACE, "")} <= scraped
+    wanted = engines | {("kvplane-operator", SYSTEM_NAMESPACE, "")}
+    # A busy target misses a scrape now and then, and is down until the next one.
+    eventually(lambda: wanted <= scraped(), seconds=30, otherwise=scraped)
 
 
 def test_no_panel_is_empty(overload: Overload, fleet: Fleet) -> None:

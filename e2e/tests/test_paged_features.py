@@ -5,9 +5,10 @@ each step and the sidecar reads them once a second.
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,8 @@ from e2e.tests.client import address, complete, tokens
 from e2e.tests.conftest import CHAT_BLOCKS
 
 BLOCK_TOKENS = 32
-STATES = ("used", "cached", "free")
+LOOK_SECONDS = 0.3
+"""More than a look takes: one that was under way already does not count."""
 
 
 @pytest.fixture
@@ -40,9 +42,21 @@ def _growing(ip: str, metric: str, by: Callable[[float], bool], **labels: str) -
         except KeyError:
             return 0.0
 
+    _await_look(ip)
     before = now()
     yield
     sidecar.eventually(lambda: by(now() - before), seconds=10, otherwise=lambda: f"{metric} grew by {now() - before}")
+
+
+def _await_look(ip: str) -> None:
+    """What was asked before is in the sidecar's figures: it has looked at its engine since."""
+    begin = time.monotonic()
+
+    def has_looked() -> bool:
+        now = time.monotonic()  # before the question: an answer that comes late makes no look younger
+        return bool(sidecar.state(ip)["signalAgeSeconds"] < now - begin - LOOK_SECONDS)
+
+    sidecar.eventually(has_looked, seconds=20, otherwise=lambda: f"no look at the engine: {sidecar.state(ip)}")
 
 
 def test_a_shared_prompt_is_found_in_the_cache(where: str, ip: str) -> None:
@@ -56,22 +70,24 @@ def test_n_outputs_share_one_prompt(where: str, ip: str) -> None:
     """Four times the prompt would be more than the cache holds: counted so, it would be refused as one that never fits."""
     prompt = tokens(CHAT_BLOCKS * BLOCK_TOKENS // 3)
     answer = {}
+    state: dict[str, Any] = {}
 
     def ask() -> None:
         answer.update(complete(where, "chat", prompt, n=4, temperature=0.8, max_tokens=200, ignore_eos=True))
+
+    def runs() -> bool:
+        """All in one answer: the engine's part of it may be of a second ago, and the request over since."""
+        state.update(sidecar.state(ip))
+        return bool(state["engine"]["requestsRunning"] == 4 and state["admission"]["running"])
 
     with _growing(ip, "kvplane_generation_tokens_total", lambda output: output == 4 * 200):
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            sidecar.eventually(
-                lambda: sidecar.state(ip)["engine"]["requestsRunning"] == 4,
-                seconds=20,
-                otherwise=lambda: sidecar.state(ip),
-            )
-            admission = sidecar.state(ip)["admission"]
+            sidecar.eventually(runs, seconds=20, otherwise=lambda: state)
         finally:
             asking.join()
+    admission = state["admission"]
     assert admission["running"] == 1
     assert len(prompt) + 4 * 16 < admission["reservedTokens"] < len(prompt) + 4 * (200 + 2 * BLOCK_TOKENS)
     assert answer["usage"]["prompt_tokens"] == len(prompt)
@@ -88,13 +104,21 @@ def test_ngram_speculation_accepts_tokens(where: str, ip: str) -> None:
 
 def test_block_size_is_known_and_what_it_wastes(where: str, ip: str) -> None:
     assert sidecar.value(ip, "kvplane_kv_cache_block_size_tokens") == BLOCK_TOKENS
-    wasted = partial(sidecar.value, ip, "kvplane_kv_cache_tail_waste_tokens")
+
+    def wasted() -> float | None:
+        """Unknown until the next look at the engine, where a request ended during the last one."""
+        try:
+            return sidecar.value(ip, "kvplane_kv_cache_tail_waste_tokens")
+        except KeyError:
+            return None
+
     sidecar.eventually(lambda: wasted() == 0, seconds=10, otherwise=lambda: f"nothing runs, and {wasted()} are wasted")
     seen: set[float] = set()
     asking = threading.Thread(target=complete, args=(where, "chat"), kwargs={"max_tokens": 600, "ignore_eos": True})
     asking.start()
     while asking.is_alive():
-        seen.add(wasted())
+        if (found := wasted()) is not None:
+            seen.add(found)
     assert max(seen) > 0
     assert max(seen) < BLOCK_TOKENS, "one sequence leaves less than one block unused"
 
@@ -106,10 +130,17 @@ def test_evictions_are_counted_one_by_one(where: str, ip: str) -> None:
     with _growing(ip, "kvplane_kv_block_evictions_total", lambda blocks: blocks >= surplus, source="exact"):
         for _ in range(prompts):
             complete(where, "chat", tokens(each), max_tokens=1)
-    blocks = {state: partial(sidecar.value, ip, "kvplane_kv_cache_blocks", state=state) for state in STATES}
-    sidecar.eventually(lambda: blocks["used"]() == 0, seconds=10, otherwise=lambda: f"still used: {blocks['used']()}")
-    assert blocks["cached"]() > 0.9 * CHAT_BLOCKS
-    assert sum(value() for value in blocks.values()) == CHAT_BLOCKS
+    blocks: dict[str, float] = {}
+
+    def is_cached() -> bool:
+        """What is cached is told by events of the engine's, which may come a look later than the end of the request."""
+        blocks.clear()
+        blocks.update(sidecar.by_label(ip, "kvplane_kv_cache_blocks", "state"))
+        return blocks["used"] == 0 and blocks.get("cached", 0.0) > 0.9 * CHAT_BLOCKS
+
+    sidecar.eventually(is_cached, seconds=10, otherwise=lambda: blocks)
+    assert blocks.keys() == {"used", "cached", "free"}
+    assert sum(blocks.values()) == CHAT_BLOCKS
 
 
 def test_evicted_kv_comes_back_through_the_connector(where: str, ip: str) -> None:

@@ -35,11 +35,13 @@ def test_uninstall_leaves_services_running_and_deletable(
     stack.apply(cpu_service("gone", namespace, f"oci://{images.model}", replicas=0))
     _until(lambda: stack.get(namespace, "deployment", "gone") is not None)
     stack.helm("uninstall", RELEASE, "--namespace", SYSTEM_NAMESPACE, "--wait")
-    complete(address(stack, chat, "chat"), "chat")
-    stack.kubectl("delete", "llms", "gone", "-n", namespace, "--timeout=30s")
-    _until(lambda: not stack.get(namespace, "deployments,services"))
-    assert stack.get(chat, "llmservice", "chat"), "the CRD and its objects are kept"
-    stack.install(images, VALUES)
+    try:
+        complete(address(stack, chat, "chat"), "chat")
+        stack.kubectl("delete", "llms", "gone", "-n", namespace, "--timeout=30s")
+        _until(lambda: not stack.get(namespace, "deployments,services"))
+        assert stack.get(chat, "llmservice", "chat"), "the CRD and its objects are kept"
+    finally:  # other tests need it too
+        stack.install(images, VALUES)
     _reconciled(stack, chat)
 
 
@@ -54,7 +56,7 @@ def _reconciled(stack: Stack, namespace: str) -> None:
     )
 
 
-def _until(check: object, seconds: float = 60) -> None:
+def _until(check: object, seconds: float = 120) -> None:
     assert callable(check)
     end = time.monotonic() + seconds
     while not check():

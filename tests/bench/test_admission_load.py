@@ -149,7 +149,7 @@ async def test_what_is_held_too_long_is_refused() -> None:
     engine = StubEngine(stuck=True)
     arrivals = [Arrival(at=0.0, prompt_tokens=1000, output_tokens=3, max_tokens=1024) for _ in range(2)]
     run = await _run(
-        engine, arrivals, policy=reserve_maximum(limit_seconds=0.01), goals=Goals(ttft_seconds=0.2, tpot_seconds=0.05)
+        engine, arrivals, policy=reserve_maximum(limit_seconds=0.01), goals=Goals(ttft_seconds=5.0, tpot_seconds=0.05)
     )
     assert sorted(outcome.end for outcome in run.outcomes) == [End.REFUSED, End.UNFINISHED]
 

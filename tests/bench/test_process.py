@@ -1,6 +1,7 @@
 """Controllers as processes: weighed while they run, reported with their log when they end by themselves."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,14 @@ from bench.operator.process import Process
 
 
 def test_a_running_process_is_weighed_and_killed(tmp_path: Path) -> None:
-    process = Process([sys.executable, "-c", "import time; time.sleep(60)"], {}, log=tmp_path / "log")
+    log = tmp_path / "log"
+    process = Process([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"], {}, log=log)
     process.start()
     try:
+        end = time.monotonic() + 30
+        while not log.read_text():  # before it runs, it may weigh nothing
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert 0 < process.rss_mb() < 200
         assert process.cpu_seconds() >= 0
     finally:

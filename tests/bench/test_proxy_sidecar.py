@@ -18,6 +18,7 @@ from bench.proxy.sidecar import (
     config,
     decisions,
 )
+from e2e.cluster.ports import free_ports
 from kvplane_api.service import LLMServiceSpec
 from kvplane_api.wire import SidecarConfig
 from kvplane_operator.plan.children import sidecar_config
@@ -60,7 +61,7 @@ def test_metrics_without_decisions_are_no_proof() -> None:
 async def test_it_is_measured_once_it_decides_and_until_it_refuses(tmp_path: Path) -> None:
     async with SimulatedServer(config=ENGINE, step_time=FAST) as engine, aiohttp.ClientSession() as session:
         port = int(engine.url.rpartition(":")[2])
-        sidecar = Sidecar(engine_port=port, admin_port=contestants.free_port(), folder=tmp_path)
+        sidecar = Sidecar(engine_port=port, admin_port=free_ports(1)[0], folder=tmp_path)
         contestant = contestants.kvplane(sidecar, tmp_path)
 
         async def ask(prompt_tokens: int) -> int:

@@ -6,7 +6,6 @@ They get what their containers would: the environment that the chart wrote, and 
 import base64
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,16 +16,12 @@ from pathlib import Path
 import yaml
 
 from charts.generate import CHART
+from e2e.cluster.api import wait_for
 from e2e.cluster.errors import ApiError
+from e2e.cluster.ports import free_ports
 from tests.chart.helm import RELEASE, Helm, Manifest, Rendered, environment
 from tests.chart.recorder import Recorder
 from tests.integration.conftest import Cluster, Operator
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,9 @@ class Installation:
     rendered: Rendered
     recorder: Recorder
     folder: Path
-    ports: dict[str, int] = field(default_factory=lambda: {"health_port": free_port(), "metrics_port": free_port()})
+    ports: dict[str, int] = field(
+        default_factory=lambda: {"health_port": free_ports(1)[0], "metrics_port": free_ports(1)[0]}
+    )
 
     @property
     def kubeconfig(self) -> Path:
@@ -97,6 +94,17 @@ def installed(
         installation = Installation(namespace, rendered, recorder, folder)
         installation.kubeconfig.write_text(_kubeconfig(recorder.url, token))
         yield installation
+
+
+def served(cluster: Cluster) -> None:
+    """Wait until the API server serves LLMServices. Not `kubectl wait`: it fails on a CRD that has no conditions yet."""
+    api = cluster.control_plane.api
+
+    def found() -> bool:
+        resources = api.get("/apis/kvplane.dev/v1alpha1")["resources"]
+        return any(resource["name"] == "llmservices" for resource in resources)
+
+    wait_for("The CRD's place in the API", found, seconds=60, where=str(cluster.control_plane.logs))
 
 
 _PATHS = {

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,9 +40,17 @@ class Guard:
         )
 
     def pid(self, name: str) -> int:
-        file = self.control / f"{name}.pid"
-        eventually(f"{name} runs", lambda: file.exists() and file.read_text() != "")
-        return int(file.read_text())
+        """Read once: between two lives the file is gone, and at the beginning of one it is empty."""
+        text = ""
+
+        def runs() -> bool:
+            nonlocal text
+            with contextlib.suppress(FileNotFoundError):
+                text = (self.control / f"{name}.pid").read_text()
+            return text != ""
+
+        eventually(f"{name} runs", runs)
+        return int(text)
 
     def close(self) -> None:
         assert self.process.stdin

@@ -1,6 +1,7 @@
 """The test hub speaks the hub's API: proved with huggingface_hub itself, as vLLM uses it."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from e2e.hub import Hub, Model, commit_id, first_byte, serve
+from e2e.hub import Hub, Model, Served, commit_id, first_byte, serve
 
 MEBIBYTE = 1 << 20
 WEIGHTS_BYTES = 24 * MEBIBYTE
@@ -68,6 +69,14 @@ def same_files(copy: Path, original: Path) -> bool:
     return names == copied and all((copy / n).read_bytes() == (original / n).read_bytes() for n in names)
 
 
+def downloads(hub: Hub, count: int) -> tuple[Served, ...]:
+    """Waits for so many: one is noted when it has been sent, which may be after the client has it."""
+    end = time.monotonic() + 30
+    while len(hub.downloads()) < count and time.monotonic() < end:
+        time.sleep(0.01)
+    return hub.downloads()
+
+
 def test_a_snapshot_is_the_folder(endpoint: str, folder: Path, cache: Path) -> None:
     copy = Path(snapshot_download("acme/tiny", endpoint=endpoint, cache_dir=cache, token=False))
     assert same_files(copy, folder)
@@ -76,10 +85,9 @@ def test_a_snapshot_is_the_folder(endpoint: str, folder: Path, cache: Path) -> N
 
 def test_a_second_reader_of_the_cache_downloads_nothing(hub: Hub, endpoint: str, cache: Path) -> None:
     first = snapshot_download("acme/tiny", endpoint=endpoint, cache_dir=cache, token=False)
-    downloads = len(hub.downloads())
-    assert downloads == 3
+    assert len(downloads(hub, 3)) == 3
     assert snapshot_download("acme/tiny", endpoint=endpoint, cache_dir=cache, token=False) == first
-    assert len(hub.downloads()) == downloads
+    assert len(hub.downloads()) == 3
 
 
 def test_a_revision_is_pinned_by_name_or_commit(endpoint: str, older: Path, cache: Path) -> None:
@@ -119,7 +127,7 @@ def test_a_broken_download_is_resumed_where_it_broke(folder: Path, cache: Path) 
     with serve(hub) as endpoint:
         copy = Path(snapshot_download("acme/tiny", endpoint=endpoint, cache_dir=cache, token=False))
     assert same_files(copy, folder)
-    weights = [d for d in hub.downloads() if d.path.endswith("model.safetensors")]
+    weights = [d for d in downloads(hub, 4) if d.path.endswith("model.safetensors")]
     assert [(d.status, d.first_byte, d.sent_bytes, d.broken) for d in weights] == [
         (200, 0, BREAK_AFTER, True),
         (206, STEP_BYTES, WEIGHTS_BYTES - STEP_BYTES, False),

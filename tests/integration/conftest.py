@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from e2e.cluster.api import wait_for
 from e2e.cluster.controlplane import ControlPlane
+from e2e.cluster.ports import free_ports
 from e2e.kubectl import get
 from kvplane_api import names
 
@@ -31,8 +32,8 @@ class Operator:
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "KVPLANE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
-            "KVPLANE_OPERATOR_HEALTH_PORT": str(_free_port()),
-            "KVPLANE_OPERATOR_METRICS_PORT": str(_free_port()),
+            "KVPLANE_OPERATOR_HEALTH_PORT": str(free_ports(1)[0]),
+            "KVPLANE_OPERATOR_METRICS_PORT": str(free_ports(1)[0]),
             "KVPLANE_OPERATOR_IDENTITY": f"test-{uuid.uuid4().hex[:6]}",
             **{f"KVPLANE_OPERATOR_{name.upper()}": str(value) for name, value in settings.items()},
         }
@@ -137,6 +138,9 @@ def namespace(cluster: Cluster) -> Iterator[str]:
     """A namespace of the test's own; the operator under test watches only it and keeps its Lease there."""
     name = f"test-{uuid.uuid4().hex[:8]}"
     cluster.kubectl("create", "namespace", name)
+    # Until its controller has made it no pod is admitted, and services say so.
+    api, account = cluster.control_plane.api, f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    wait_for("Its account", lambda: bool(api.get(account)), seconds=60, where=str(cluster.control_plane.logs))
     yield name
     cluster.kubectl("delete", "namespace", name, "--wait=false")
 
@@ -171,12 +175,6 @@ def llmservice(name: str, namespace: str, **spec: Any) -> dict[str, Any]:
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"model": {"source": "hf://acme/tiny"}, **spec},
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 CHILDREN = ("deployment chat", "service chat", "service chat-pods", "configmap chat")

@@ -2,15 +2,16 @@
 services of both are queued.
 """
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from kvplane_operator.audit import audit_once
 from kvplane_operator.cluster import Cluster as ApiServer
-from kvplane_operator.cluster import connect
+from kvplane_operator.cluster import UnreachableError, connect
 from kvplane_operator.settings import OperatorSettings
-from kvplane_operator.store import Store
+from kvplane_operator.store import SERVICE, Store
 from tests.integration.conftest import Cluster, llmservice
 
 
@@ -19,11 +20,28 @@ def _seen(namespace: str, kind: str, name: str, **more: Any) -> dict[str, Any]:
     return {"metadata": {**metadata, "labels": {"kvplane.dev/service": "chat"}}, "spec": {}, **more}
 
 
-async def _audit(store: Store, namespace: str, queued: list[str]) -> None:
+async def _listed(api_server: ApiServer, cluster: Cluster, namespace: str) -> None:
+    """Wait until a listing from the API server's cache, which may be behind, or not there yet, has all services as they are."""
+    services = [service["metadata"] for service in cluster.get(namespace, "llmservices")]
+    wanted = {(namespace, each["name"]): each["resourceVersion"] for each in services}
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                found = (await api_server.list_metadata(SERVICE, namespace, selector=None)).objects
+            except UnreachableError:
+                found = {}
+            if {where: version.resource_version for where, version in found.items()} == wanted:
+                return
+            await asyncio.sleep(0.05)
+
+
+async def _audit(cluster: Cluster, store: Store, namespace: str, queued: list[str]) -> None:
     api = await connect()
+    api_server = ApiServer(api, timeout_seconds=10)
     try:
+        await _listed(api_server, cluster, namespace)
         await audit_once(
-            cluster=ApiServer(api, timeout_seconds=10),
+            cluster=api_server,
             store=store,
             settings=OperatorSettings(watch_namespaces=(namespace,)),  # most kinds have no objects here
             enqueue=queued.append,
@@ -43,7 +61,7 @@ async def test_vanished_child_is_forgotten_and_its_service_queued(
     store.put("LLMService", service)
     store.put("Deployment", _seen(namespace, "Deployment", "chat"))
     store.put("LLMService", _seen(namespace, "LLMService", "deleted-unseen"))
-    await _audit(store, namespace, queued)
+    await _audit(cluster, store, namespace, queued)
     assert queued == [service["metadata"]["uid"]]
     assert store.services() == 1
     snapshot = store.snapshot(service["metadata"]["uid"])
@@ -62,7 +80,7 @@ async def test_what_no_watch_brought_is_read_and_its_service_queued(
     store.put("LLMService", known)
     cluster.apply(llmservice("changed", namespace, replicas=3))
 
-    await _audit(store, namespace, queued)
+    await _audit(cluster, store, namespace, queued)
 
     assert sorted(queued) == sorted(each["metadata"]["uid"] for each in (unseen, changed))
     snapshot = store.snapshot(changed["metadata"]["uid"])
@@ -71,5 +89,5 @@ async def test_what_no_watch_brought_is_read_and_its_service_queued(
     assert store.service(namespace, "unseen") is not None
 
     queued.clear()
-    await _audit(store, namespace, queued)
+    await _audit(cluster, store, namespace, queued)
     assert queued == []

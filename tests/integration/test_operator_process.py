@@ -54,7 +54,7 @@ def test_killed_in_the_middle_of_a_hundred(
             "conditions" in s.get("status", {}) for s in told
         )
 
-    eventually(converged, seconds=90)
+    eventually(converged, seconds=200)
 
 
 def test_api_server_down_for_thirty_seconds(cluster: Cluster, namespace: str, operator: Operator) -> None:
@@ -75,7 +75,7 @@ def test_stopped_leader_writes_nothing_after_it_continues(
     create_chat(cluster, namespace)
     second = operators()
     first.signal(signal.SIGSTOP)
-    eventually(lambda: "Leading" in second.log(), seconds=30)
+    eventually(lambda: "Leading" in second.log(), seconds=60)
     cluster.apply(llmservice("chat", namespace, replicas=2, engine={"maxSequences": 8}))
     eventually(lambda: cluster.get(namespace, "deployment chat")["spec"]["replicas"] == 2)
     eventually(lambda: cluster.get(namespace, "poddisruptionbudget chat"))
@@ -95,8 +95,9 @@ def test_stopped_leader_writes_nothing_after_it_continues(
 def test_a_released_lease_is_taken_at_once(
     cluster: Cluster, namespace: str, operators: Callable[..., Operator]
 ) -> None:
-    first = operators()
+    # A Lease that is not released is free only long after the test: whoever leads before has taken a released one.
+    first = operators(lease_seconds=600)
     eventually(lambda: "Leading" in first.log())
-    second = operators()
+    second = operators(lease_seconds=600)
     first.stop()
-    eventually(lambda: "Leading" in second.log(), seconds=8)
+    eventually(lambda: "Leading" in second.log())

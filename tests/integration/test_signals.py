@@ -143,6 +143,8 @@ def test_a_sidecar_that_cannot_read_its_engine(cluster: Cluster, namespace: str,
 
 def test_a_sidecar_that_nobody_reaches(cluster: Cluster, namespace: str, replica: Replica) -> None:
     eventually(lambda: signals(cluster, namespace) == "SignalsRead")
+    # Which may be before the Deployment's controller has counted the pod.
+    eventually(lambda: degraded(cluster, namespace) == "AsAsked")
     replica.silence()
     condition = eventually(
         lambda: (c := cluster.condition(namespace, "chat", "SignalsFresh"))["status"] == "False" and c

@@ -82,7 +82,7 @@ async def test_a_response_that_breaks_off_breaks_off_for_the_client(response: li
         await socket.request()
         for piece in response:
             await socket.send(piece)
-            await asyncio.sleep(0.02)  # lets the proxy take it by itself
+            await until(lambda: bool(stage.gate.answered))  # the first is taken by itself
 
     async with staged(script) as stage:
         client = await stage.client()
@@ -100,7 +100,8 @@ async def test_a_stream_that_falls_silent_is_cut() -> None:
         await socket.send(ENDLESS)
         await socket.hung_up()
 
-    async with staged(script, limits=Limits(silence_seconds=0.05)) as stage:
+    # So long that the beginning of the answer is in time on a busy machine too.
+    async with staged(script, limits=Limits(silence_seconds=1)) as stage:
         client = await stage.client()
         await client.send(POST)
         assert (await client.closed()).endswith(b"5\r\nhello\r\n")
@@ -183,7 +184,7 @@ async def test_a_connection_that_was_seen_to_close_is_not_used() -> None:
         client = await stage.client()
         assert (await client.ask(POST)).status == 200
         await stage.upstream.sockets[0].writer.wait_closed()
-        await asyncio.sleep(0.02)  # lets the proxy see it
+        await until(lambda: not stage.proxy.upstream._idle)  # the proxy has seen it
         assert (await client.ask(POST)).status == 200
 
 

@@ -332,22 +332,22 @@ async def _client_goes(stage: Stage) -> Client:
 
 
 @pytest.mark.parametrize(
-    ("fault", "end"),
+    ("fault", "end", "limits"),
     [
-        (_refused_body, End.UNSERVED),
-        (_slow_body, End.UNSERVED),
-        (_silent_engine, End.UNSERVED),
-        (_client_goes, End.ABANDONED),
+        (_refused_body, End.UNSERVED, Limits()),
+        (_slow_body, End.UNSERVED, Limits(body_seconds=0.05)),
+        (_silent_engine, End.UNSERVED, Limits(silence_seconds=0.3)),
+        (_client_goes, End.ABANDONED, Limits()),
     ],
 )
 async def test_a_request_that_fails_is_left_once_and_says_how_it_ended(
-    fault: Callable[[Stage], object], end: End
+    fault: Callable[[Stage], object], end: End, limits: Limits
 ) -> None:
     async def silent(socket: UpstreamSocket) -> None:
         await socket.request()
         await socket.hung_up()
 
-    async with staged(silent, limits=Limits(body_seconds=0.05, silence_seconds=0.3)) as stage:
+    async with staged(silent, limits=limits) as stage:
         await fault(stage)  # type: ignore[misc]
         await until(lambda: bool(stage.gate.ends))
         assert stage.gate.ends == [end]

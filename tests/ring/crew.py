@@ -30,6 +30,8 @@ from kvplane_runtime.ring.worker import Place, Worker
 
 VOCABULARY = 997
 HOST = "127.0.0.1"
+LIMIT_SECONDS = 2.0
+"""Silence after which a rank is lost: on a busy machine a thread may not run for half a second now and then."""
 
 
 def follow(tokens: Sequence[int]) -> int:
@@ -243,16 +245,20 @@ class WorkerProcess(Process):
             raise
 
     def kill(self) -> None:
-        self.killed.set()
+        """As SIGKILL does it: it says nothing more, not even that its ring broke, or it could be in the next one."""
         self.running.set()
         self.tether.stop()
+        self.killed.set()
         self.inbox.put(Left())
 
-    def stop(self, seconds: float) -> None:
-        """As SIGSTOP and SIGCONT do it: nothing of it runs for a time."""
+    def stop(self) -> None:
+        """As SIGSTOP does it: nothing of it runs until it is told to go on."""
         self.running.clear()
-        self.tether._loop.post(time.sleep, seconds)
-        threading.Timer(seconds, self.running.set).start()
+        self.tether._loop.post(self.running.wait)
+
+    def go_on(self) -> None:
+        """As SIGCONT does it."""
+        self.running.set()
 
 
 class LeaderProcess(Process):
@@ -323,7 +329,7 @@ class Crew:
     ) -> None:
         self.size = size
         self.capacity = capacity
-        self.limits = limits or Limits(heartbeat=0.5, stop=5.0, form=5.0, gather=0.3)
+        self.limits = limits or Limits(heartbeat=LIMIT_SECONDS, stop=5.0, form=5.0, gather=0.3)
         self.policy = policy or Policy(window_tokens=16, short_tokens=8, prefix_block_tokens=16, park_seconds=30.0)
         self.config_hash = "1.0/abc"
         self.started = 0
@@ -365,7 +371,12 @@ class Crew:
 
     def formed(self, *members: int) -> None:
         """Waits for a ring of these ordinals."""
-        self.until(lambda: self.leader.leader.state.formed and self.leader.leader.state.members == members)
+
+        def there() -> bool:
+            state = self.leader.leader.state  # read once: it is another one at any time
+            return state.formed and state.members == members
+
+        self.until(there)
 
     def close(self) -> None:
         self.closed = True

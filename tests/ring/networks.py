@@ -14,9 +14,11 @@ from tests.ring.world import Rings, on_ranks
 
 
 class Formed:
-    """Makes rings as :class:`Rings` does, each rank's side wrapped by ``wrap``. A deadlock ends after ``quiet_seconds``."""
+    """Makes rings as :class:`Rings` does, each rank's side wrapped by ``wrap``. A deadlock ends after the
+    ``quiet_seconds`` of a rank.
+    """
 
-    def __init__(self, wrap: Callable[[Ring], Any], *, quiet_seconds: float = 20.0) -> None:
+    def __init__(self, wrap: Callable[[Ring], Any], *, quiet_seconds: Callable[[int], float] = lambda _: 20.0) -> None:
         self._rings = Rings()
         self._wrap = wrap
         self._quiet_seconds = quiet_seconds
@@ -27,7 +29,7 @@ class Formed:
         epoch = self._epoch
         rings = on_ranks(
             size,
-            lambda rank: self._rings.member(epoch=epoch, rank=rank, size=size, quiet_seconds=self._quiet_seconds),
+            lambda rank: self._rings.member(epoch=epoch, rank=rank, size=size, quiet_seconds=self._quiet_seconds(rank)),
         )
         return [self._wrap(ring) for ring in rings]
 

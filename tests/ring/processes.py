@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from e2e.cluster.ports import free_ports
 from kvplane_runtime.ring.__main__ import serve
 
 HOST = "127.0.0.1"
@@ -37,15 +37,6 @@ soon a loss is noticed."""
 _PREFILL = b": prefill "
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime", "."))
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 @dataclass
@@ -247,9 +238,14 @@ class Processes:
                 raise AssertionError(f"It does not come true; the state is {self.state()}.\n{logs}")
             time.sleep(0.05)
 
-    def formed(self, *members: int) -> None:
+    def formed(self, *members: int, seconds: float = 90.0) -> None:
         wanted = list(members) or list(range(self.size))
-        self.until(lambda: self.ring().get("formed") is True and self.ring()["members"] == wanted)
+
+        def there() -> bool:
+            ring = self.ring()  # asked once: the next answer may be of another ring, or there may be none
+            return bool(ring.get("formed") and ring["members"] == wanted)
+
+        self.until(there, seconds=seconds)
 
     def ask(self, prompt: Sequence[int], count: int, *, leave: int | None = None) -> Stream:
         """Greedy; the answer is read in the background."""

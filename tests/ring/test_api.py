@@ -58,7 +58,7 @@ class Served:
 @pytest_asyncio.fixture
 async def served() -> AsyncIterator[Served]:
     engine = FakeEngine()
-    api = Api(engine=engine, model=MODEL, max_body_bytes=100_000, quiet_seconds=0.5)
+    api = Api(engine=engine, model=MODEL, max_body_bytes=100_000)
     runner = await serve(api, host="127.0.0.1", port=0)
     host, port = runner.addresses[0][:2]
     async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
@@ -241,6 +241,7 @@ async def test_a_fault_in_the_midst_of_a_stream_is_said_in_it(served: Served, ca
 
 
 async def test_a_stream_in_which_nothing_comes_is_kept_open(served: Served) -> None:
+    served.api._quiet_seconds = 0.05  # here alone: other streams are to have no comment where the machine is busy
     served.engine.gate.clear()
     async with served.session.post(COMPLETIONS, json={**HI, "stream": True}) as response:
         assert await response.content.readuntil(b"\n\n") == b": waiting\n\n"

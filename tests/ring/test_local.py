@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from e2e.cluster.ports import free_ports
 from kvplane_runtime.ring.__main__ import parse, serve
 from kvplane_runtime.ring.local import Trial, environment
 from kvplane_runtime.ring.settings import from_environment
-from tests.ring.processes import ROOT, free_ports
+from tests.ring.processes import ROOT
 from tests.ring.tiny import SERVED, build
 
 
@@ -80,20 +81,49 @@ def gone(pids: set[int]) -> bool:
     return not any(map(alive, pids))
 
 
-@pytest.mark.parametrize(("number", "size"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
-def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(
-    tmp_path: Path, number: signal.Signals, size: int
-) -> None:
-    build(SERVED[0]).save_pretrained(tmp_path / "tiny")
+def begun(model: Path, ranks: int) -> "subprocess.Popen[str]":
     (port,) = free_ports(1)
-    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", str(size), "--port", str(port)]
-    started = subprocess.Popen(
-        [*command, "--model", str(tmp_path / "tiny")],
+    command = [sys.executable, "-m", "kvplane_runtime.ring", "local", "--ranks", str(ranks), "--port", str(port)]
+    return subprocess.Popen(
+        [*command, "--model", str(model)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("operator", "runtime"))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def ranks_of(parent: int) -> list[str]:
+    """Processes that were told to end with that one."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"KVPLANE_RING_PARENT={parent}\0" in file.read_text(errors="replace"):
+                found.append(file.parent.name)
+        except OSError:  # it has ended, or is not ours
+            continue
+    return found
+
+
+def test_an_end_while_ranks_are_started_leaves_none(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with begun(tmp_path, 4) as started:
+        end = time.monotonic() + 60
+        while not children(started.pid):
+            assert time.monotonic() < end
+            time.sleep(0.001)
+        started.terminate()
+        said, _ = started.communicate(timeout=60)
+    assert started.returncode == 0, said
+    assert ranks_of(started.pid) == []
+
+
+@pytest.mark.parametrize(("number", "size"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+def test_a_whole_ring_in_one_command_that_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals, size: int
+) -> None:
+    build(SERVED[0]).save_pretrained(tmp_path / "tiny")
+    started = begun(tmp_path / "tiny", size)
     ranks: set[int] = set()
     said: list[str] = []
     assert started.stdout is not None

@@ -64,7 +64,7 @@ def test_a_rank_killed_in_generation(ring: Processes, model: Any) -> None:
     under_way(ring, stream, 10)
     ring.signal(2, signal.SIGKILL)
     whole(stream, model, tokens, 150)
-    assert ring.ring()["members"] == [0, 1]
+    ring.formed(0, 1)
     share = (ring.ring()["refilledTokensTotal"] - refilled) / (500 + 150)
     assert share <= 1.3 / 3
     ring.start(2)
@@ -77,7 +77,7 @@ def test_a_rank_that_stands_still_comes_back_with_its_kv(ring: Processes, model:
     whole(done, model, tokens, 20)
     refilled, before = ring.ring()["refilledTokensTotal"], ring.ring()["epoch"]
     ring.signal(1, signal.SIGSTOP)
-    ring.until(lambda: ring.ring().get("members") == [0, 2] and ring.ring()["formed"], seconds=20)
+    ring.formed(0, 2, seconds=20)
     ring.signal(1, signal.SIGCONT)
     ring.formed()
     assert ring.ring()["epoch"] > before
@@ -207,7 +207,7 @@ def test_rank_0_is_killed_in_prefill_and_a_retry_is_answered(ring: Processes, mo
 
 def test_rank_0_is_killed_and_a_retry_finds_what_the_workers_hold(ring: Processes, model: Any) -> None:
     tokens = prompt(600, 7)
-    stream = ring.ask(tokens, 120)
+    stream = ring.ask(tokens, 3000)
     under_way(ring, stream, 10)
     ring.signal(0, signal.SIGKILL)
     a_retry_finds_what_the_workers_hold(ring, model, tokens, cut=stream)
@@ -221,7 +221,8 @@ def test_a_rank_that_is_told_to_end_leaves_between_two_steps(ring: Processes, mo
     ring.signal(1, signal.SIGTERM)
     assert ring.ranks[1].wait(timeout=30) == 0
     whole(stream, model, tokens, 150)
-    assert (ring.ring()["members"], ring.ring()["reforms"]["left"]) == ([0, 2], left + 1)
+    ring.formed(0, 2)  # the last tokens may have come before it
+    assert ring.ring()["reforms"]["left"] == left + 1
     ring.start(1)
     ring.formed()
 

@@ -38,17 +38,22 @@ def drains(ring: Processes) -> bool:
 
 def test_a_stop_lets_answers_end_and_tells_the_others_to_retry(folder: Path, model: Any, tmp_path: Path) -> None:
     short, long = prompt(50, 1), prompt(60, 2)
-    with processes(2, folder, tmp_path, fresh=True, KVPLANE_RING_DRAIN_SECONDS="4") as ring:
+    with processes(
+        2, folder, tmp_path, fresh=True, KVPLANE_RING_DRAIN_SECONDS="6", KVPLANE_RING_HEARTBEAT_LIMIT_SECONDS="60"
+    ) as ring:
         ring.formed()
         endless = ring.ask(long, 4000)
         under_way(ring, endless)
+        ring.signal(1, signal.SIGSTOP)  # no step ends meanwhile: else the brief one could be over before the stop
         brief = ring.ask(short, 15)
-        under_way(ring, brief)
+        ring.until(lambda: (ring.state() or {}).get("inFlight") == 2)
         ring.signal(0, signal.SIGTERM)
         ring.until(lambda: drains(ring))
         late = ring.ask(prompt(10, 3), 5)
         assert late.over.wait(30)
         assert (late.error or {}).get("code") == "draining"
+        assert not brief.over.is_set()
+        ring.signal(1, signal.SIGCONT)
         assert brief.over.wait(60)
         assert (brief.error, brief.broken, brief.finish, len(brief.tokens)) == (None, None, "length", 15)
         assert endless.over.wait(60)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from e2e.cluster.ports import free_ports
 from kvplane_runtime.ring.metrics import WORKER_METRICS
 from kvplane_runtime.ring.state import RankTraffic, WorkerAccount
 from kvplane_runtime.ring.worker_api import WorkerApi
@@ -32,8 +33,7 @@ class Worker:
 
 class Served:
     def __init__(self) -> None:
-        with socket.create_server((HOST, 0)) as probe:
-            self.port = probe.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.worker = Worker()
         self.api = api(self.worker, self.port)
 

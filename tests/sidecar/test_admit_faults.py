@@ -93,7 +93,8 @@ async def trickles_its_head(stage: Stage) -> None:
 async def trickles_its_body(stage: Stage) -> None:
     client = await stage.client()
     await client.send(HEAD % 1000)
-    await until(lambda: stage.drain.in_flight == 1)
+    # On a busy machine it may be over before anybody looks.
+    await until(lambda: stage.drain.in_flight == 1 or bool(stage.proxy.stats.responses))
     for byte in b'{"prompt":':
         await client.send(bytes([byte]))
     assert (await client.response()).status == 408
@@ -154,7 +155,8 @@ async def streams_without_end(socket: UpstreamSocket) -> None:
         await socket.send(event({"choices": [{"text": "x" * 60_000}]}))
 
 
-SHORT = Limits(header_seconds=0.2, body_seconds=0.2, silence_seconds=0.5, stall_seconds=0.2)
+SHORT = Limits(header_seconds=0.2, body_seconds=0.2, silence_seconds=1.5, stall_seconds=0.2)
+"""An answer that begins at once has to be in time on a busy machine too."""
 FAULTS = {
     "the engine hangs": Fault(silent, gets(504), SHORT),
     "the engine hangs in mid-stream": Fault(hangs_in_mid_stream, is_cut_off, SHORT),

@@ -20,7 +20,8 @@ STATE = {"pod": "chat-ring-0-0", "servedName": "chat", "engineReady": True, "dra
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "ASK_SECONDS", 0.001)
-    monkeypatch.setattr(leader, "ANSWER_SECONDS", 0.2)
+    # Questions are counted: on a busy machine too none that is answered may come twice.
+    monkeypatch.setattr(leader, "ANSWER_SECONDS", 30)
 
 
 @dataclass
@@ -107,7 +108,10 @@ async def test_it_is_over_when_rank_0_is_done(rank_0: Rank0) -> None:
     assert rank_0.asked.qsize() == 4
 
 
-async def test_an_answer_that_comes_late_is_not_the_end_of_rank_0(rank_0: Rank0) -> None:
+async def test_an_answer_that_comes_late_is_not_the_end_of_rank_0(
+    rank_0: Rank0, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "ANSWER_SECONDS", 1)
     rank_0.said = [{"draining": True}, {"draining": True, "drained": True}]
     rank_0.hangs = 2
     await drain(rank_0.port).over(until=LATER)
@@ -158,7 +162,10 @@ async def test_it_has_an_end_whatever_rank_0_says(rank_0: Rank0) -> None:
 
 
 @pytest.mark.parametrize("fault", ["hangs", "gone", "garbage"])
-async def test_a_rank_0_that_cannot_be_asked_is_not_waited_for(rank_0: Rank0, fault: str) -> None:
+async def test_a_rank_0_that_cannot_be_asked_is_not_waited_for(
+    rank_0: Rank0, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "ANSWER_SECONDS", 0.2)
     rank_0.said = [{"draining": True}]
     port = rank_0.port
     match fault:

@@ -99,17 +99,20 @@ class Local:
         self._trial = trial
         self._out = out
         self._ports = _free_ports(1 + trial.ranks)
-        self._ranks = [self._start(number) for number in range(trial.ranks)]
+        self._ranks: list[_Rank] = []
         self._stopping = False
 
     def run(self) -> int:
         """Until SIGINT or SIGTERM, or until a rank says that it was told wrongly; the exit status."""
+        # Before the first rank: who is told to end meanwhile ends those that there are.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
-        self._say(f"Starting {self._trial.ranks} ranks of {self._trial.model.name}.")
         ready = False
         status = 0
         try:
+            for number in range(self._trial.ranks):
+                self._ranks.append(self._start(number))
+            self._say(f"Starting {self._trial.ranks} ranks of {self._trial.model.name}.")
             while not self._stopping and not status:
                 time.sleep(_POLL_SECONDS)
                 status = self._look_after()
