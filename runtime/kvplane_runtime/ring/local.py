@@ -105,8 +105,8 @@ class Local:
     def run(self) -> int:
         """Until SIGINT or SIGTERM, or until a rank says that it was told wrongly; the exit status."""
         # Before the first rank: who is told to end meanwhile ends those that there are.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._stop)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._stop)
         ready = False
         status = 0
         try:
