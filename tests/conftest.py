@@ -40,7 +40,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         wait_for(
             "The CRD's place in the API and in its description",
             lambda: (
-                _served(control_plane) and "apis/kvplane.dev/v1alpha1" in control_plane.api.get("/openapi/v3")["paths"]
+                served(control_plane) and "apis/kvplane.dev/v1alpha1" in control_plane.api.get("/openapi/v3")["paths"]
             ),
             seconds=60,
             where=str(control_plane.logs),
@@ -48,7 +48,8 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         yield control_plane
 
 
-def _served(control_plane: ControlPlane) -> bool:
+def served(control_plane: ControlPlane) -> bool:
+    """Whether the API server serves LLMServices."""
     resources = control_plane.api.get("/apis/kvplane.dev/v1alpha1")["resources"]
     return any(resource["name"] == "llmservices" for resource in resources)
 

@@ -21,6 +21,7 @@ from e2e.cluster.errors import ApiError
 from e2e.cluster.ports import free_ports
 from tests.chart.helm import RELEASE, Helm, Manifest, Rendered, environment
 from tests.chart.recorder import Recorder
+from tests.conftest import served
 from tests.integration.conftest import Cluster, Operator
 
 
@@ -33,7 +34,7 @@ class Installation:
     recorder: Recorder
     folder: Path
     ports: dict[str, int] = field(
-        default_factory=lambda: {"health_port": free_ports(1)[0], "metrics_port": free_ports(1)[0]}
+        default_factory=lambda: dict(zip(("health_port", "metrics_port"), free_ports(2), strict=True))
     )
 
     @property
@@ -96,15 +97,10 @@ def installed(
         yield installation
 
 
-def served(cluster: Cluster) -> None:
-    """Wait until the API server serves LLMServices. Not `kubectl wait`: it fails on a CRD that has no conditions yet."""
-    api = cluster.control_plane.api
-
-    def found() -> bool:
-        resources = api.get("/apis/kvplane.dev/v1alpha1")["resources"]
-        return any(resource["name"] == "llmservices" for resource in resources)
-
-    wait_for("The CRD's place in the API", found, seconds=60, where=str(cluster.control_plane.logs))
+def await_served(cluster: Cluster) -> None:
+    """Not `kubectl wait`: it fails on a CRD that has no conditions yet."""
+    control_plane = cluster.control_plane
+    wait_for("The CRD's place in the API", lambda: served(control_plane), seconds=60, where=str(control_plane.logs))
 
 
 _PATHS = {

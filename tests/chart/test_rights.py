@@ -9,7 +9,7 @@ import pytest
 
 from e2e.cluster.errors import CommandError
 from tests.chart.helm import Helm, Rendered, rights
-from tests.chart.installation import get, get_all, installed, is_gone, served
+from tests.chart.installation import await_served, get, get_all, installed, is_gone
 from tests.chart.recorder import Right
 from tests.integration.conftest import Cluster, eventually, llmservice
 
@@ -25,7 +25,7 @@ def test_the_operator_needs_each_right_and_no_other(cluster: Cluster, tmp_path: 
     watched = [models] if scope == "one-namespace" else []
     with installed(cluster, tmp_path, scope, values={"watchNamespaces": watched}) as installation:
         assert bool(installation.rendered.of("ClusterRole")) == (scope == "everywhere")
-        served(cluster)
+        await_served(cluster)
         account = f"system:serviceaccount:{scope}:{installation.rendered.pod['spec']['serviceAccountName']}"
         look = partial(_knows_owners, cluster, models, account)
         eventually(look, seconds=120, what="the API server's look at the new kind")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from charts.generate import CHART
 from tests.chart.helm import NAMESPACE, RELEASE, Helm, Manifest
-from tests.chart.installation import Installation, get, get_all, installed, is_gone, served
+from tests.chart.installation import Installation, await_served, get, get_all, installed, is_gone
 from tests.integration.conftest import Cluster, eventually, llmservice
 
 CRD = "crd llmservices.kvplane.dev"
@@ -18,7 +18,7 @@ CHILDREN = ("deployment chat", "service chat", "service chat-pods", "configmap c
 def test_the_life_of_a_release(cluster: Cluster, tmp_path: Path) -> None:
     older = older_chart(tmp_path)
     with installed(cluster, tmp_path, NAMESPACE, chart=older, values={"replicas": 1}) as installation:
-        served(cluster)
+        await_served(cluster)
         admitted_by_pod_security_restricted(cluster, installation)
         assert "Reason" not in columns(cluster)
         helm = Helm(tmp_path, cluster.kubeconfig)
