@@ -8,7 +8,6 @@ waits for seconds where a user's dashboard waits for minutes.
 import json
 import math
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -24,6 +23,7 @@ import yaml
 
 from e2e.cluster import binaries
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def running(configuration: Mapping[str, Any], folder: Path, *, progress: Progres
     folder.mkdir(parents=True, exist_ok=True)
     config, log = folder / "prometheus.yaml", folder / "prometheus.log"
     config.write_text(yaml.safe_dump(dict(configuration)))
-    port = _free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = [
         str(program),
@@ -194,9 +194,3 @@ def _fetch(url: str) -> str:
 def _without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """The API server and the pods are reached directly: client-go would ask a proxy of the environment for them."""
     return {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

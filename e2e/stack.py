@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from e2e.cluster import binaries, provider, requirements
 from e2e.cluster.errors import ClusterError
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 from e2e.kubectl import get
 from images.build import build_images
@@ -196,9 +197,7 @@ class Stack:
     @contextmanager
     def forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
         """The base URL of a port of a pod or Service, through kubectl port-forward: works on any cluster."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            local = probe.getsockname()[1]
+        (local,) = free_ports(1)
         command = [str(self.programs["kubectl"]), "port-forward", "-n", namespace, target, f"{local}:{port}"]
         process = subprocess.Popen(command, env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         try:

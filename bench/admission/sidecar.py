@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final, Self
 import aiohttp
 
 from bench.admission.goals import Goals
+from e2e.cluster.ports import free_ports
 from kvplane_api.wire import EngineConfig, SidecarConfig, SloConfig
 
 START_SECONDS: Final = 30.0
@@ -40,7 +40,7 @@ class SidecarProcess:
 
     def __init__(self, config_: SidecarConfig, *, engine_port: int, log: Path) -> None:
         self._config, self._engine_port, self._log = config_, engine_port, log
-        self._port, self._admin_port = _free_ports(2)
+        self._port, self._admin_port = free_ports(2)
         self._folder = tempfile.TemporaryDirectory(prefix="kvplane-bench-")
         self._process: asyncio.subprocess.Process | None = None
 
@@ -110,14 +110,3 @@ class SidecarProcess:
                 process.kill()
                 await process.wait()
         self._folder.cleanup()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Different ports that are free now."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,6 +27,7 @@ import aiohttp
 from bench.engine import environment
 from bench.engine.model import StepTime
 from bench.engine.plugin import kvplane_pace
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 START_SECONDS: Final = 300.0
@@ -89,7 +89,7 @@ class RealEngine:
     async def __aenter__(self) -> Self:
         python, model = await asyncio.to_thread(partial(environment.prepare, layers=self._layers), self._progress)
         self._output = self._log.open("wb") if self._log else tempfile.TemporaryFile()  # noqa: SIM115 closed in _stop
-        self._port = _free_port()
+        (self._port,) = free_ports(1)
         self._process = await asyncio.create_subprocess_exec(
             *(str(python.with_name("vllm")), "serve", str(model), "--served-model-name", self.model),
             *("--host", "127.0.0.1", "--port", str(self._port)),
@@ -170,10 +170,3 @@ def environment_of(pace: StepTime, *, path: str | None) -> dict[str, str]:
         raise ValueError("A pace by context is not told to the plugin; give a StepTime without it.")
     where = str(PLUGIN) if path is None else f"{PLUGIN}{os.pathsep}{path}"
     return {kvplane_pace.VARIABLE: json.dumps(given), "PYTHONPATH": where}
-
-
-def _free_port() -> int:
-    """A port free now; another process may take it before vLLM does, and then the start fails with its message."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

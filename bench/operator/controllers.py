@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from bench import lws
 from bench.operator.process import Process
 from e2e.cluster.controlplane import ControlPlane
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 
 Json = dict[str, Any]
@@ -87,12 +87,13 @@ def _kvplane_process(control_plane: ControlPlane, log: Path) -> Process:
 
 def operator_environment(control_plane: ControlPlane) -> dict[str, str]:
     """Of this project's operator as a process beside that API server."""
+    health, metrics = free_ports(2)
     return {
         "PYTHONPATH": os.pathsep.join(str(REPOSITORY / folder) for folder in ("operator", "runtime", ".")),
         "KUBECONFIG": str(control_plane.kubeconfig),
         "KVPLANE_OPERATOR_BIND_ADDRESS": "127.0.0.1",
-        "KVPLANE_OPERATOR_HEALTH_PORT": str(_free_port()),
-        "KVPLANE_OPERATOR_METRICS_PORT": str(_free_port()),
+        "KVPLANE_OPERATOR_HEALTH_PORT": str(health),
+        "KVPLANE_OPERATOR_METRICS_PORT": str(metrics),
         "KVPLANE_OPERATOR_LOG_LEVEL": "INFO",  # that of its Deployment
     }
 
@@ -151,11 +152,12 @@ def _install_lws(control_plane: ControlPlane) -> None:
 
 def _lws_process(control_plane: ControlPlane, log: Path) -> Process:
     program = lws.program(Progress())
+    metrics, health = free_ports(2)
     configuration = {
         "apiVersion": "config.lws.x-k8s.io/v1alpha1",
         "kind": "Configuration",
-        "metrics": {"bindAddress": f"127.0.0.1:{_free_port()}"},
-        "health": {"healthProbeBindAddress": f"127.0.0.1:{_free_port()}"},
+        "metrics": {"bindAddress": f"127.0.0.1:{metrics}"},
+        "health": {"healthProbeBindAddress": f"127.0.0.1:{health}"},
         "leaderElection": {"leaderElect": True},
         # Webhooks need a Service that leads back to this process; what they would default is in the manifests.
         "internalCertManagement": {"enable": False},
@@ -165,10 +167,3 @@ def _lws_process(control_plane: ControlPlane, log: Path) -> Process:
     environment = {"KUBECONFIG": str(control_plane.kubeconfig), "ENABLE_WEBHOOKS": "false"}
     # The log level is that of its Deployment.
     return Process([str(program), f"--config={path}", "--zap-log-level=2"], environment, log=log)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from bench.ring.ranks import HOST, processors
+from e2e.cluster.ports import free_ports
 from tests.ring.tiny import Tiny, build
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -95,16 +95,6 @@ def stretched(model: Path, folder: Path, *, positions: int) -> Path:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
     return folder
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    try:
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Served:

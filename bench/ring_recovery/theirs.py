@@ -27,6 +27,7 @@ from e2e.cluster import pki
 from e2e.cluster.api import Json
 from e2e.cluster.cluster import Cluster
 from e2e.cluster.errors import ApiError
+from e2e.cluster.ports import free_ports
 from e2e.cluster.progress import Progress
 from e2e.rings.drill import UNDER_WAY_TOKENS, Work
 from e2e.rings.ring import WHOLE_SECONDS, await_true, pods_of, serves, state_of
@@ -243,13 +244,13 @@ def controller(stack: Stack, cluster: Cluster, folder: Path, progress: Progress)
     stack.kubectl("apply", "--server-side", "-f", str(source / lws.CRDS))
     stack.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
     stack.make_namespace(_SYSTEM, {})
-    port = _free_port(host)
+    (port,), (metrics, health) = free_ports(1, host=host), free_ports(2)
     configuration = {
         "apiVersion": "config.lws.x-k8s.io/v1alpha1",
         "kind": "Configuration",
         "webhook": {"host": host, "port": port, "certDir": str(certificates)},
-        "metrics": {"bindAddress": f"127.0.0.1:{_free_port('127.0.0.1')}"},
-        "health": {"healthProbeBindAddress": f"127.0.0.1:{_free_port('127.0.0.1')}"},
+        "metrics": {"bindAddress": f"127.0.0.1:{metrics}"},
+        "health": {"healthProbeBindAddress": f"127.0.0.1:{health}"},
         "leaderElection": {"leaderElect": True},
         "internalCertManagement": {"enable": False},
     }
@@ -304,10 +305,3 @@ def _listens(host: str, port: int, process: Process) -> bool:
     with closing(socket.socket()) as probe:
         probe.settimeout(1.0)
         return probe.connect_ex((host, port)) == 0
-
-
-def _free_port(host: str) -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port

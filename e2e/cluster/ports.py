@@ -13,8 +13,8 @@ _SHARES = 16
 _MOST_TRIES = 1000
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, and that nobody else is given soon.
+def free_ports(count: int, *, host: str = "127.0.0.1") -> list[int]:
+    """Ports of ``host`` that nobody listens on, and that nobody else is given soon.
 
     They come from below the range that the kernel gives to clients: from within it an outgoing connection could take one in
     the time until the program binds it that it is meant for.
@@ -23,13 +23,13 @@ def free_ports(count: int) -> list[int]:
     for port in itertools.islice(_PORTS, _MOST_TRIES):
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
         found.append(port)
         if len(found) == count:
             return found
-    raise CommandError("There are no free ports on 127.0.0.1: close some of the programs that listen there.")
+    raise CommandError(f"There are no free ports on {host}: close some of the programs that listen there.")
 
 
 def _share(worker: str) -> Iterator[int]:
