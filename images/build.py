@@ -64,8 +64,11 @@ def build_images(
             (folder / part).mkdir(parents=True, exist_ok=True)
         for log in {folder / "logs" / f"{step.image}.log" for step in plan.steps}:
             log.unlink(missing_ok=True)
-        for step in plan.steps:
-            _execute(step, folder / "logs" / f"{step.image}.log", commands.environment(), progress)
+        try:
+            for step in plan.steps:
+                _execute(step, folder / "logs" / f"{step.image}.log", commands.environment(), progress)
+        finally:
+            _remove_containers(commands)
     return plan.images
 
 
@@ -80,6 +83,13 @@ def _only_one(lock: Path, progress: Progress) -> Iterator[None]:
             with progress.step("waiting for another build of the images"):
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _remove_containers(commands: Commands) -> None:
+    """What this build left behind, or one before that was killed: nobody else builds now, so none of it is in use."""
+    command = commands.remove_containers()
+    if command is not None:
+        subprocess.run(command, capture_output=True, check=False, env=commands.environment())
 
 
 def _require_programs(plan: Plan, progress: Progress) -> None:

@@ -30,6 +30,11 @@ class Storage:
         return self.root / "overlay-images" / "images.json"
 
     @property
+    def containers_file(self) -> Path:
+        """JSON list of the containers in which images are being built."""
+        return self.root / "overlay-containers" / "containers.json"
+
+    @property
     def layers_file(self) -> Path:
         """JSON list of layers: `id`, `parent`, `diff-digest`, `diff-size` (bytes)."""
         return self.root / "overlay-layers" / "layers.json"

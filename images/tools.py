@@ -77,6 +77,16 @@ class Commands:
         remove = self._run("rmi", *images)
         return (remove, self._run("rmi", "--prune")) if self.tool is Tool.BUILDAH else (remove,)
 
+    def remove_containers(self) -> tuple[str, ...] | None:
+        """Remove what builds leave behind, a container and its mount each; None where there is none, or may be others' own.
+
+        buildah 1.28 leaves one for each stage that only lends its files, and any build that is killed leaves its own.
+        """
+        listed = self.storage.containers_file
+        if self.tool is not Tool.BUILDAH or not listed.exists() or not json.loads(listed.read_text()):
+            return None
+        return self._run("rm", "--all")
+
     def environment(self) -> dict[str, str]:
         """The environment to run these commands with."""
         if self.tool is not Tool.BUILDAH:

@@ -1,8 +1,10 @@
 """NVIDIA's simulator of inference fleets, DynoSim, as a referee of ours: the same requests through the same engine in both.
 
 It runs in an environment of its own, whose Python the caller names: ``pip install --no-deps ai-dynamo==1.4.2
-ai-dynamo-runtime==1.4.2`` and what its ``python -m dynamo.replay`` asks for. Flags, fields of the engine's arguments and of the
-report are those of docs.nvidia.com/dynamo/v1.4.0, "DynoSim Replay CLI Reference"; rows of the trace are Mooncake's.
+ai-dynamo-runtime==1.4.2``, and what ``python -m dynamo.replay`` imports: ``pip install msgspec transformers kubernetes
+scikit-learn plotly prometheus-api-client prometheus-client pandas pmdarima filterpy prophet``. Flags, fields of the engine's
+arguments and of the report are those of docs.nvidia.com/dynamo/v1.4.0, "DynoSim Replay CLI Reference"; rows of the trace are
+Mooncake's.
 
 The engine is ours: DynoSim reads step times from a profile, which is written from the preset. No block of a prompt comes twice, so
 that no prompt is found in a cache.

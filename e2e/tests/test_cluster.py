@@ -27,6 +27,8 @@ from e2e.cluster.errors import ApiError, ClusterStateError, CommandError
 from e2e.cluster.registry import Registry
 from e2e.cluster.spec import ClusterSpec
 from images.build import build_images
+from images.storage import buildah_environment, default_storage
+from images.tools import Tool
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMESPACE = "/api/v1/namespaces/default"
@@ -288,6 +290,22 @@ def test_kubelets_may_not_change_other_nodes(cluster: Cluster) -> None:
     node.run("kubectl", own, "annotate", "--overwrite", "node", "node-1", "mine=yes")
     with pytest.raises(CommandError, match=r"node-2.* is forbidden"):
         node.run("kubectl", own, "annotate", "--overwrite", "node", "node-2", "mine=yes")
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(image: str) -> None:
+    """Its container, and the mount in the cache, which could not be removed before."""
+    storage = default_storage()
+
+    def buildah(*arguments: str) -> str:
+        environment = buildah_environment()
+        done = subprocess.run(storage.buildah(*arguments), check=True, capture_output=True, text=True, env=environment)
+        return done.stdout.strip()
+
+    mount = buildah("mount", buildah("from", "scratch"))
+    assert mount in Path("/proc/self/mounts").read_text()
+    assert build_images(("control",), tool=Tool.BUILDAH) == (image,)
+    assert str(storage.root) not in Path("/proc/self/mounts").read_text()
+    assert not buildah("containers", "--quiet")
 
 
 def test_an_archive_reaches_running_nodes(cluster: Cluster, tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ def test_images_are_read_from_the_stores_own_list(tmp_path: Path) -> None:
     assert commands.images() == {"a:dev": "1", "a:key": "1"}
 
 
+def test_only_containers_that_are_ours_alone_are_removed(tmp_path: Path) -> None:
+    store = default_storage({"KVPLANE_CACHE": str(tmp_path)})
+    commands = Commands(tool=Tool.BUILDAH, storage=store, mount_certificates=False)
+    assert commands.remove_containers() is None
+    store.containers_file.parent.mkdir(parents=True)
+    store.containers_file.write_text("[]")
+    assert commands.remove_containers() is None
+    store.containers_file.write_text(json.dumps([{"id": "1", "names": ["control-working-container"]}]))
+    assert commands.remove_containers() == store.buildah("rm", "--all")
+    assert Commands(tool=Tool.PODMAN, storage=store, mount_certificates=False).remove_containers() is None
+
+
 def test_an_unknown_image_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build.main(["contol"])

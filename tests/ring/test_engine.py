@@ -3,6 +3,7 @@
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 from unittest import mock
@@ -16,7 +17,7 @@ from kvplane_runtime.ring.control import Gone
 from kvplane_runtime.ring.engine import About, Leader, Promise, RingEngine, Shutdown
 from kvplane_runtime.ring.membership import BUILT, Fence, Formed, Limits
 from kvplane_runtime.ring.requests import Policy
-from tests.ring.crew import LIMIT_SECONDS, Crew, LeaderProcess, Process, WorkerProcess, answer
+from tests.ring.crew import LIMIT_SECONDS, Answer, Crew, LeaderProcess, Process, WorkerProcess, answer
 
 
 @contextlib.contextmanager
@@ -234,6 +235,34 @@ def test_a_rank_that_leaves_breaks_no_step_and_changes_no_token(crew: Crew) -> N
     crew.workers[2] = WorkerProcess(crew, 2)
     crew.formed(0, 1, 2, 3)
     assert crew.leader.leader.state.reforms["left"] == 1
+
+
+def test_a_short_request_that_comes_amid_a_window_waits_for_no_other() -> None:
+    """By what was promised the long one, which has more to compute, would have to go on first."""
+    policy = Policy(window_tokens=16, short_tokens=8, prefix_block_tokens=16, slice_seconds=0.1, ttft_seconds=100.0)
+    crew = Crew(2, policy=policy)
+    windows: list[messages.Window] = []
+    short: list[tuple[int, Answer]] = []
+
+    def began(process: Process, step: messages.Step) -> None:
+        if process.ordinal or step.window is None:
+            return
+        windows.append(step.window)
+        time.sleep(0.0002 * len(step.window.tokens))
+        if not short and step.window.start > 2_000:
+            short.append((len(windows), crew.ask(prompt(10), 1)))
+
+    try:
+        crew.formed(0, 1)
+        crew.hooks.append(began)
+        long = crew.ask(prompt(4_000), 1)
+        assert long.over.wait(20)
+    finally:
+        crew.close()
+    [(at, got)] = short
+    assert got.tokens == answer(prompt(10), 1)
+    assert len(windows[at].tokens) == 10
+    assert len(windows) > at + 1, "the long one had more windows to come"
 
 
 def test_another_promise_is_taken_on_while_the_ring_works(crew: Crew) -> None:

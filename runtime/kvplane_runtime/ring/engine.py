@@ -189,6 +189,18 @@ class Leader:
         self._expire()
         self.state = self._state()
 
+    def _take_in_requests(self) -> list[Order | Incoming]:
+        """Takes in what was asked while a step ran, for it has waited for that step; returns all else that has come."""
+        others: list[Order | Incoming] = []
+        with contextlib.suppress(Empty):
+            while True:
+                order = self._inbox.get_nowait()
+                if isinstance(order, Submit):
+                    self._submit(order)
+                else:
+                    others.append(order)
+        return others
+
     def _obey(self, order: Order | Incoming) -> None:
         match order:
             case Submit():
@@ -289,7 +301,11 @@ class Leader:
             return False
         self._hub.answer(worker.done(step, SELF, result))
         self._flight = _Flight(step, result, began, seconds=self._clock() - began)
-        return self._land(self._flight)
+        others = self._take_in_requests()
+        landed = self._land(self._flight)
+        for order in others:
+            self._obey(order)
+        return landed or bool(others)
 
     def _land(self, flight: _Flight) -> bool:
         """Takes the result of a step, once it was computed everywhere where it had to be."""
