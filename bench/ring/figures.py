@@ -184,6 +184,8 @@ class Decode:
 
     one: Mapping[str, Sequence[float]]
     two: Mapping[str, Sequence[float]]
+    apart: Mapping[str, Sequence[float]]
+    """Of two that exchange nothing, each with half of the context: the slower one's."""
     judged: str
     """The length of the claim, as a key."""
 
@@ -194,6 +196,11 @@ class Decode:
     @property
     def gain(self) -> float:
         return 1 / self.ratio(self.judged)
+
+    @property
+    def at_most(self) -> float:
+        """The gain if it cost nothing to exchange."""
+        return 1 / paired(self.apart[self.judged], self.one[self.judged])
 
     def rows(self) -> list[Row]:
         def milliseconds(samples: Sequence[float]) -> str:
@@ -210,7 +217,7 @@ class Decode:
                 _n(self.gain),
                 "at least 1.7",
                 self.gain >= 1.7,
-                each,
+                f"two that exchange nothing, each with half of it: {_n(self.at_most)} times; {each}",
                 "Meta 1.30 to 1.54 times slower (arXiv 2411.01783)",
             ),
             Row("… from more than 16k, at worst, over one rank", _n(worst), "at most 1.05", worst <= 1.05),
@@ -225,6 +232,8 @@ class FirstToken:
     ring: Sequence[float]
     unsharded: Sequence[float]
     vllm: Sequence[float]
+    products: Mapping[str, float]
+    """GFLOP/s of matrix products, by library."""
 
     @property
     def over_vllm(self) -> float:
@@ -237,13 +246,14 @@ class FirstToken:
     def rows(self) -> list[Row]:
         ring, unsharded, vllm = (1000 * statistics.median(each) for each in (self.ring, self.unsharded, self.vllm))
         name = f"first token of {self.tokens}, N = 2, over"
+        products = ", ".join(f"{library} {_n(rate)}" for library, rate in self.products.items())
         return [
             Row(
                 f"{name} vLLM's for CPUs",
                 f"{_n(self.over_vllm)} ({spread(self.ring, self.vllm)})",
                 "at most 0.7",
                 self.over_vllm <= 0.7,
-                f"ring {_n(ring)} ms, vLLM {_n(vllm)} ms",
+                f"ring {_n(ring)} ms, vLLM {_n(vllm)} ms; {products} GFLOP/s",
             ),
             Row(
                 f"{name} the unsharded model's, in its process",

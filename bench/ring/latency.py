@@ -52,7 +52,8 @@ async def first_token(size: Size, progress: Progress) -> FirstToken:
                     if number:  # the first one warms up
                         for samples, seconds in zip((ring, unsharded, vllm), found, strict=True):
                             samples.append(seconds)
-    return FirstToken(tokens, ring, unsharded, vllm)
+    products = await asyncio.to_thread(peers.matrix_products, len(processors()))
+    return FirstToken(tokens, ring, unsharded, vllm, products)
 
 
 async def beside(size: Size, progress: Progress) -> Beside:

@@ -3,9 +3,10 @@
 import asyncio
 import json
 import multiprocessing
+import statistics
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,9 @@ from bench.ring.ranks import processors
 from e2e.cluster.progress import Progress
 
 BLOCK_TOKENS: Final = 32
+_PRODUCT: Final = 2048
+"""Rows and columns of the matrices."""
+_PRODUCTS: Final = 9
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,28 @@ class Unsharded:
             case _Failure():
                 raise RuntimeError(f"The unsharded model failed:\n{found.text}")
         return found
+
+
+def matrix_products(threads: int) -> dict[str, float]:
+    """GFLOP/s of a square matrix product in fp32: as torch computes it, and so the ring and transformers do, and by oneDNN, which
+    uses the widest vectors of any processor.
+    """
+    torch.set_num_threads(threads)
+    left, right = torch.rand(_PRODUCT, _PRODUCT), torch.rand(_PRODUCT, _PRODUCT)
+    libraries: dict[str, Callable[[], Any]] = {
+        "torch": lambda: left @ right.t(),
+        "oneDNN": lambda: torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], ""),
+    }
+    found = {}
+    with torch.inference_mode():
+        for library, product in libraries.items():
+            seconds = []
+            for _ in range(_PRODUCTS):
+                began = time.perf_counter()
+                product()
+                seconds.append(time.perf_counter() - began)
+            found[library] = 2e-9 * _PRODUCT**3 / statistics.median(seconds)
+    return found
 
 
 def vllm(*, tokens: int, positions: int, progress: Progress) -> RealEngine:

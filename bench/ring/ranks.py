@@ -89,6 +89,10 @@ class _Late:
         time.sleep(max(0.0, self.until - time.perf_counter()))
 
 
+_SHARE: Final = 1
+"""Sequence of a rank alone that is as long as its share of the ring's."""
+
+
 class Rank:
     """One process. Its public methods are the orders; all ranks of a crew get the same, unless a method says otherwise."""
 
@@ -152,11 +156,13 @@ class Rank:
         return spent
 
     def fill(self, tokens: int, room: int) -> None:
-        """Random KV as a prefill of so many tokens would leave it: on the ring, and all of it on rank 0 alone as well.
+        """Random KV as a prefill of so many tokens would leave it: on the ring, all of it on rank 0 alone as well, and on each
+        rank alone as much as its share.
 
         There is room for so many more before a shard has to grow.
         """
         self._fill(self._model, self._rank, self._size, tokens, room)
+        self._fill(self._alone, 0, 1, tokens // self._size, room, sequence=_SHARE)
         if self._rank == 0:
             self._fill(self._alone, 0, 1, tokens, room)
 
@@ -169,26 +175,31 @@ class Rank:
         """The same by this rank alone; for rank 0."""
         return self._decode(self._alone, count)
 
+    def decode_apart(self, count: int) -> list[float]:
+        """The same by this rank alone of its share, while the others do so with theirs: as if to exchange cost nothing."""
+        self._start.wait(LONGEST_SECONDS)
+        return self._decode(self._alone, count, sequence=_SHARE)
+
     def drop(self) -> None:
         """Forgets what was filled."""
         self._run(self._model, release=[0])
-        self._run(self._alone, release=[0])
+        self._run(self._alone, release=[0, _SHARE])
 
     def resident_bytes(self) -> int:
         """The most memory that this process has had."""
         return most_resident_bytes()
 
     @staticmethod
-    def _fill(model: RingModel, rank: int, ranks: int, tokens: int, room: int) -> None:
-        model._layouts[0], model._shards[0] = random_kv(
+    def _fill(model: RingModel, rank: int, ranks: int, tokens: int, room: int, *, sequence: int = 0) -> None:
+        model._layouts[sequence], model._shards[sequence] = random_kv(
             model.architecture, rank=rank, ranks=ranks, tokens=tokens, room=room
         )
 
-    def _decode(self, model: RingModel, count: int) -> list[float]:
+    def _decode(self, model: RingModel, count: int, *, sequence: int = 0) -> list[float]:
         seconds = []
         for _ in range(count):
             began = time.perf_counter()
-            self._run(model, decode=[Decode(0, model.layouts()[0].length, 5)])
+            self._run(model, decode=[Decode(sequence, model.layouts()[sequence].length, 5)])
             seconds.append(time.perf_counter() - began)
         return seconds
 
