@@ -90,7 +90,7 @@ bench-autoscaling: setup ## our autoscaler beside the peers' laws on recorded tr
 	@$(PYTHON) -m bench.autoscaling $(if $(QUICK),--quick)
 
 .PHONY: bench-autoscaling-spot
-bench-autoscaling-spot: setup ## one service of the real vLLM from one replica to two under a step of load, and back, on a real cluster (root; 15 minutes)
+bench-autoscaling-spot: setup ## one service of the real vLLM from one replica to two under a step of load, and back, on a real cluster (root; 10 minutes)
 	@$(PYTHON) -m bench.autoscaling.spot
 
 .PHONY: bench-ring
