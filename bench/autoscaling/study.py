@@ -77,8 +77,9 @@ class Size:
     """How much is run."""
 
     preset: str = "32b-h100"
-    rates: tuple[tuple[str, float], ...] = (("conv", 9.0), ("code", 6.0))
-    """Requests a second on average, by trace: work for three replicas or so."""
+    rates: tuple[tuple[str, float], ...] = (("conv", 9.0), ("code", 1.0))
+    """Requests a second on average, by trace. Conversation: work for three replicas or so. Code comes in bursts, in which
+    promises can only be kept by replicas that are there already: by ``highest`` of these, for all but a few requests."""
     variants: tuple[str, ...] = tuple(VARIANTS)
     startups: tuple[float, ...] = (60.0, 180.0)
     sensitive: tuple[tuple[str, str], ...] = (("conv", "stretched"), ("conv", "steps"))
