@@ -18,7 +18,7 @@ from typing import Final
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.ring import models, sizes
+from bench.ring import models
 from bench.ring.drawing import Panel, moves, rates, svg
 from bench.ring.ranks import processors, prompt
 from bench.ring.served import Answer, Served, write
@@ -29,7 +29,7 @@ SAMPLE_SECONDS: Final = 0.25
 LOAD_EVERY: Final = 2.0
 TRAFFIC_EVERY: Final = 4.0
 """From one end of a window to another. Counters move there, and are seen to move up to a sample later."""
-SETTINGS: Final = {**sizes.SETTINGS, "KVPLANE_RING_WINDOW_TOKENS": "64", "KVPLANE_RING_SLICE_SECONDS": "0.25"}
+SETTINGS: Final = {"KVPLANE_RING_WINDOW_TOKENS": "64", "KVPLANE_RING_SLICE_SECONDS": "0.25"}
 """Loopback hides the exchange of short windows. With the default the first two would take many seconds, unseen until they end;
 and of windows of a second a rank that is seen a sample later would seem to send a fifth more or less."""
 OUTPUT_TOKENS: Final = 100

@@ -34,6 +34,8 @@ from tests.ring.tiny import Tiny, build
 HOST: Final = "127.0.0.1"
 LONGEST_SECONDS: Final = 1800.0
 """Of one order; then something hangs."""
+_SHARE: Final = 1
+"""Sequence of a rank alone that is as long as its share of the ring's."""
 _POLL_SECONDS: Final = 0.05
 
 
@@ -87,10 +89,6 @@ class _Late:
     def wait(self) -> None:
         self.pending.wait()
         time.sleep(max(0.0, self.until - time.perf_counter()))
-
-
-_SHARE: Final = 1
-"""Sequence of a rank alone that is as long as its share of the ring's."""
 
 
 class Rank:

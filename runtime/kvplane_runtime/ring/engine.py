@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 
@@ -181,25 +181,18 @@ class Leader:
 
     def _take_in(self, *, wait: float) -> None:
         """All that has come; waits for something to come if there is nothing to do."""
-        with contextlib.suppress(Empty):
-            order = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
-            while True:
-                self._obey(order)
-                order = self._inbox.get_nowait()
+        for order in self._come(wait=wait):
+            self._obey(order)
         self._expire()
         self.state = self._state()
 
-    def _take_in_requests(self) -> list[Order | Incoming]:
-        """Takes in what was asked while a step ran, for it has waited for that step; returns all else that has come."""
-        others: list[Order | Incoming] = []
+    def _come(self, *, wait: float = 0.0) -> Iterator[Order | Incoming]:
+        """What has come, and what comes meanwhile; waits only for the first."""
         with contextlib.suppress(Empty):
+            order = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
             while True:
+                yield order
                 order = self._inbox.get_nowait()
-                if isinstance(order, Submit):
-                    self._submit(order)
-                else:
-                    others.append(order)
-        return others
 
     def _obey(self, order: Order | Incoming) -> None:
         match order:
@@ -301,11 +294,15 @@ class Leader:
             return False
         self._hub.answer(worker.done(step, SELF, result))
         self._flight = _Flight(step, result, began, seconds=self._clock() - began)
-        others = self._take_in_requests()
+        come = list(self._come())
+        for order in come:
+            if isinstance(order, Submit):  # it has waited for this step, which the scheduler is to know when it ends
+                self._submit(order)
         landed = self._land(self._flight)
-        for order in others:
-            self._obey(order)
-        return landed or bool(others)
+        for order in come:
+            if not isinstance(order, Submit):
+                self._obey(order)
+        return landed or bool(come)
 
     def _land(self, flight: _Flight) -> bool:
         """Takes the result of a step, once it was computed everywhere where it had to be."""
