@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from bench.admission.workload import Arrival
-from bench.autoscaling.replica import Engine
-from bench.autoscaling.simulate import Goals
+from bench.autoscaling.replica import Engine, Goals
 
 
 def needs(arrivals: Sequence[Arrival], engine: Engine, goals: Goals, *, share: float) -> Callable[[float, float], int]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.admission.workload import Arrival
-from bench.autoscaling.simulate import Goals
+from bench.autoscaling.replica import Goals
 from bench.engine.presets import Preset
 
 TRACE_BLOCK: Final = 512

@@ -55,6 +55,17 @@ def engine_of(preset: Preset) -> Engine:
 
 
 @dataclass(frozen=True)
+class Goals:
+    """What a good request meets."""
+
+    ttft_seconds: float = 2.0
+    tpot_seconds: float = 0.05
+
+
+GOALS: Final = Goals()
+
+
+@dataclass(frozen=True)
 class Gate:
     """Admission that promises ``ttft_seconds``."""
 
@@ -103,6 +114,10 @@ class Totals:
     prefix_hits_tokens: float = 0.0
     """Of the prompts' tokens, those that the prefix cache had."""
     generation_tokens: float = 0.0
+    kept: int = 0
+    """Answers that are over and met the goals."""
+    broken: int = 0
+    """Those that did not."""
     lost_tokens: float = 0.0
     """Computed, and computed again."""
 
@@ -110,7 +125,8 @@ class Totals:
 class Replica:
     """An engine with its admission. Time only goes forward, by :meth:`advance`."""
 
-    def __init__(self, engine: Engine, gate: Gate | None) -> None:
+    def __init__(self, engine: Engine, gate: Gate | None, goals: Goals = GOALS) -> None:
+        self._goals = goals
         self.engine = engine
         self.gate = gate
         self.totals = Totals()
@@ -245,6 +261,10 @@ class Replica:
     def _finish(self, job: Job, now: float) -> None:
         del self.decoding[job]
         job.done_at = now
+        if job.good(ttft_seconds=self._goals.ttft_seconds, tpot_seconds=self._goals.tpot_seconds):
+            self.totals.kept += 1
+        else:
+            self.totals.broken += 1
         self.context -= job.fresh + job.output
         self.reserved -= job.reserved
         self._mean_output += _OUTPUT_WEIGHT * (job.output - self._mean_output)

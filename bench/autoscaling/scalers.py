@@ -33,6 +33,8 @@ class Scraped:
     prompt_tokens: float
     prefix_hits_tokens: float
     generation_tokens: float
+    kept: int
+    broken: int
     lost_tokens_per_second: float
     mean_prompt_tokens: float
     peak_usage: float
@@ -165,5 +167,7 @@ def _reading(scraped: Scraped) -> Reading:
         prompt_tokens_total=scraped.prompt_tokens,
         prefix_hits_tokens_total=scraped.prefix_hits_tokens,
         generation_tokens_total=scraped.generation_tokens,
+        kept_total=float(scraped.kept),
+        broken_total=float(scraped.broken),
         wasted_tokens_per_second=scraped.lost_tokens_per_second,
     )

@@ -13,21 +13,13 @@ from itertools import pairwise
 from typing import Final
 
 from bench.admission.workload import Arrival
-from bench.autoscaling.replica import Engine, Gate, Job, Replica
+from bench.autoscaling.replica import GOALS, Engine, Gate, Goals, Job, Replica
 from bench.autoscaling.scalers import Scaler, Scraped, Seen
 
 STEP: Final = 0.5
 _DRAIN_SECONDS: Final = 120.0
 """After the last arrival, for requests to end."""
 _PEAK_SECONDS: Final = 60.0
-
-
-@dataclass(frozen=True)
-class Goals:
-    """What a good request meets."""
-
-    ttft_seconds: float = 2.0
-    tpot_seconds: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class World:
     """Whether our admission stands in front of each engine."""
     startup_seconds: float
     scrape_seconds: float
-    goals: Goals = Goals()
+    goals: Goals = GOALS
     begin_replicas: int = 1
     silent: tuple[tuple[float, float], ...] = ()
     """Times in which no scrape succeeds."""
@@ -208,7 +200,9 @@ class _Run:
         for _ in range(desired - len(stay)):
             self._born += 1
             ready_at = now + self._world.startup_seconds
-            self._pods.append(_Pod(f"pod-{self._born}", now, ready_at, Replica(self._world.engine, gate)))
+            self._pods.append(
+                _Pod(f"pod-{self._born}", now, ready_at, Replica(self._world.engine, gate, self._world.goals))
+            )
         self._asked = desired
         self._note(now)
 
@@ -257,6 +251,8 @@ def _scraped(pod: _Pod, now: float) -> Scraped:
         prompt_tokens=totals.prompt_tokens,
         prefix_hits_tokens=totals.prefix_hits_tokens,
         generation_tokens=totals.generation_tokens,
+        kept=totals.kept,
+        broken=totals.broken,
         lost_tokens_per_second=lost,
         mean_prompt_tokens=totals.prompt_tokens / admitted,
         peak_usage=max(usage for _, usage, _ in pod.peaks),

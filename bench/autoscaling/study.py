@@ -39,7 +39,7 @@ from bench.autoscaling.scalers import OurScaler, PeerScaler, Scaler
 from bench.autoscaling.simulate import Outcome, World, simulate
 from bench.autoscaling.variants import FOLLOWED, STEP_SECONDS, VARIANTS, window
 from bench.engine.presets import PRESETS
-from kvplane_operator.autoscaler.settings import Settings, Tuning
+from kvplane_operator.autoscaler.settings import Settings
 
 OURS: Final = "kvplane"
 STATIC: Final = "static"
@@ -60,7 +60,8 @@ PEERS: Final[dict[str, tuple[Policy, ...]]] = {
     "dynamo sla": (DynamoSla(), DynamoSla(forecast=Constant()), DynamoSla(forecast=None)),
 }
 """Settings that are tried for each."""
-_TUNING: Final = Tuning()
+_SETTINGS: Final = Settings(max_replicas=1)
+"""As a service has them that sets nothing; each run has its own bounds."""
 _BEGIN_SHARE: Final = 0.7
 _BEGIN_SECONDS: Final = 60.0
 """All but static ones begin with what so long needs at first: nobody is judged by a beginning from nothing."""
@@ -143,8 +144,8 @@ class Result:
     """None: not the variant of steps."""
 
 
-def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
-    """One run, from the trace's file to its figures; ``tuning`` is ours."""
+def execute(run: Run, size: Size, settings: Settings = _SETTINGS) -> Result:
+    """One run, from the trace's file to its figures; ``settings`` are those of our law."""
     arrivals, condition = traffic(run, size), CONDITIONS[run.cell.condition]
     world = World(
         engine=engine_of(PRESETS[size.preset]),
@@ -155,7 +156,7 @@ def execute(run: Run, size: Size, tuning: Tuning = _TUNING) -> Result:
         cached_share=condition.cached_share,
     )
     world = replace(world, begin_replicas=at_first(run, size, arrivals, world))
-    outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world, tuning))
+    outcome = simulate(arrivals, world, scaler_of(run, size, arrivals, world, settings))
     return Result(
         run=run,
         goodput_percent=outcome.goodput_percent,
@@ -185,11 +186,11 @@ def _first_step(outcome: Outcome) -> Step:
     return Step(outcome.goodput_between((begin + end) / 2, end), outcome.ready_between(begin, end))
 
 
-def scaler_of(run: Run, size: Size, arrivals: Sequence[Arrival], world: World, tuning: Tuning) -> Scaler:
+def scaler_of(run: Run, size: Size, arrivals: Sequence[Arrival], world: World, settings: Settings) -> Scaler:
     """The contestant, made anew."""
     policy: Policy
     if run.contestant == OURS:
-        return OurScaler(Settings(max_replicas=size.highest, tuning=tuning))
+        return OurScaler(replace(settings, max_replicas=size.highest))
     if run.contestant == STATIC:
         policy = Static(run.setting)
     elif run.contestant == CLAIRVOYANT:

@@ -1,7 +1,8 @@
 """``python -m bench.autoscaling.tuning FIELD=VALUE,VALUE …``: our law with other parameters, on traffic that is not reported.
 
-Fields are those of ``Tuning``. One is changed at a time, the others stay; the first line is as it is. It says what the one set of
-parameters that ``make bench-autoscaling`` reports might be exchanged for, and its table belongs into docs/autoscaling.md.
+Fields are those of ``Tuning``, and ``cost_of_miss`` of ``spec.autoscaling``. One is changed at a time, the others stay; the first
+line is as it is. It says what the one set of parameters that ``make bench-autoscaling`` reports might be exchanged for, and its
+table belongs into docs/autoscaling.md.
 """
 
 import argparse
@@ -18,26 +19,28 @@ from bench import report
 from bench.autoscaling.study import OURS, Cell, Result, Run, Size, cells, execute, mean
 from bench.autoscaling.variants import FOLLOWED
 from e2e.cluster.progress import Progress
-from kvplane_operator.autoscaler.settings import Tuning
+from kvplane_operator.autoscaler.settings import Settings, Tuning
 
+_COST: Final = "cost_of_miss"
 HEADER: Final = ("tuning", "goodput_%", "hours", "code raw, goodput_%", "steady, reversals/h", "lost_%")
 
 
-def variations(words: Sequence[str]) -> list[tuple[str, Tuning]]:
-    """The tuning as it is, then each that the words ask for, by name. Raises ValueError, with a sentence."""
-    default = Tuning()
-    kinds = {field.name: type(getattr(default, field.name)) for field in fields(Tuning)}
+def variations(words: Sequence[str]) -> list[tuple[str, Settings]]:
+    """The settings as they are, then each that the words ask for, by name. Raises ValueError, with a sentence."""
+    default = Settings(max_replicas=1)
+    kinds = {field.name: type(getattr(default.tuning, field.name)) for field in fields(Tuning)} | {_COST: float}
     found = [("as it is", default)]
     for word in words:
         name, _, values = word.partition("=")
         if name not in kinds:
-            raise ValueError(f"{name} is no field of Tuning; there are {', '.join(kinds)}.")
+            raise ValueError(f"{name} is no parameter; there are {', '.join(kinds)}.")
         for text in values.split(","):
             try:
                 value = kinds[name](text)
             except ValueError:
                 raise ValueError(f"{name} is a number; {text!r} is none. Write {name}=VALUE,VALUE.") from None
-            found.append((f"{name}={text}", replace(default, **{name: value})))
+            changed = {name: value} if name == _COST else {"tuning": replace(default.tuning, **{name: value})}
+            found.append((f"{name}={text}", replace(default, **changed)))
     return found
 
 
@@ -71,9 +74,9 @@ def main() -> None:
     runs = [Run(cell, seed, OURS) for cell, seed in seeds_and_cells]
     rows = []
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
-        for name, tuning in tried:
+        for name, settings in tried:
             with progress.step(f"{name}: {len(runs)} runs"):
-                rows.append(row(name, list(pool.map(execute, runs, [size] * len(runs), [tuning] * len(runs)))))
+                rows.append(row(name, list(pool.map(execute, runs, [size] * len(runs), [settings] * len(runs)))))
     print(report.table(HEADER, rows))
 
 

@@ -146,6 +146,14 @@ class ThrashState(_Wire):
     """Tokens computed again; ``None`` while it cannot be told."""
 
 
+class PromisesState(_Wire):
+    """What became of the promises in ``spec.slo``, of answers that came whole; those that nothing can be said of are left out."""
+
+    kept_total: int = Field(ge=0)
+    broken_total: int = Field(ge=0)
+    """The first token was late, or the others were slow."""
+
+
 class SidecarState(_Wire):
     """Answer of ``GET /state``: one pod's truth at one moment."""
 
@@ -169,4 +177,6 @@ class SidecarState(_Wire):
     engine: EngineSignals = EngineSignals()
     admission: AdmissionState | None = None
     """``None`` only from a sidecar that has no admission yet."""
+    promises: PromisesState | None = None
+    """``None`` only from a sidecar that does not judge answers yet."""
     thrash: ThrashState = ThrashState()

@@ -90,6 +90,13 @@ _GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
     ),
     ("usable_ratio", "Share of a replica's KV memory that is planned with, as learned.", ()),
     ("prefill_tokens_per_second", "Prompt tokens that a replica computes per second, as learned.", ()),
+    ("fastest_prompt_tokens_per_second", "The most prompt tokens per second that one replica was seen to compute.", ()),
+    (
+        "prompt_margin",
+        "Room that prompts are given beside their work R, in replicas: this times the root of R. Absent while nothing says that "
+        "room is short.",
+        (),
+    ),
     ("residence_seconds", "Time that a request stays in an engine, as learned.", ()),
     ("kv_tokens", "KV memory of the replicas that were read, by state: capacity, held, queued.", ("state",)),
     ("requests", "Requests at the replicas that were read, by state: running, queued.", ("state",)),
@@ -98,6 +105,11 @@ _GAUGES: Final[tuple[tuple[str, str, tuple[str, ...]], ...]] = (
         "tokens_per_second",
         "Tokens by kind: prompt (computed), generation, shed (KV memory that refused requests would have taken), wasted.",
         ("kind",),
+    ),
+    (
+        "answers_per_second",
+        "Answers that came whole, by what became of the promises in spec.slo: kept, broken.",
+        ("promises",),
     ),
     ("signals_missing", "Replicas that serve and whose signals are missing.", ()),
     ("active", "1 while replicas can go both ways as far as signals are concerned, else 0.", ()),
@@ -184,6 +196,8 @@ def _learned(decision: Decision) -> Iterator[Sample]:
     learned, starts = decision.history.learned, decision.history.starts
     yield "usable_ratio", (), learned.usable.share
     yield "prefill_tokens_per_second", (), learned.prefill_tokens_per_second
+    yield "fastest_prompt_tokens_per_second", (), learned.room.fastest
+    yield "prompt_margin", (), decision.demand.margin
     yield "residence_seconds", (), learned.residence_seconds
     for image, cached, samples in (("cached", True, starts.cached), ("pulled", False, starts.pulled)):
         if samples:
@@ -204,6 +218,8 @@ def _read(signals: Signals, decision: Decision) -> Iterator[Sample]:
     yield "tokens_per_second", ("prompt",), _sum(rates, "prompt_tokens")
     yield "tokens_per_second", ("generation",), _sum(rates, "generation_tokens")
     yield "tokens_per_second", ("shed",), _sum(rates, "shed_tokens")
+    yield "answers_per_second", ("kept",), _sum(rates, "kept")
+    yield "answers_per_second", ("broken",), _sum(rates, "broken")
     yield "tokens_per_second", ("wasted",), _sum(readings, "wasted_tokens_per_second")
 
 

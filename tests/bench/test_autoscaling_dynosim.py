@@ -12,7 +12,7 @@ import pytest
 from bench.admission.workload import Arrival
 from bench.autoscaling import dynosim
 from bench.autoscaling.dynosim import DynoSim, Told
-from bench.autoscaling.simulate import Goals
+from bench.autoscaling.replica import Goals
 from bench.engine.presets import PRESETS
 
 PRESET = PRESETS["32b-h100"]

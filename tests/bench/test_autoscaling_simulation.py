@@ -10,9 +10,9 @@ from bench.admission.workload import Arrival
 from bench.autoscaling.clairvoyant import needs
 from bench.autoscaling.policies.fixed import Clairvoyant, Static
 from bench.autoscaling.policies.wva import WvaV1
-from bench.autoscaling.replica import Engine, Gate, Job, Replica, engine_of
+from bench.autoscaling.replica import Engine, Gate, Goals, Job, Replica, engine_of
 from bench.autoscaling.scalers import OurScaler, PeerScaler, Seen
-from bench.autoscaling.simulate import Goals, Outcome, World, simulate
+from bench.autoscaling.simulate import Outcome, World, simulate
 from bench.engine import simulate as steps
 from bench.engine.load import Job as StepJob
 from bench.engine.model import EngineConfig, StepTime
@@ -287,6 +287,15 @@ def test_prefix_hits_are_shown() -> None:
     scraped = watching.shown[-1][0].scraped
     assert scraped is not None
     assert scraped.prefix_hits_tokens == scraped.prompt_tokens / 2 > 0
+
+
+def test_what_became_of_answers_is_shown() -> None:
+    watching = Watching([])
+    outcome = simulate(arrivals(5.0, 60.0), replace(WORLD, goals=Goals(tpot_seconds=0.0)), watching)
+    scraped = watching.shown[-1][0].scraped
+    assert scraped is not None
+    one = [job for job in outcome.jobs if job.output < 2]
+    assert scraped.kept <= len(one) < scraped.broken + scraped.kept <= len(outcome.jobs)
 
 
 def test_a_peer_is_kept_within_the_bounds() -> None:

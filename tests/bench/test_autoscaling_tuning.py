@@ -4,21 +4,28 @@ import pytest
 
 from bench.autoscaling.study import OURS, Cell, Result, Run
 from bench.autoscaling.tuning import HEADER, row, variations
-from kvplane_operator.autoscaler.settings import Tuning
+from kvplane_operator.autoscaler.settings import Settings, Tuning
 
 
 def test_one_field_at_a_time() -> None:
-    found = variations(["down_share=0.6,0.8", "step_replicas=2"])
-    assert [name for name, _ in found] == ["as it is", "down_share=0.6", "down_share=0.8", "step_replicas=2"]
-    assert found[0][1] == Tuning()
-    assert found[2][1] == Tuning(down_share=0.8)
-    assert found[3][1] == Tuning(step_replicas=2)
+    found = variations(["down_share=0.6,0.8", "step_replicas=2", "cost_of_miss=8"])
+    assert [name for name, _ in found] == [
+        "as it is",
+        "down_share=0.6",
+        "down_share=0.8",
+        "step_replicas=2",
+        "cost_of_miss=8",
+    ]
+    assert found[0][1] == Settings(max_replicas=1)
+    assert found[2][1].tuning == Tuning(down_share=0.8)
+    assert found[3][1].tuning == Tuning(step_replicas=2)
+    assert found[4][1] == Settings(max_replicas=1, cost_of_miss=8.0)
 
 
 @pytest.mark.parametrize(
     ("word", "text"),
     [
-        ("down=0.6", "down is no field of Tuning"),
+        ("down=0.6", "down is no parameter"),
         ("down_share=", "down_share is a number; '' is none"),
         ("step_replicas=2.5", "step_replicas is a number; '2.5' is none"),
     ],

@@ -1,10 +1,14 @@
 """Every input and output of a decision is exported, and what is not known is absent."""
 
+from dataclasses import replace
+
 from prometheus_client import CollectorRegistry
 
+from kvplane_operator.autoscaler.flows import Meter
 from kvplane_operator.autoscaler.forecast import Method
 from kvplane_operator.autoscaler.history import fresh
 from kvplane_operator.autoscaler.law import Reason, decide
+from kvplane_operator.autoscaler.room import Answers, restored
 from kvplane_operator.autoscaler.settings import Settings
 from kvplane_operator.autoscaler.signals import Signals
 from kvplane_operator.scaling_metrics import AutoscalerCollector, Counts, Report
@@ -130,8 +134,32 @@ def test_each_family_that_is_described_is_fed() -> None:
     described = {family.name for family in collector.describe()}
     assert {family.name for family in registry.collect() if family.samples} == described - {
         "kvplane_autoscaler_decisions",  # nothing was counted here
+        # of prompts and promises, which this service has none of
         "kvplane_autoscaler_prefill_tokens_per_second",
+        "kvplane_autoscaler_fastest_prompt_tokens_per_second",
+        "kvplane_autoscaler_prompt_margin",
+        "kvplane_autoscaler_answers_per_second",
     }
+
+
+def test_what_becomes_of_promises_and_the_room_that_they_need() -> None:
+    told = report(Signals(asked=1, replicas=(replica("r0", reading=reading(0.5)),)))
+    seen = reading(0.5, at=START + 5, prompt_tokens_total=5000.0, kept_total=90.0, broken_total=10.0)
+    before = reading(0.5, prompt_tokens_total=0.0, kept_total=0.0, broken_total=0.0)
+    room = restored({0: Answers(80, 20), 10: Answers(100, 0)}, fastest=500.0)
+    history = fresh(TUNING)
+    history = replace(
+        history,
+        decided_at=START,
+        learned=replace(history.learned, room=room),
+        meters={"r0": Meter(before)},
+    )
+    signals = Signals(asked=1, replicas=(replica("r0", reading=seen),))
+    registry = exported(replace(told, signals=signals, decision=decide(signals, history, SETTINGS, START + 5)))
+    assert value(registry, "answers_per_second", promises="kept") == 18
+    assert value(registry, "answers_per_second", promises="broken") == 2
+    assert value(registry, "fastest_prompt_tokens_per_second") == 1000
+    assert (value(registry, "prompt_margin") or 0) > 1
 
 
 def test_without_services_there_are_no_series() -> None:

@@ -260,6 +260,8 @@ def test_what_became_of_the_promises_is_exported_from_zero_on(sidecar: Sidecar, 
     sidecar.gate.promises.results[Result.TTFT_MISSED] += 2
     counted = {result: sidecar.value("kvplane_slo_requests_total", result=result) for result in Result}
     assert counted == {result: 2 if result is Result.TTFT_MISSED else 0 for result in Result}
+    told = sidecar.gate.promises.state()
+    assert (told.kept_total, told.broken_total) == (0, 2)
     sidecar.gate.promises.first_token_seconds.add(2.5)
     name = "kvplane_client_time_to_first_token_seconds"
     assert [sidecar.value(f"{name}_bucket", le=bound) for bound in ("1.0", "2.5", "+Inf")] == [0, 1, 1]

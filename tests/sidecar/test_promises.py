@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.admission import goals
-from kvplane_api.wire import SidecarConfig, SloConfig
-from kvplane_runtime.sidecar.promises import Result, judged
+from kvplane_api.wire import PromisesState, SidecarConfig, SloConfig
+from kvplane_runtime.sidecar.promises import Promises, Result, judged
 from tests.proxy.peers import Client, Script, UpstreamSocket, until
 from tests.sidecar.test_admit import BUSY, DONE, STREAM, TOKEN, USAGE, Held, Stage, answer, answers, event, ids, staged
 
@@ -63,6 +63,12 @@ def test_a_streamed_answer_is_judged_as_benchmarks_judge(
 )
 def test_what_is_known_decides(times: dict[str, Any], tokens: int | None, result: Result | None) -> None:
     assert judged(SLO, **({"let_through": 0.0} | times), tokens=tokens) is result
+
+
+def test_what_was_refused_or_failed_is_no_answer() -> None:
+    promises = Promises()
+    promises.results.update(dict(zip(Result, range(1, 7), strict=True)))
+    assert promises.state() == PromisesState(kept_total=1, broken_total=4 + 5 + 6)
 
 
 # Through the proxy.

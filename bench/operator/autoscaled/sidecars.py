@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from kvplane_api.wire import AdmissionState, EngineSignals, SidecarState
+from kvplane_api.wire import AdmissionState, EngineSignals, PromisesState, SidecarState
 
 CAPACITY_TOKENS: Final = 100_000
 _BLOCK_TOKENS: Final = 16
@@ -71,6 +71,7 @@ def state_of(pod: str, load: Load, *, seconds: float) -> SidecarState:
             generation_tokens_total=200 * requests,
             max_model_len_tokens=8192,
         ),
+        promises=PromisesState(kept_total=requests, broken_total=requests // 50),
         admission=AdmissionState(
             policy="Enforce",
             running=fill.running,

@@ -2,7 +2,11 @@
 
     D = max(D_kv, D_prefill) + D_waste
     D_kv = (held + queued + shed reservation) / (C x min(kappa, u*))
-    D_prefill = (prompt tokens computed per second + those that wait / 10 s) / (u_p x prefill rate)
+    D_prefill = R + z x sqrt(R)
+    R = (prompt tokens computed per second + those that wait / 10 s) / those of the fastest replica
+
+z is the margin of :mod:`room`. While nothing says that room is short, prompts count by u_p x the rate of a replica that they alone
+kept busy; until one was, KV memory is what counts.
 
 Work that waits and work that was refused counts, else admission would hide demand from the scaler; a ring keeps requests
 waiting itself, and tells of them. What was refused is a flow, and becomes an amount by Little's law: reservation per second
@@ -18,7 +22,7 @@ from typing import Final
 
 from kvplane_operator.autoscaler.flows import UNKNOWN, Meter, Rates
 from kvplane_operator.autoscaler.learned import Learned
-from kvplane_operator.autoscaler.settings import Tuning
+from kvplane_operator.autoscaler.settings import Settings
 from kvplane_operator.autoscaler.signals import Reading, Signals
 
 _QUEUE_SECONDS: Final = 10.0
@@ -35,6 +39,8 @@ class Demand:
     prefill: float | None = None
     """``None``: the prefill rate is not known yet, so KV memory is what runs out first."""
     waste: float = 0.0
+    margin: float | None = None
+    """That prompts are given, and that is in ``prefill``; ``None``: nothing says that room is short."""
 
     @property
     def kv(self) -> float:
@@ -46,16 +52,19 @@ class Demand:
 
     def __str__(self) -> str:
         prefill = "not known" if self.prefill is None else f"{self.prefill:.2f}"
+        if self.margin is not None:
+            prefill += f" with a margin of {self.margin:.2f}"
         return (
             f"{self.total:.2f} replicas (KV {self.kv:.2f}: held {self.held:.2f}, queued {self.queued:.2f}, refused "
             f"{self.shed:.2f}; prefill {prefill}; thrash {self.waste:.2f})"
         )
 
 
-def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, tuning: Tuning) -> Demand:
+def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, settings: Settings) -> Demand:
     """The demand that the replicas which serve, and were read, tell of."""
     held = queued = shed = waste = prefill = 0.0
-    rate = learned.prefill_tokens_per_second
+    pace = backlog = 0.0
+    rate, room = learned.prefill_tokens_per_second, learned.room
     for replica in signals.ready:
         reading = replica.reading
         if reading is None:
@@ -69,13 +78,19 @@ def measure(signals: Signals, meters: Mapping[str, Meter], learned: Learned, tun
         shed += _shed(rates, usable, learned.residence_seconds)
         waste += _waste(reading, rates)
         if rate is not None:
-            prefill += _prefill(reading, rates, tuning.prefill_share * rate)
+            prefill += _prefill(reading, rates, settings.tuning.prefill_share * rate)
+        if room.fastest is not None:
+            pace += (meter.pace or 0.0) if meter else 0.0
+            waiting = _waiting(reading) / _QUEUE_SECONDS
+            backlog += min(waiting, (reading.running + reading.queued) * room.fastest) + _refused_tokens(rates)
+    needed = room.needed(pace, backlog, cost_of_miss=settings.cost_of_miss)
     return Demand(
         held=held,
         queued=queued,
         shed=shed,
-        prefill=None if rate is None else prefill,
+        prefill=needed.replicas if needed else None if rate is None else prefill,
         waste=waste,
+        margin=needed.margin if needed else None,
     )
 
 
@@ -109,14 +124,20 @@ def _waste(reading: Reading, rates: Rates) -> float:
 def _prefill(reading: Reading, rates: Rates, usable: float) -> float:
     """Replicas of ``usable`` tokens per second that prompts fill: computed, waiting, and refused ones.
 
-    A refused prompt is as long as the others are, and of one that admission keeps waiting as much is cached. Who came and went
-    between two readings is seen by its tokens alone, so one request there was.
+    Who came and went between two readings is seen by its tokens alone, so one request there was.
     """
-    computed = rates.prompt_tokens or 0.0
-    waiting = reading.queued_prompt_tokens * _computed_share(reading) + reading.waiting_prompt_tokens
-    own = min((computed + waiting / _QUEUE_SECONDS) / usable, max(1.0, reading.running + reading.queued))
-    refused = _refused(rates) * computed / rates.admitted if rates.admitted else 0.0
-    return own + refused / usable
+    own = ((rates.prompt_tokens or 0.0) + _waiting(reading) / _QUEUE_SECONDS) / usable
+    return min(own, max(1.0, reading.running + reading.queued)) + _refused_tokens(rates) / usable
+
+
+def _waiting(reading: Reading) -> float:
+    """Prompt tokens that are still to be computed. Of one that admission keeps waiting as much is cached as of the others."""
+    return reading.queued_prompt_tokens * _computed_share(reading) + reading.waiting_prompt_tokens
+
+
+def _refused_tokens(rates: Rates) -> float:
+    """Prompt tokens per second that were refused: such a prompt is as long as the others are."""
+    return _refused(rates) * (rates.prompt_tokens or 0.0) / rates.admitted if rates.admitted else 0.0
 
 
 def _computed_share(reading: Reading) -> float:

@@ -13,6 +13,7 @@ from kvplane_operator.autoscaler.forecast import Loss, Method, Outlook
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
+from kvplane_operator.autoscaler.room import BINS, LEAST_MARGIN, MOST_MARGIN, Answers, index_of, restored
 from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Series, Steps
 from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.autoscaler.startup import SAMPLES, StartTimes
@@ -21,6 +22,7 @@ MOST_BYTES: Final = 16 * 1024
 _DIGITS: Final = 3
 
 _Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+_Bin = Annotated[int, Field(ge=index_of(LEAST_MARGIN), le=index_of(MOST_MARGIN))]
 _Starts = Annotated[tuple[_Amount, ...], Field(max_length=SAMPLES)]
 
 
@@ -40,6 +42,9 @@ class _Document(BaseModel):
     usable_share: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
     prefill_tokens_per_second: _Amount | None
     residence_seconds: _Amount
+    fastest_prompt_tokens_per_second: _Amount | None = None
+    answers: Annotated[tuple[tuple[_Bin, _Amount, _Amount], ...], Field(max_length=BINS)] = ()
+    """(bin of the margin, kept, broken)."""
     starts_cached: _Starts
     starts_pulled: _Starts
     minutes: _Run
@@ -52,11 +57,16 @@ class _Document(BaseModel):
 def dump(history: History) -> str:
     """What of the history is to survive."""
     learned, series = history.learned, history.series
-    prefill = learned.prefill_tokens_per_second
+    prefill, fastest = learned.prefill_tokens_per_second, learned.room.fastest
     document = _Document(
         usable_share=round(learned.usable.share, _DIGITS),
         prefill_tokens_per_second=None if prefill is None else round(prefill, _DIGITS),
         residence_seconds=round(learned.residence_seconds, _DIGITS),
+        fastest_prompt_tokens_per_second=None if fastest is None else round(fastest, _DIGITS),
+        answers=tuple(
+            (index, round(answers.kept, _DIGITS), round(answers.broken, _DIGITS))
+            for index, answers in learned.room.bins.items()
+        ),
         starts_cached=tuple(round(seconds, _DIGITS) for seconds in history.starts.cached),
         starts_pulled=tuple(round(seconds, _DIGITS) for seconds in history.starts.pulled),
         minutes=_run(series.minutes),
@@ -84,6 +94,10 @@ def load(text: str | None, tuning: Tuning) -> History:
             usable=Usable(share=min(max(document.usable_share, tuning.usable_least), tuning.usable_most)),
             prefill_tokens_per_second=document.prefill_tokens_per_second or None,
             residence_seconds=document.residence_seconds,
+            room=restored(
+                {index: Answers(kept, broken) for index, kept, broken in document.answers},
+                fastest=document.fastest_prompt_tokens_per_second or None,
+            ),
         ),
         starts=StartTimes(cached=document.starts_cached, pulled=document.starts_pulled),
         series=Series(

@@ -4,6 +4,7 @@ A counter that went back (the sidecar or engine was restarted) gives no rate unt
 few seconds, decisions perhaps more often: between two readings the last rates stand.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,7 @@ _LEAST_SECONDS: Final = 0.5
 """Closer readings are too short to count events in."""
 _MOST_SECONDS: Final = 60.0
 """Readings further apart say nothing of now."""
+_PACE_SECONDS: Final = 10.0
 _MOST_RATE: Final = 1e9
 """Tokens or requests per second that no replica reaches: a counter that was set, not counted."""
 
@@ -28,6 +30,9 @@ class Rates:
     prompt_tokens: float | None = None
     """Computed: what the prefix cache has costs nothing."""
     generation_tokens: float | None = None
+    kept: float | None = None
+    """Answers that kept their promises."""
+    broken: float | None = None
 
 
 UNKNOWN: Final = Rates()
@@ -41,6 +46,9 @@ class Meter:
     rates: Rates = UNKNOWN
     kept_waiting: bool = False
     """Whether requests waited at both ends: the replica worked at its limit in between."""
+    pace: float | None = None
+    """Prompt tokens computed per second, over some readings: an engine counts a prompt when all of it is computed. ``None``:
+    not known yet."""
 
 
 def metered(meters: Mapping[str, Meter], replicas: Iterable[Replica]) -> dict[str, Meter]:
@@ -50,7 +58,7 @@ def metered(meters: Mapping[str, Meter], replicas: Iterable[Replica]) -> dict[st
         before, reading = meters.get(replica.name), replica.reading
         if reading is None:
             if before is not None:
-                renewed[replica.name] = Meter(before.reading)
+                renewed[replica.name] = Meter(before.reading, pace=before.pace)
         elif before is None:
             renewed[replica.name] = Meter(reading)
         else:
@@ -71,8 +79,21 @@ def _renewed(before: Meter, reading: Reading) -> Meter:
         shed_tokens=_rate(old.shed_tokens_total, reading.shed_tokens_total, seconds),
         prompt_tokens=_computed(old, reading, seconds),
         generation_tokens=_rate(old.generation_tokens_total, reading.generation_tokens_total, seconds),
+        kept=_rate(old.kept_total, reading.kept_total, seconds),
+        broken=_rate(old.broken_total, reading.broken_total, seconds),
     )
-    return Meter(reading, rates, kept_waiting=old.queued > 0 and reading.queued > 0)
+    return Meter(
+        reading,
+        rates,
+        kept_waiting=old.queued > 0 and reading.queued > 0,
+        pace=_smoothed(before.pace, rates.prompt_tokens, seconds),
+    )
+
+
+def _smoothed(before: float | None, seen: float | None, seconds: float) -> float | None:
+    if before is None or seen is None:
+        return before if seen is None else seen
+    return before + (1 - math.exp(-seconds / _PACE_SECONDS)) * (seen - before)
 
 
 def _computed(old: Reading, reading: Reading, seconds: float) -> float | None:

@@ -72,4 +72,5 @@ def resumed(history: History, *, now: float) -> History:
         known=None,
         refused={},
         asked=(),
+        learned=replace(history.learned, room=history.learned.room.resumed()),
     )

@@ -168,7 +168,7 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
     """The situation. What was learned, and the noise, are as of the last decision: see the test on monotony."""
     tuning = settings.tuning
     meters = metered(history.meters, signals.ready)
-    demand = measure(signals, meters, history.learned, tuning)
+    demand = measure(signals, meters, history.learned, settings)
     complete = bool(signals.ready) and not signals.unread
     seconds = 0.0 if history.decided_at is None else min(max(0.0, now - history.decided_at), GAP_SECONDS)
     starts, known = _starts(signals, history, now)
@@ -179,7 +179,8 @@ def _look(signals: Signals, history: History, settings: Settings, now: float) ->
     noise = 0.0
     watched_since, watched_at = history.watched_since, history.watched_at
     if complete:
-        noise = series.noise(now=now)
+        if not history.learned.room.choices:
+            noise = series.noise(now=now)
         series = series.noted(demand.total, now=now)
         forecast, outlook = look_ahead(
             outlook, series, demand.total, horizon=horizon, quantile=tuning.forecast_quantile, now=now

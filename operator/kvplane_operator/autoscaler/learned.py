@@ -11,10 +11,11 @@ and nothing shows the rate, it rises by itself, until fewer replicas show it or 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kvplane_operator.autoscaler.flows import Meter, Rates
+from kvplane_operator.autoscaler.room import Answers, Room
 from kvplane_operator.autoscaler.settings import Tuning
 from kvplane_operator.autoscaler.signals import Reading, Signals
 
@@ -66,6 +67,7 @@ class Learned:
     prefill_tokens_per_second: float | None = None
     """Of one replica; ``None``: no replica was ever kept busy by prompts alone."""
     residence_seconds: float = FIRST_RESIDENCE
+    room: Room = field(default_factory=Room)
 
 
 def learn(
@@ -100,6 +102,19 @@ def learn(
         usable=_usable(learned.usable, met, seconds=seconds, now=now, tuning=tuning),
         prefill_tokens_per_second=prefill,
         residence_seconds=_residence(learned.residence_seconds, met),
+        room=learned.room.noted(
+            [
+                meter.pace
+                for replica in signals.ready
+                if (meter := meters.get(replica.name)) is not None and meter.pace is not None
+            ],
+            Answers(
+                kept=seconds * sum(rates.kept or 0.0 for _, rates in met),
+                broken=seconds * sum(rates.broken or 0.0 for _, rates in met),
+            ),
+            seconds=seconds,
+            now=now,
+        ),
     )
 
 

@@ -17,8 +17,8 @@ class Tuning:
     prefill_share: float = 0.85
     """Share of the learned prefill rate that is planned with."""
     noise_deviations: float = 1.0
-    """Standard deviations of the demand's short noise that are kept free. At most 1: more could make less demand ask for
-    more replicas."""
+    """Standard deviations of the demand's short noise that are kept free while no room is learned. At most 1: more could make
+    less demand ask for more replicas."""
     unknown_startup_seconds: float = 120.0
     """How long a start takes before one was seen: a large model from a cached image."""
     panic_ratio: float = 1.5

@@ -47,6 +47,10 @@ class Reading:
     prefix_hits_tokens_total: float | None = None
     """Of the prompts' tokens, those that the prefix cache had; ``None``: taken for none."""
     generation_tokens_total: float | None = None
+    kept_total: float | None = None
+    """Answers that came whole and kept the promises in ``spec.slo``; ``None``: the sidecar does not judge them."""
+    broken_total: float | None = None
+    """Those that came whole and did not."""
     wasted_tokens_per_second: float = 0.0
     """Tokens computed again, while the thrash detector says that the engine thrashes; else 0."""
 
@@ -116,6 +120,9 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
     prompt_total = _sound(engine.prompt_tokens_total, _MOST_TOTAL)
     hits_total = _sound(engine.prefix_hits_tokens_total, _MOST_TOTAL)
     generation_total = _sound(engine.generation_tokens_total, _MOST_TOTAL)
+    promises = state.promises
+    kept_total = _sound(promises.kept_total, _MOST_TOTAL) if promises else None
+    broken_total = _sound(promises.broken_total, _MOST_TOTAL) if promises else None
     if admission is None or admission.policy == "Off":
         return Reading(
             at=at,
@@ -129,6 +136,8 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
             prompt_tokens_total=prompt_total,
             prefix_hits_tokens_total=hits_total,
             generation_tokens_total=generation_total,
+            kept_total=kept_total,
+            broken_total=broken_total,
             wasted_tokens_per_second=wasted or 0.0,
         )
     reserved = _sound(admission.reserved_tokens, _MOST_TOKENS)
@@ -156,6 +165,8 @@ def read(state: SidecarState | None, *, pod: str, at: float) -> Reading | None:
         prompt_tokens_total=prompt_total,
         prefix_hits_tokens_total=hits_total,
         generation_tokens_total=generation_total,
+        kept_total=kept_total,
+        broken_total=broken_total,
         wasted_tokens_per_second=wasted or 0.0,
     )
 

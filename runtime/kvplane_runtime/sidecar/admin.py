@@ -122,6 +122,7 @@ class Admin:
             startup_seconds=engine.health.startup_seconds,
             missing_signals=() if scrape is None else missing_signals(scrape),
             admission=self.gate.admission.state(now=self.clock()),
+            promises=self.gate.promises.state(),
             thrash=engine.kv.thrash,
             engine=EngineSignals(max_model_len_tokens=engine.max_model_len_tokens)
             if scrape is None

@@ -14,7 +14,7 @@ from collections import Counter
 from enum import StrEnum
 from typing import Final
 
-from kvplane_api.wire import SloConfig
+from kvplane_api.wire import PromisesState, SloConfig
 from kvplane_runtime.histogram import Buckets
 
 _TTFT_BOUNDS: Final = (
@@ -40,6 +40,9 @@ class Result(StrEnum):
     """The answer, not streamed, took longer than both promises together allow: which one it broke is not known."""
 
 
+_BROKEN: Final = (Result.TTFT_MISSED, Result.TPOT_MISSED, Result.TOTAL_MISSED)
+
+
 class Promises:
     """Results counted so far, and the times to the first token."""
 
@@ -47,6 +50,12 @@ class Promises:
         self.results: Counter[Result] = Counter()
         self.first_token_seconds = Buckets(_TTFT_BOUNDS)
         """From arrival here to the first token, of streamed answers: of the others it is not known."""
+
+    def state(self) -> PromisesState:
+        """What the autoscaler learns from. What was refused or failed is no answer."""
+        return PromisesState(
+            kept_total=self.results[Result.MET], broken_total=sum(self.results[each] for each in _BROKEN)
+        )
 
 
 def judged(

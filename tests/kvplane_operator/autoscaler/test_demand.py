@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from kvplane_operator.autoscaler.demand import Demand, measure, shed_share
-from kvplane_operator.autoscaler.flows import Meter, Rates
+from kvplane_operator.autoscaler.flows import UNKNOWN, Meter, Rates
 from kvplane_operator.autoscaler.learned import Learned, Usable
+from kvplane_operator.autoscaler.room import Answers, restored
+from kvplane_operator.autoscaler.settings import Settings
 from kvplane_operator.autoscaler.signals import Reading
-from tests.kvplane_operator.autoscaler.world import CAPACITY, TUNING, USABLE, reading, signals
+from tests.kvplane_operator.autoscaler.world import CAPACITY, USABLE, reading, signals
 
 LEARNED = Learned(usable=Usable(share=0.85), residence_seconds=10.0)
 KNOWN = replace(LEARNED, prefill_tokens_per_second=1000.0)
@@ -18,7 +20,7 @@ def demand(*readings: Reading | None, rates: Rates | None = None, learned: Learn
     """Of replicas r0, r1, ...; ``rates`` are those of r0."""
     seen = signals(*readings)
     meters = {"r0": Meter(readings[0], rates)} if rates and readings[0] else {}
-    return measure(seen, meters, learned, TUNING)
+    return measure(seen, meters, learned, Settings(max_replicas=9))
 
 
 class TestKv:
@@ -136,6 +138,41 @@ class TestPrefill:
         got = demand(reading(0.2), rates=Rates(prompt_tokens=1e6))
         assert got.prefill is None
         assert got.total == pytest.approx(0.2)
+
+
+class TestRoom:
+    """Once promises were broken for want of room, prompts are given the room that they need."""
+
+    SHORT = replace(KNOWN, room=restored({0: Answers(80, 20), 10: Answers(100, 0)}, fastest=1000.0))
+
+    def of(self, told: Reading, pace: float, rates: Rates = UNKNOWN, *, cost_of_miss: float = 100.0) -> Demand:
+        settings = Settings(max_replicas=9, cost_of_miss=cost_of_miss)
+        return measure(signals(told), {"r0": Meter(told, rates, pace=pace)}, self.SHORT, settings)
+
+    def test_beside_the_work_of_computed_prompts(self) -> None:
+        got = self.of(reading(0.2), 1000.0)
+        assert got.margin is not None
+        assert got.prefill == pytest.approx(1 + got.margin)
+        assert got.total == got.prefill
+        assert f"prefill {got.prefill:.2f} with a margin of {got.margin:.2f};" in str(got)
+
+    def test_and_of_those_that_wait_or_were_refused(self) -> None:
+        waiting = self.of(reading(0.2, queued_prompt_tokens=4000.0, queued=3.0), 600.0)
+        assert waiting.prefill == pytest.approx(self.of(reading(0.2), 1000.0).prefill)
+        rates = Rates(admitted=10.0, refused=4.0, shed_tokens=1.0, prompt_tokens=1000.0)
+        assert self.of(reading(0.2), 600.0, rates).prefill == pytest.approx(self.of(reading(0.2), 1000.0).prefill)
+
+    def test_one_prompt_that_waits_is_no_more_work_than_one_replica_does(self) -> None:
+        assert (
+            self.of(reading(queued=1.0, waiting_prompt_tokens=1e6), 0.0).prefill == self.of(reading(), 1000.0).prefill
+        )
+
+    def test_as_far_as_promises_are_worth_it(self) -> None:
+        frugal, generous = (self.of(reading(0.2), 1000.0, cost_of_miss=cost).prefill or 0.0 for cost in (0.0, 100.0))
+        assert frugal < generous
+
+    def test_kv_counts_where_it_is_the_larger(self) -> None:
+        assert self.of(reading(1.0), 1.0).total == pytest.approx(1.0)
 
 
 class TestWaste:

@@ -12,12 +12,18 @@ from kvplane_operator.autoscaler.forecast import Loss, Method, Outlook
 from kvplane_operator.autoscaler.history import History, fresh
 from kvplane_operator.autoscaler.learned import Learned, Usable
 from kvplane_operator.autoscaler.panic import Panic
+from kvplane_operator.autoscaler.room import BINS, LEAST_MARGIN, MOST_MARGIN, Answers, Room, index_of, restored
 from kvplane_operator.autoscaler.series import BUCKETS, MINUTES, Series, Steps
 from kvplane_operator.autoscaler.startup import SAMPLES, StartTimes
 from tests.kvplane_operator.autoscaler.world import START, TUNING, World
 
 SOME = History(
-    learned=Learned(usable=Usable(share=0.9), prefill_tokens_per_second=1234.5, residence_seconds=7.25),
+    learned=Learned(
+        usable=Usable(share=0.9),
+        prefill_tokens_per_second=1234.5,
+        residence_seconds=7.25,
+        room=restored({-17: Answers(80.5, 20.25), 3: Answers(100.0, 0.0)}, fastest=4321.5),
+    ),
     starts=StartTimes(cached=(31.5, 33.0), pulled=(300.0,)),
     series=Series(
         minutes=Steps.of([(28_333_333, 1.5), (28_333_335, 2.0)]),
@@ -53,6 +59,10 @@ def test_nothing_is_a_fresh_history() -> None:
         {"usable_share": 7},
         {"usable_share": None},
         {"residence_seconds": -1},
+        {"answers": [[99, 1.0, 1.0]]},
+        {"answers": [[3, -1.0, 1.0]]},
+        {"answers": [[3, 1.0, 1.0]] * (BINS + 1)},
+        {"fastest_prompt_tokens_per_second": "fast"},
         {"starts_cached": [1.0] * (SAMPLES + 1)},
         {"minutes": {"first": -1, "values": [1.0]}},
         {"minutes": {"first": 0, "values": ["one"]}},
@@ -71,6 +81,13 @@ def test_what_is_no_document_is_none(text: str) -> None:
     assert load(text, TUNING) == fresh(TUNING)
 
 
+def test_a_document_of_before_room_was_learned_is_read() -> None:
+    document = json.loads(dump(SOME))
+    del document["answers"], document["fastest_prompt_tokens_per_second"]
+    got = load(json.dumps(document), TUNING).learned
+    assert (got.room, got.usable) == (Room(), SOME.learned.usable)
+
+
 def test_a_share_beyond_todays_bounds_is_brought_into_them() -> None:
     document = json.loads(dump(SOME)) | {"usable_share": 1.0}
     assert load(json.dumps(document), TUNING).learned.usable.share == TUNING.usable_most
@@ -81,7 +98,10 @@ def test_the_largest_history_fits() -> None:
     demand = 9999.9994
     full = History(
         learned=Learned(
-            usable=Usable(share=0.8501), prefill_tokens_per_second=123_456.7894, residence_seconds=999.9994
+            usable=Usable(share=0.8501),
+            prefill_tokens_per_second=123_456.7894,
+            residence_seconds=999.9994,
+            room=restored({index - 17: Answers(1999.9994, 1999.9994) for index in range(BINS)}, fastest=123_456.7894),
         ),
         starts=StartTimes(cached=(3599.9994,) * SAMPLES, pulled=(3599.9994,) * SAMPLES),
         series=Series(
@@ -106,6 +126,15 @@ def histories(draw: st.DrawFn) -> History:
             usable=Usable(share=draw(st.floats(TUNING.usable_least, TUNING.usable_most))),
             prefill_tokens_per_second=draw(st.none() | st.floats(1, 1e9)),
             residence_seconds=draw(st.floats(0.1, 3600)),
+            room=restored(
+                draw(
+                    st.dictionaries(
+                        st.integers(index_of(LEAST_MARGIN), index_of(MOST_MARGIN)),
+                        st.builds(Answers, st.floats(0, 2000), st.floats(0, 2000)),
+                    )
+                ),
+                fastest=draw(st.none() | st.floats(1, 1e9)),
+            ),
         ),
         starts=StartTimes(
             cached=tuple(draw(st.lists(amounts, max_size=SAMPLES))),

@@ -1,5 +1,7 @@
 """Rates are differences of counters, and unknown where those say nothing."""
 
+import math
+
 import pytest
 
 from kvplane_operator.autoscaler.flows import UNKNOWN, Meter, Rates, metered
@@ -18,6 +20,8 @@ def counted(at: float, total: float | None, *, queue: float = 0.0) -> Reading:
         shed_tokens_total=total,
         prompt_tokens_total=total,
         generation_tokens_total=total,
+        kept_total=total,
+        broken_total=total,
     )
 
 
@@ -30,7 +34,7 @@ def after(*readings: Reading | None) -> Meter:
 
 
 def test_a_rate_is_a_difference_over_its_time() -> None:
-    assert after(counted(0, 100), counted(5, 150)).rates == Rates(10.0, 10.0, 10.0, 10.0, 10.0)
+    assert after(counted(0, 100), counted(5, 150)).rates == Rates(10.0, 10.0, 10.0, 10.0, 10.0, 10.0, 10.0)
 
 
 def test_prompts_that_the_prefix_cache_has_are_not_computed() -> None:
@@ -69,6 +73,17 @@ def test_what_says_nothing_gives_no_rate(readings: tuple[Reading | None, ...]) -
 
 def test_the_rates_stand_until_the_next_reading() -> None:
     assert after(counted(0, 100), counted(5, 150), counted(5, 150)) == after(counted(0, 100), counted(5, 150))
+
+
+def test_a_pace_is_the_rate_of_some_readings() -> None:
+    """An engine counts a prompt when all of it is computed: in one reading there may be all of a minute's work."""
+    first, second = counted(5, 500), counted(10, 500)
+    assert after(counted(0, 0)).pace is None
+    assert after(counted(0, 0), first).pace == 100.0
+    assert after(counted(0, 0), first, second).pace == pytest.approx(100 * math.exp(-0.5))
+    assert after(counted(0, 0), first, None).pace == 100.0
+    assert after(counted(0, 0), first, counted(10, 100)).pace == 100.0  # the engine was restarted
+    assert after(counted(0, 0), first, counted(100, 500)).pace is None
 
 
 def test_a_silence_is_bridged_by_the_counters() -> None:

@@ -33,6 +33,7 @@ class Work:
     shed_tokens: float
     prompt_tokens: float
     wasted_tokens: float
+    broken: float
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ works = st.builds(
     shed_tokens=st.sampled_from([0.0, 500.0, 50_000.0]),
     prompt_tokens=st.floats(0, 1e5),
     wasted_tokens=st.sampled_from([0.0, 0.0, 0.0, 100.0]),
+    broken=st.sampled_from([0.0, 0.0, 1.0, 30.0]),
 )
 ticks = st.builds(
     Tick,
@@ -115,6 +117,8 @@ class Life:
             prompt_tokens_total=work.prompt_tokens * self.seconds,
             generation_tokens_total=work.prompt_tokens * self.seconds,
             wasted_tokens_per_second=work.wasted_tokens,
+            kept_total=work.admitted * self.seconds,
+            broken_total=work.broken * self.seconds,
         )
 
     def decide(self, seen: Signals) -> Decision:

@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 from kvplane_api.wire import AdmissionConfig, SidecarConfig, SidecarState
 from kvplane_operator.autoscaler.demand import Demand, measure
 from kvplane_operator.autoscaler.learned import Learned, Usable
+from kvplane_operator.autoscaler.settings import Settings
 from kvplane_operator.autoscaler.signals import read
 from kvplane_runtime.admission.controller import Admission
 from kvplane_runtime.ring.metrics import RingCollector, Tally
 from kvplane_runtime.sidecar.signals import normalise
-from tests.kvplane_operator.autoscaler.world import START, TUNING, signals
+from tests.kvplane_operator.autoscaler.world import START, signals
 from tests.ring.fake_engine import STATE
 from tests.ring.simulated import Ring, prompt
 
@@ -40,7 +41,7 @@ def demand(ring: Ring, policy: Policy = "Enforce") -> Demand:
     )
     got = read(SidecarState.model_validate_json(told.model_dump_json(by_alias=True)), pod="ring-0", at=START)
     assert got is not None
-    return measure(signals(got), {}, LEARNED, TUNING)
+    return measure(signals(got), {}, LEARNED, Settings(max_replicas=9))
 
 
 @pytest.mark.parametrize("policy", ["Enforce", "Off"])

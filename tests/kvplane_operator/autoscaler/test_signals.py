@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvplane_api.wire import AdmissionState, EngineSignals, SidecarState, ThrashState
+from kvplane_api.wire import AdmissionState, EngineSignals, PromisesState, SidecarState, ThrashState
 from kvplane_operator.autoscaler.signals import Reading, Replica, Signals, read
 
 ENGINE = EngineSignals(
@@ -40,6 +40,7 @@ def state(
     usual = {"pod": "a", "served_name": "m", "engine_ready": True, "draining": False, "in_flight": 7}
     parts = {
         "signal_age_seconds": 0.5,
+        "promises": PromisesState(kept_total=8, broken_total=2),
         "engine": ENGINE.model_copy(update=engine or {}),
         "admission": ADMISSION.model_copy(update=admission or {}),
     }
@@ -62,7 +63,23 @@ def test_a_reading_is_what_the_sidecar_said() -> None:
         prompt_tokens_total=70.0,
         prefix_hits_tokens_total=20.0,
         generation_tokens_total=30.0,
+        kept_total=8.0,
+        broken_total=2.0,
     )
+
+
+@pytest.mark.parametrize("admission", [None, ADMISSION.model_copy(update={"policy": "Off"})])
+def test_promises_are_judged_without_admission_too(admission: AdmissionState | None) -> None:
+    got = read(state().model_copy(update={"admission": admission}), pod="a", at=0.0)
+    assert got is not None
+    assert (got.kept_total, got.broken_total) == (8.0, 2.0)
+
+
+@pytest.mark.parametrize("told", [None, PromisesState.model_construct(kept_total=math.nan, broken_total=-1)])
+def test_promises_that_nobody_judged_or_that_cannot_be_are_not_known(told: PromisesState | None) -> None:
+    got = read(state(promises=told), pod="a", at=0.0)
+    assert got is not None
+    assert (got.kept_total, got.broken_total) == (None, None)
 
 
 def test_kv_in_use_counts_where_it_is_more_than_what_is_reserved() -> None:
