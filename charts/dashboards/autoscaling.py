@@ -230,6 +230,13 @@ def _signals() -> Row:
                 Query(_sum_by("result", "requests_per_second"), "{{result}}"),
                 unit="reqps",
             ),
+            graph(
+                "Promises",
+                "Answers per second that kept the promises in spec.slo, and those that did not. By these it learns how much room "
+                "prompts need.",
+                Query(_sum_by("promises", "answers_per_second"), "{{promises}}"),
+                unit="reqps",
+            ),
         ),
     )
 

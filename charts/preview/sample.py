@@ -264,6 +264,8 @@ def _autoscaler(service: str) -> Iterator[Series]:
         gauge("kv_tokens", lambda s: 0.2 * _CAPACITY_TOKENS * _peak(s), state="queued"),
         gauge("requests_per_second", lambda s: 8 * (1 + _peak(s)), result="admitted"),
         gauge("requests_per_second", _always(0), result="refused"),
+        gauge("answers_per_second", lambda s: 8 * (1 - 0.5 * _peak(s)), promises="kept"),
+        gauge("answers_per_second", lambda s: 4 * _peak(s), promises="broken"),
         gauge("signals_missing", _always(0)),
         gauge("active", _always(1)),
         gauge("panic", lambda s: float(_ASKED_AT <= s < _ASKED_AT + 300)),

@@ -611,8 +611,9 @@ class Autoscaling(_Model):
     """scaleDownWindowSeconds: replicas go only when the highest demand of so long fits into 0.7 of those that stay; the
     window is never shorter than two start-ups. Default: 300."""
     cost_of_miss: Annotated[int, Field(ge=0, le=1000)] = 4
-    """costOfMiss: how many idle replicas are worth keeping for a time to avoid being one short in it. Higher keeps more
-    for bursts that are likely to come back; 0 keeps none. Default: 4."""
+    """costOfMiss: how many replicas are worth keeping for a time to avoid being one short in it. Higher keeps more
+    for bursts that are likely to come back, and more room so that the promises in slo are kept; 0 keeps none for bursts, and
+    the least room that there was. Default: 4."""
 
 
 class Rollout(_Model):
