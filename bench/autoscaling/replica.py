@@ -96,11 +96,11 @@ class Job:
         """Prompt tokens to compute, and to hold."""
         return self.prompt - self.cached
 
-    def good(self, *, ttft_seconds: float, tpot_seconds: float) -> bool:
+    def good(self, goals: Goals) -> bool:
         """Whether it met both goals."""
-        if self.first_at is None or self.done_at is None or self.first_at - self.at > ttft_seconds:
+        if self.first_at is None or self.done_at is None or self.first_at - self.at > goals.ttft_seconds:
             return False
-        return self.output < 2 or (self.done_at - self.first_at) / (self.output - 1) <= tpot_seconds
+        return self.output < 2 or (self.done_at - self.first_at) / (self.output - 1) <= goals.tpot_seconds
 
 
 @dataclass(slots=True)
@@ -261,7 +261,7 @@ class Replica:
     def _finish(self, job: Job, now: float) -> None:
         del self.decoding[job]
         job.done_at = now
-        if job.good(ttft_seconds=self._goals.ttft_seconds, tpot_seconds=self._goals.tpot_seconds):
+        if job.good(self._goals):
             self.totals.kept += 1
         else:
             self.totals.broken += 1

@@ -95,7 +95,7 @@ class Outcome:
         return next((at - since for at, _, ready in self.counts if at > since and ready >= replicas), None)
 
     def _met_percent(self, jobs: Sequence[Job]) -> float:
-        met = sum(job.good(ttft_seconds=self.goals.ttft_seconds, tpot_seconds=self.goals.tpot_seconds) for job in jobs)
+        met = sum(job.good(self.goals) for job in jobs)
         return 100.0 * met / len(jobs)
 
 

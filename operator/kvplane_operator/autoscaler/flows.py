@@ -16,6 +16,7 @@ _LEAST_SECONDS: Final = 0.5
 _MOST_SECONDS: Final = 60.0
 """Readings further apart say nothing of now."""
 _PACE_SECONDS: Final = 10.0
+"""Time constant of a replica's pace."""
 _MOST_RATE: Final = 1e9
 """Tokens or requests per second that no replica reaches: a counter that was set, not counted."""
 

@@ -45,9 +45,11 @@ _FORGOTTEN_SECONDS: Final = 12 * 3600.0
 """In which answers, and the fastest replica, are forgotten e-fold: another model may be served by then."""
 _LEAST_ANSWERS: Final = 30.0
 _LEAST_BROKEN: Final = 3.0
+"""Fewer answers, or fewer broken ones, tell nothing."""
 _MANY: Final = 0.05
 """Share of broken promises from which on room is short."""
 _TRIED_RATIO: Final = 2.0
+"""Of the widest margin to the narrowest: where both break as many promises, more room does not help."""
 
 
 @dataclass(frozen=True, slots=True)
